@@ -1,0 +1,5 @@
+"""`python -m lowrank_export`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Checkpoint -> calibration statistics -> rank plan -> factored checkpoint."""

@@ -1,0 +1,1 @@
+"""Who gets how many ranks: one policy per file, each producing a rank plan."""

@@ -1,0 +1,33 @@
+"""Errors a user can act on. Each carries the documented exit code; anything else is a bug (exit code 1)."""
+
+from __future__ import annotations
+
+
+class LowRankError(Exception):
+    """One clear line: what is wrong, where, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(LowRankError):
+    """The command line or recipe asks for something that does not exist or contradicts itself."""
+
+    exit_code = 2
+
+
+class InputError(LowRankError):
+    """A model, checkpoint, artifact or text that cannot be used."""
+
+    exit_code = 3
+
+
+class GateError(LowRankError):
+    """A gate of the validation failed."""
+
+    exit_code = 4
+
+
+class ResourceError(LowRankError):
+    """Out of memory or disk, or a tool the machine lacks."""
+
+    exit_code = 5

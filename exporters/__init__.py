@@ -1,0 +1,1 @@
+"""Factored checkpoint -> artifact that a runtime on a device loads."""

@@ -1,0 +1,49 @@
+"""What an export produced: the record every exporter returns and every report reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One stored tensor: its name in the artifact, shape (row-major, outermost first), storage type, bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file (GGUF) or folder (ONNX).
+
+    Attributes:
+        path: the file or folder, in its final place.
+        format: "gguf" or "onnx".
+        quantisation: the weight type asked for ("f32", "f16", "bf16", "q8_0"; "fp32", "int8").
+        layout: "native" (two factors per linear), "dense" (factors multiplied out, or a dense source).
+        bytes: size of everything the runtime must load, in bytes.
+        parameters: number of stored weights (tied tensors once).
+        tensors: every stored tensor.
+    """
+
+    path: Path
+    format: str
+    quantisation: str
+    layout: str
+    bytes: int
+    parameters: int
+    tensors: tuple[TensorRecord, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits the file spends per stored parameter, everything included."""
+        return 8 * self.bytes / self.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON-ready data."""
+        return {**asdict(self), "path": str(self.path), "bits_per_weight": self.bits_per_weight}

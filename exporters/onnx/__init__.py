@@ -1,0 +1,1 @@
+"""ONNX: the folder ONNX Runtime and ONNX Runtime GenAI load."""

@@ -1,0 +1,1 @@
+"""Artifact -> report: perplexity, parity, speed and gates in the real runtimes."""

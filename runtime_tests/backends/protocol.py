@@ -1,0 +1,36 @@
+"""What every runtime must offer so that one set of measurements serves them all."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]  # (T,)
+Logits = NDArray[np.float32]  # (T, vocabulary) or (vocabulary,)
+
+
+class Backend(Protocol):
+    """One loaded model in one runtime, on one sequence at a time.
+
+    `name` is the runtime's name as shown in reports: "torch", "llama.cpp", "onnxruntime", "onnxruntime-genai".
+    """
+
+    name: str
+
+    def window_logits(self, tokens: Tokens) -> Logits:
+        """Logits (T, vocabulary) of every position of one window, from an empty state. Row t predicts token t + 1."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the sequence (empty KV cache)."""
+        ...
+
+    def feed(self, tokens: Tokens) -> Logits:
+        """Append tokens to the sequence and return the logits (vocabulary,) after the last one."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. The backend cannot be used afterwards."""
+        ...

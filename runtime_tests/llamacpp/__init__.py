@@ -1,0 +1,1 @@
+"""The low-rank patch for llama.cpp and its builder."""
