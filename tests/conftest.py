@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _load(name: str) -> ModuleType:
+    """Import a helper module that lies beside this file (tests are not a package)."""
+    spec = importlib.util.spec_from_file_location(f"lowrank_tests_{name}", HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """tests/tiny.py: tiny random models of every family."""
+    return _load("tiny")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of evaluation text named by LOWRANK_DATA."""
+    folder = os.environ.get("LOWRANK_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("LOWRANK_DATA does not name a folder of evaluation text")
+    return Path(folder)

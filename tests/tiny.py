@@ -1,0 +1,117 @@
+"""Tiny random models of every supported family, and a tiny tokenizer: what whole-run tests are made of."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+VOCABULARY = 320
+HIDDEN = 64
+INTERMEDIATE = 160
+
+
+def config(family: str, *, tied: bool = True, blocks: int = 2, **overrides: Any) -> Any:
+    """A configuration with grouped-query attention (4 heads, 2 key/value heads)."""
+    return AutoConfig.for_model(
+        family,
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": HIDDEN,
+            "intermediate_size": INTERMEDIATE,
+            "num_hidden_layers": blocks,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": tied,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            **overrides,
+        },
+    )
+
+
+def model(family: str, *, tied: bool = True, seed: int = 0, blocks: int = 2, **overrides: Any) -> PreTrainedModel:
+    """A random model in float32; weights, biases and norms are large enough for every path to show in the logits."""
+    torch.manual_seed(seed)
+    built = AutoModelForCausalLM.from_config(config(family, tied=tied, blocks=blocks, **overrides)).float().eval()
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            if parameter.ndim == 1:
+                centre = 0.0 if name.endswith("bias") else 1.0
+                parameter.copy_(centre + 0.2 * torch.randn_like(parameter))
+            else:
+                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    return built
+
+
+TEXT = (
+    "The whitened singular value decomposition keeps what the data need. A rank is a budget; a budget is a choice.\n"
+    "def factor(weight, rank):\n    return u[:, :rank], v[:rank]\n\nNumbers: 0123456789, and 3.14159 too.\n"
+) * 40
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of `VOCABULARY` tokens with GPT-2's pre-tokenizer; token 0 ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(TEXT.splitlines(keepends=True), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def save_dense(path: Path, family: str, **options: Any) -> PreTrainedModel:
+    """Write a dense checkpoint with tokenizer; return the model."""
+    built = model(family, **options)
+    built.save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return built
+
+
+def save_factored(path: Path, family: str, *, rank: int | None = None, **options: Any) -> PreTrainedModel:
+    """Write a factored checkpoint (every block linear by plain SVD at `rank`, full rank by default); return the model.
+
+    At full rank the factored model computes what `model(family, **options)` computes, up to rounding.
+    """
+    from lowrank_export.converter.lowrank_linear import LowRankLinear, replace_linears
+    from lowrank_export.converter.transformers_integration import LowRankConfig
+
+    built = model(family, **options)
+    weights = {
+        name: module.weight.detach().double()
+        for name, module in built.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith("model.layers.")
+    }
+    biases = {name: built.get_submodule(name).bias for name in weights}
+    ranks = {name: min(rank or min(weight.shape), *weight.shape) for name, weight in weights.items()}
+    replace_linears(built, ranks)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            module = built.get_submodule(name)
+            assert isinstance(module, LowRankLinear)
+            u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+            root = s[: ranks[name]].sqrt()
+            module.lowrank_u.weight.copy_(u[:, : ranks[name]] * root)
+            module.lowrank_v.weight.copy_(root[:, None] * vt[: ranks[name]])
+            if biases[name] is not None:
+                module.bias = biases[name]
+    built.config.quantization_config = LowRankConfig(ranks=ranks, retention=1.0, method="svd")
+    built.save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return built
