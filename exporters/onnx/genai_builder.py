@@ -1,0 +1,270 @@
+"""The only file that touches the inside of ONNX Runtime GenAI's model builder.
+
+GenAI's builder writes the graph: grouped-query attention, fused rotary embedding, skip layer norm, KV cache,
+`genai_config.json`. A small subclass per family teaches it the factored linear, the 8-bit encoding and the sharing of
+a tied embedding; saving is ours, so that the file says how it was made.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...converter.errors import InputError, LowRankError, ResourceError
+from ...converter.lowrank_linear import LowRankLinear
+from .quantise import ACCURACY_LEVEL, BLOCK, QuantisedMatrix, quantise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+FAMILIES = {"llama": "LlamaModel", "mistral": "MistralModel", "qwen2": "QwenModel", "qwen3": "Qwen3Model"}
+"""config.json's `model_type` -> the builder's class. Each was compared with torch in this project's tests."""
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+TESTED_BUILDER = "0.18"
+
+_INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them
+_OUTPUT_TAIL = 600
+_TOP_LEVEL_NAMES = ("quantization", "loaders", "builders", "builder_config")  # what importing the builder adds
+_USED_METHODS = (
+    "load_weights",
+    "make_model",
+    "make_matmul",
+    "make_matmul_float",
+    "make_matmul_nbits",
+    "make_attention",
+    "make_embedding_lookup",
+    "make_genai_config",
+    "make_hidden_state_shape",
+    "make_initializer",
+    "make_node",
+    "make_tied_embeddings_init",
+    "make_tied_quantized_embedding_input_names",
+    "is_qkv_projection_packable",
+    "has_lm_head",
+    "save_model",
+    "save_processing",
+)
+
+
+def build(
+    model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]
+) -> None:
+    """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
+
+    Args:
+        model: the live torch model, float32, on CPU; factored linears are `LowRankLinear`.
+        checkpoint: its directory, where tokenizer and generation settings are read.
+        folder: an existing, empty directory.
+        int8: 8-bit weights for every linear and the embedding; float32 otherwise.
+        metadata: written to the model's `metadata_props`.
+
+    Raises:
+        InputError: the family, or a feature of the model, is not one the builder handles.
+        LowRankError: the builder does not look like the version this was written for.
+        OSError: the disk is full or not writable.
+    """
+    import onnx_ir as ir
+
+    config = _builder_config(model, checkpoint)
+    float32 = ir.DataType.FLOAT
+    options: dict[str, Any] = {"hf_token": False, "windowed_kv_cache": False}
+    captured = io.StringIO()
+    try:
+        with redirect_stdout(captured), redirect_stderr(captured):
+            builder = _subclass(FAMILIES[config.model_type])(
+                config, float32, float32, "cpu", str(folder / ".cache"), options, model, int8
+            )
+            builder.make_model("")
+            builder.make_genai_config(config, {}, str(folder))
+            builder.save_processing(str(checkpoint), {}, str(folder))
+    except NotImplementedError as error:
+        raise InputError(f"{checkpoint}: ONNX Runtime GenAI cannot express this model: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        tail = " | ".join(captured.getvalue()[-_OUTPUT_TAIL:].split("\n"))
+        raise LowRankError(f"the ONNX model builder failed: {type(error).__name__}: {error} (it said: {tail})") from error
+    _save(builder.model, folder, metadata)
+
+
+def _save(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
+    """Write graph and weights. The builder's own `save_model` stamps the git commit of whatever repository it lies in."""
+    import onnx_ir as ir
+
+    model.graph.sort()
+    model.producer_name, model.producer_version = "lowrank-export", metadata["lowrank.producer"]
+    model.metadata_props.update(metadata)
+    ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=_INLINE_BYTES)
+
+
+def check_family(model_type: str) -> None:
+    """Refuse families that were never compared with torch.
+
+    Raises:
+        InputError: `model_type` is not one of `FAMILIES`.
+    """
+    if model_type not in FAMILIES:
+        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(FAMILIES)}")
+
+
+def check_builder(builders: Any) -> None:
+    """Check every upstream name this file relies on.
+
+    Args:
+        builders: the module `onnxruntime_genai.models.builders`.
+
+    Raises:
+        LowRankError: a class or method is gone.
+    """
+    base = getattr(builders, "Model", None)
+    missing = [name for name in ("Model", *FAMILIES.values()) if not hasattr(builders, name)]
+    missing += [f"Model.{name}" for name in _USED_METHODS if base is not None and not hasattr(base, name)]
+    if missing:
+        raise LowRankError(
+            f"ONNX Runtime GenAI's model builder has no {', '.join(missing)}: this version was written for "
+            f"onnxruntime-genai {TESTED_BUILDER}; install that one"
+        )
+
+
+@cache
+def _builders() -> Any:
+    """Import the builder, and keep its top-level module names (`quantization`, ...) out of everybody's way."""
+    from importlib import import_module
+
+    try:
+        with _private_modules():
+            builders = import_module("onnxruntime_genai.models.builders")
+    except ImportError as error:
+        raise ResourceError(
+            f"the ONNX model builder cannot be imported ({error}); install onnxruntime-genai {TESTED_BUILDER} and onnx-ir"
+        ) from error
+    check_builder(builders)
+    return builders
+
+
+@contextmanager
+def _private_modules() -> Iterator[None]:
+    """Import upstream's top-level modules from its folder, then put back what was there before."""
+    from importlib.util import find_spec
+
+    def taken() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] in _TOP_LEVEL_NAMES]
+
+    spec = find_spec("onnxruntime_genai")
+    folders = [str(Path(place) / "models") for place in (spec.submodule_search_locations or [])] if spec else []
+    hidden = {name: sys.modules.pop(name) for name in taken()}
+    path = list(sys.path)
+    sys.path[:0] = folders
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in taken():
+            del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
+    """The configuration as the builder wants it: no quantisation method, sliding windows spelled out per block.
+
+    Raises:
+        InputError: unsupported family.
+    """
+    from copy import deepcopy
+
+    config = deepcopy(model.config)
+    check_family(config.model_type)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config._name_or_path = str(checkpoint)
+    config.architectures = [type(model).__name__]
+    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    return config
+
+
+@cache
+def _subclass(class_name: str) -> Any:
+    """The builder's class of one family, taught factored linears, 8-bit weights and shared embeddings."""
+    parent = getattr(_builders(), class_name)
+
+    class LowRankBuilder(parent):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any) -> None:
+            *upstream, self._live_model, self._int8 = arguments
+            super().__init__(*upstream)
+
+        def load_weights(self, input_path: str) -> Any:
+            return self._live_model
+
+        def make_tied_embeddings_init(self, config: Any) -> None:
+            head, embedding = self._live_model.get_output_embeddings(), self._live_model.get_input_embeddings()
+            tied = getattr(head, "weight", None) is embedding.weight
+            self.tied_quantized_embeddings = tied and self._int8
+            self.tied_unquantized_embeddings = tied and not self._int8
+            self.quant_attrs.update(matmul_block_size=BLOCK, accuracy_level=ACCURACY_LEVEL)
+
+        def make_tied_quantized_embedding_input_names(self) -> tuple[int, str, str, str]:
+            return 8, "lm_head.MatMulNBits.qweight", "lm_head.MatMulNBits.scales", ""
+
+        def has_lm_head(self, module: Any) -> bool:
+            # upstream takes any linear with as many rows as there are tokens, a factor too
+            return module is self._live_model.get_output_embeddings()
+
+        def is_qkv_projection_packable(self, layer_id: int, attention: Any) -> bool:
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            return not any(isinstance(linear, LowRankLinear) for linear in projections)
+
+        def make_matmul(self, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
+            if isinstance(matmul, LowRankLinear):
+                stem = basename.rpartition("/")[0]
+                inner = self.make_matmul(matmul.lowrank_v, f"{stem}/lowrank_v/MatMul", root_input)
+                outer = f"{stem}/lowrank_u/MatMul"
+                return self.make_matmul(matmul.lowrank_u, outer, f"{inner}/output_0", **options)
+            if self._int8:
+                name: str = self.make_matmul_nbits(quantise(matmul.weight), basename, root_input, **options)
+            else:
+                name = self.make_matmul_float(matmul, basename, root_input, **options)
+            return name
+
+        def make_embedding_lookup(self, embedding: Tensor, basename: str, lm_head: Any) -> str:
+            if not self._int8 or self.tied_quantized_embeddings:
+                name: str = super().make_embedding_lookup(embedding, basename, lm_head)
+                return name
+            return _quantised_lookup(self, quantise(embedding), basename)
+
+    return LowRankBuilder
+
+
+def _quantised_lookup(builder: Any, table: QuantisedMatrix, basename: str) -> str:
+    """Look tokens up in an 8-bit embedding of its own (upstream quantises only a shared one)."""
+    import onnx_ir as ir
+
+    flat = table.qweight.reshape(table.out_features, -1)
+    builder.make_initializer(flat, "model.embed_tokens.qweight")
+    builder.make_initializer(table.scales, "model.embed_tokens.scales", to=ir.DataType.FLOAT)
+    gather, output = f"{basename}/GatherBlockQuantized", f"{basename}/GatherBlockQuantized/output_0"
+    builder.make_node(
+        "GatherBlockQuantized",
+        inputs=["model.embed_tokens.qweight", builder.input_names["input_ids"], "model.embed_tokens.scales"],
+        outputs=[output],
+        name=gather,
+        domain="com.microsoft",
+        bits=table.bits,
+        block_size=table.group_size,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    padded = flat.shape[1]
+    if padded == table.in_features:
+        return output
+    builder.make_value(output, builder.io_dtype, shape=builder.make_hidden_state_shape(last_dim=padded))
+    bounds = ["/model/constants/INT64/[0]", f"/model/constants/INT64/[{table.in_features}]", "/model/constants/INT64/[-1]"]
+    builder.make_slice(f"{basename}/Slice", [output, *bounds], builder.io_dtype, builder.make_hidden_state_shape())
+    return f"{basename}/Slice/output_0"
