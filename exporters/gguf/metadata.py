@@ -1,0 +1,128 @@
+"""Hyperparameters: from config.json to GGUF keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...converter.errors import InputError
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What llama.cpp must know about a decoder-only transformer; field names follow config.json."""
+
+    blocks: int
+    context: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    vocabulary: int
+    norm_epsilon: float
+    rope: Mapping[str, Any]
+    tied: bool
+    sliding_window: int | None
+
+    @property
+    def rope_type(self) -> str:
+        """How positions are scaled: "default", "linear", "yarn" or "llama3"."""
+        return str(self.rope.get("rope_type") or self.rope.get("type") or "default")
+
+
+def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
+    """Read config.json of a llama, mistral, qwen2 or qwen3 model.
+
+    Raises:
+        InputError: a key is missing, or the model does something that the GGUF architecture cannot express.
+    """
+    try:
+        heads = int(config["num_attention_heads"])
+        hidden = int(config["hidden_size"])
+        found = Hyperparameters(
+            blocks=int(config["num_hidden_layers"]),
+            context=int(config["max_position_embeddings"]),
+            hidden=hidden,
+            intermediate=int(config["intermediate_size"]),
+            heads=heads,
+            key_value_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            vocabulary=int(config["vocab_size"]),
+            norm_epsilon=float(config["rms_norm_eps"]),
+            rope=_rope(config),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            sliding_window=_sliding_window(config),
+        )
+    except KeyError as error:
+        raise InputError(f"config.json lacks {error}") from None
+    if config.get("hidden_act", "silu") != "silu":
+        raise InputError(f"GGUF export supports the silu activation; this model has {config['hidden_act']!r}")
+    if found.rope_type not in ("default", "linear", "yarn", "llama3"):
+        raise InputError(f"GGUF export does not support rope type {found.rope_type!r}")
+    if float(found.rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise InputError("GGUF export does not support a partial rotary embedding for this family")
+    return found
+
+
+def add_hyperparameters(writer: GGUFWriter, of: Hyperparameters) -> None:
+    """Write the hyperparameters under the writer's architecture."""
+    from gguf import RopeScalingType
+
+    writer.add_block_count(of.blocks)
+    writer.add_context_length(of.context)
+    writer.add_embedding_length(of.hidden)
+    writer.add_feed_forward_length(of.intermediate)
+    writer.add_head_count(of.heads)
+    writer.add_head_count_kv(of.key_value_heads)
+    writer.add_key_length(of.head_dim)
+    writer.add_value_length(of.head_dim)
+    writer.add_vocab_size(of.vocabulary)
+    writer.add_layer_norm_rms_eps(of.norm_epsilon)
+    writer.add_rope_dimension_count(of.head_dim)
+    writer.add_rope_freq_base(float(of.rope.get("rope_theta", 10000.0)))
+    if of.rope_type == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(of.rope["factor"]))
+    elif of.rope_type == "yarn":
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(of.rope["factor"]))
+        writer.add_rope_scaling_orig_ctx_len(int(of.rope.get("original_max_position_embeddings") or of.context))
+
+
+def rope_frequency_factors(of: Hyperparameters) -> NDArray[np.float32] | None:
+    """Llama 3's per-frequency divisors (head_dim / 2,), stored as `rope_freqs.weight`; None for other rope types.
+
+    Low frequencies (long waves) are divided by `factor`, high ones kept, those between interpolated.
+    """
+    if of.rope_type != "llama3":
+        return None
+    base, factor = float(of.rope.get("rope_theta", 10000.0)), float(of.rope.get("factor", 8.0))
+    low, high = float(of.rope.get("low_freq_factor", 1.0)), float(of.rope.get("high_freq_factor", 4.0))
+    original = float(of.rope.get("original_max_position_embeddings", 8192))
+    waves = 2 * math.pi * base ** (np.arange(0, of.head_dim, 2) / of.head_dim)
+    smooth = np.clip((original / waves - low) / (high - low), 0.0, 1.0)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rope settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    return rope
+
+
+def _sliding_window(config: Mapping[str, Any]) -> int | None:
+    """The attention window, if one is in use."""
+    if config.get("model_type", "").startswith("qwen") and not config.get("use_sliding_window"):
+        return None
+    window = config.get("sliding_window")
+    return int(window) if window else None

@@ -1,0 +1,175 @@
+"""Tokenizer: from a Hugging Face directory to GGUF's vocabulary keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...converter.errors import InputError
+from .pretokenisers import pretokeniser_name
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
+SPACE = "\u2581"  # sentencepiece's mark for a space
+UNREACHABLE = -1e9  # score of a sentencepiece token that no merge makes
+SPECIAL = ("bos", "eos", "unk", "pad")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What llama.cpp's tokenizer needs.
+
+    Attributes:
+        model: "gpt2" (byte-level BPE) or "llama" (sentencepiece).
+        pre: name of the pre-tokeniser.
+        tokens: text of every id, padded to the embedding's rows.
+        types: llama.cpp's token type of every id.
+        merges: BPE merges, best first; empty for sentencepiece.
+        scores: sentencepiece scores; empty for byte-level BPE.
+        special: role (bos, eos, unk, pad) -> id.
+        add_bos, add_eos: whether encoding a text adds them.
+        add_space_prefix: whether encoding puts a space before the text (sentencepiece).
+        chat_templates: name -> Jinja template; the usual one is called "default".
+    """
+
+    model: str
+    pre: str
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    merges: tuple[str, ...]
+    scores: tuple[float, ...]
+    special: Mapping[str, int]
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool
+    chat_templates: Mapping[str, str]
+
+
+def read_vocabulary(path: Path, rows: int) -> Vocabulary:
+    """Read the tokenizer of a checkpoint directory.
+
+    Args:
+        path: the directory (tokenizer.json, or whatever else transformers reads).
+        rows: rows of the embedding; ids without a token are filled up as unused.
+
+    Raises:
+        InputError: no tokenizer, more tokens than rows, or a kind that llama.cpp does not have.
+    """
+    tokeniser = _load(path)
+    data: dict[str, Any] = json.loads(tokeniser.backend_tokenizer.to_str())
+    if data["model"]["type"] != "BPE":
+        raise InputError(f"{path}: tokenizer model {data['model']['type']!r} is not supported, only BPE")
+    sentencepiece = bool(data["model"].get("byte_fallback"))
+    tokens, types = _tokens(data, rows, path)
+    ids = {token: index for index, token in enumerate(tokens)}
+    special = {
+        role: index
+        for role in SPECIAL
+        if (text := getattr(tokeniser, f"{role}_token", None)) and (index := ids.get(text)) is not None
+    }
+    encoded = tokeniser("a").input_ids
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in data["model"]["merges"]]
+    return Vocabulary(
+        model="llama" if sentencepiece else "gpt2",
+        pre="default" if sentencepiece else pretokeniser_name(data),
+        tokens=tokens,
+        types=tuple(_sentencepiece_types(tokens, types, special) if sentencepiece else types),
+        merges=() if sentencepiece else tuple(" ".join(map(_escape, pair)) for pair in merges),
+        scores=_scores(tokens, merges) if sentencepiece else (),
+        special=special,
+        add_bos=len(encoded) > 1 and encoded[0] == special.get("bos"),
+        add_eos=len(encoded) > 1 and encoded[-1] == special.get("eos"),
+        add_space_prefix=sentencepiece and _prepends_space(data),
+        chat_templates=_chat_templates(tokeniser.chat_template),
+    )
+
+
+def add_vocabulary(writer: GGUFWriter, of: Vocabulary) -> None:
+    """Write the vocabulary."""
+    writer.add_tokenizer_model(of.model)
+    writer.add_tokenizer_pre(of.pre)
+    writer.add_token_list(list(of.tokens))
+    writer.add_token_types(list(of.types))
+    if of.scores:
+        writer.add_token_scores(list(of.scores))
+        writer.add_add_space_prefix(of.add_space_prefix)
+    else:
+        writer.add_token_merges(list(of.merges))
+    for role, index in of.special.items():
+        getattr(writer, f"add_{role}_token_id")(index)
+    writer.add_add_bos_token(of.add_bos)
+    writer.add_add_eos_token(of.add_eos)
+    if of.chat_templates:
+        writer.add_chat_template([{"name": name, "template": text} for name, text in of.chat_templates.items()])
+
+
+def _load(path: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if (path / "tokenizer.json").is_file():
+            # Not AutoTokenizer: for some classes it rebuilds the pipeline instead of reading the file.
+            return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
+        tokeniser = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers, tokenizers and sentencepiece each raise their own
+        raise InputError(f"{path}: no usable tokenizer ({str(error).splitlines()[0]})") from None
+    if not tokeniser.is_fast:
+        raise InputError(f"{path}: the tokenizer has no tokenizer.json and cannot be converted to one")
+    return tokeniser
+
+
+def _tokens(data: Mapping[str, Any], rows: int, path: Path) -> tuple[tuple[str, ...], list[int]]:
+    by_id: dict[int, str] = {index: token for token, index in data["model"]["vocab"].items()}
+    types = dict.fromkeys(by_id, NORMAL)
+    for added in data.get("added_tokens", ()):
+        by_id[added["id"]] = added["content"]
+        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    if by_id and max(by_id) >= rows:
+        raise InputError(f"{path}: the tokenizer has token id {max(by_id)}, but the embedding only {rows} rows")
+    tokens = tuple(by_id.get(index, f"[PAD{index}]") for index in range(rows))
+    return tokens, [types.get(index, UNUSED) for index in range(rows)]
+
+
+def _sentencepiece_types(tokens: Sequence[str], types: list[int], special: Mapping[str, int]) -> list[int]:
+    found = list(types)
+    for index, token in enumerate(tokens):
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            found[index] = BYTE
+    if "unk" in special:
+        found[special["unk"]] = UNKNOWN
+    return found
+
+
+def _scores(tokens: Sequence[str], merges: Sequence[Sequence[str]]) -> tuple[float, ...]:
+    """Sentencepiece scores that make llama.cpp merge in tokenizer.json's order: minus the rank of the first merge."""
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        ranks.setdefault(left + right, rank)
+    return tuple(float(-ranks[token]) if token in ranks else UNREACHABLE for token in tokens)
+
+
+def _prepends_space(data: Mapping[str, Any]) -> bool:
+    """Whether the text gets a leading space mark: a Prepend normaliser, or a Metaspace that prepends."""
+    normaliser, splitter = data.get("normalizer") or {}, data.get("pre_tokenizer") or {}
+    steps = [*normaliser.get("normalizers", [normaliser]), *splitter.get("pretokenizers", [splitter])]
+    return any(
+        step.get("type") == "Prepend"
+        or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        for step in steps
+    )
+
+
+def _escape(part: str) -> str:
+    """A merge is stored as "left right": a space inside a part is written as the byte-level alphabet writes it."""
+    return part.replace(" ", chr(ord(" ") + 256))
+
+
+def _chat_templates(found: str | Mapping[str, str] | None) -> dict[str, str]:
+    if not found:
+        return {}
+    return {"default": found} if isinstance(found, str) else dict(found)

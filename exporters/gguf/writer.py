@@ -1,0 +1,253 @@
+"""Writes a checkpoint, factored or dense, as one GGUF file, tensor by tensor."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...converter.checkpoint import U_SUFFIX, V_SUFFIX, CheckpointReader
+from ...converter.errors import InputError, ResourceError, UsageError
+from ...converter.progress import Advance, Progress, SilentProgress
+from ..artifact import Artifact, TensorRecord
+from .metadata import Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
+from .names import Family, family, gguf_name, interleave_rows, rotary_heads
+from .quantisation import choose_type, encode, fallbacks, storage_type, tensor_bytes
+from .vocabulary import add_vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+LAYOUTS = ("native", "dense")
+LOWRANK_VERSION = 1
+ROPE_FREQUENCIES = "rope_freqs.weight"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor to write: its GGUF name and shape, and the checkpoint tensors it is made of (two: multiply)."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]
+
+
+def export_gguf(
+    checkpoint: Path,
+    out: Path,
+    *,
+    quantisation: str = "f16",
+    layout: str = "native",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Write a checkpoint as one GGUF file. Only one tensor is in memory at a time.
+
+    The file is written beside `out`, read back and compared with what was meant, then renamed into place; whatever
+    goes wrong leaves neither a partial file nor a changed `out`.
+
+    Args:
+        checkpoint: a factored checkpoint or a dense Hugging Face directory.
+        out: the file to write.
+        quantisation: "f32", "f16", "bf16" or "q8_0". Norms and biases stay F32; matrices whose rows do not fit the
+            type's blocks get F16, and each is reported.
+        layout: "native" stores two factors per compressed linear (needs a patched llama.cpp); "dense" multiplies them
+            out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
+        force: replace an existing file.
+        progress: told about stages and fallbacks.
+
+    Returns:
+        The record of the file. Its layout is "dense" where the file holds no factors.
+
+    Raises:
+        UsageError: unknown quantisation or layout, or `out` exists.
+        InputError: an unsupported family, tensor or tokenizer, or a damaged checkpoint.
+        ResourceError: no space left.
+    """
+    progress = progress or SilentProgress()
+    storage_type(quantisation)
+    if layout not in LAYOUTS:
+        raise UsageError(f"unknown GGUF layout {layout!r}; choose from {', '.join(LAYOUTS)}")
+    if out.is_dir() or (out.exists() and not force):
+        raise UsageError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or force"))
+    reader = CheckpointReader(checkpoint)
+    of = family(str(reader.config.get("model_type")))
+    hyperparameters = read_hyperparameters(reader.config)
+    native = layout == "native" and bool(reader.ranks)
+    sources = plan_tensors(reader, of, hyperparameters, native=native)
+    records = _records(sources, quantisation)
+    for name, type in fallbacks({source.name: source.shape for source in sources}, quantisation).items():
+        progress.note(f"{name}: stored as {type}, its rows do not divide into {quantisation} blocks")
+    if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
+        progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
+    with _beside(out, sum(record.bytes for record in records)) as partial:
+        writer = _open(partial, reader, of, hyperparameters, quantisation, native=native)
+        try:
+            with progress.stage(f"writing {out.name}", len(sources)) as advance:
+                _write(writer, reader, of, hyperparameters, sources, records, advance)
+        finally:
+            writer.close()
+        verify_file(partial, records)
+    return Artifact(
+        path=out,
+        format="gguf",
+        quantisation=quantisation,
+        layout="native" if native else "dense",
+        bytes=out.stat().st_size,
+        parameters=sum(prod(record.shape) for record in records),
+        tensors=records,
+    )
+
+
+def plan_tensors(reader: CheckpointReader, of: Family, hyper: Hyperparameters, *, native: bool) -> list[Source]:
+    """Every tensor of the file in the order llama.cpp's own converter writes them: embedding, blocks, head.
+
+    Raises:
+        InputError: a tensor that the family does not have, an unknown layout, or no output head.
+    """
+    if reader.lowrank and reader.lowrank.get("layout", "two-factor") != "two-factor":
+        raise InputError(f"{reader.path}: GGUF export does not support layout {reader.lowrank['layout']!r}")
+    sources = []
+    for name in reader.names:
+        if hyper.tied and name == "lm_head.weight":
+            continue  # the embedding again; llama.cpp reads it from there
+        if native or not name.endswith((U_SUFFIX, V_SUFFIX)):
+            stored, shape, parts = gguf_name(name, of), reader.shape(name), (name,)
+        elif name.endswith(U_SUFFIX):
+            v = name.removesuffix(U_SUFFIX) + V_SUFFIX
+            stored = gguf_name(name.removesuffix(U_SUFFIX) + ".weight", of)
+            shape, parts = (reader.shape(name)[0], reader.shape(v)[1]), (name, v)
+        else:
+            continue  # multiplied out where U is met
+        if stored is not None:
+            sources.append(Source(stored, shape, parts))
+    names = {source.name.split(".")[0] for source in sources}
+    if not hyper.tied and "output" not in names:
+        raise InputError(f"{reader.path}: no lm_head.weight, though config.json says the head is not tied")
+    if "token_embd" not in names:
+        raise InputError(f"{reader.path}: no model.embed_tokens.weight")
+    factors = rope_frequency_factors(hyper)
+    if factors is not None:
+        sources.append(Source(ROPE_FREQUENCIES, factors.shape, ()))
+    return sorted(sources, key=_file_order)
+
+
+def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:
+    """Read a file back: every tensor's name, shape, type and extent must be what was meant.
+
+    Raises:
+        InputError: something differs; names the first tensor.
+    """
+    from gguf import GGUFReader
+
+    found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    for record in records:
+        tensor = found.pop(record.name, None)
+        if tensor is None:
+            raise InputError(f"{path}: read-back: tensor {record.name!r} is missing")
+        shape = tuple(int(n) for n in reversed(tensor.shape))
+        if (shape, tensor.tensor_type.name.lower(), int(tensor.n_bytes)) != (record.shape, record.type, record.bytes):
+            raise InputError(f"{path}: read-back: {record.name!r} is {shape} {tensor.tensor_type.name}, not {record}")
+    if found:
+        raise InputError(f"{path}: read-back: unexpected tensor {next(iter(found))!r}")
+
+
+def _records(sources: list[Source], quantisation: str) -> tuple[TensorRecord, ...]:
+    chosen = [(source, choose_type(source.name, source.shape, quantisation)) for source in sources]
+    return tuple(TensorRecord(s.name, s.shape, type, tensor_bytes(s.shape, type)) for s, type in chosen)
+
+
+def _file_order(source: Source) -> tuple[int, int, str]:
+    parts = source.name.split(".")
+    if parts[0] == "blk":
+        return 1, int(parts[1]), source.name
+    return (0 if parts[0] in ("token_embd", "rope_freqs") else 2), 0, source.name
+
+
+def _open(
+    path: Path, reader: CheckpointReader, of: Family, hyper: Hyperparameters, quantisation: str, *, native: bool
+) -> GGUFWriter:
+    """A writer with all metadata set."""
+    from gguf import GGML_QUANT_VERSION, GGUFWriter
+
+    writer = GGUFWriter(path, of.architecture)
+    writer.add_type("model")
+    writer.add_name(reader.path.resolve().name)
+    writer.add_file_type(storage_type(quantisation).file_type)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    add_hyperparameters(writer, hyper)
+    if reader.lowrank:
+        if native:  # what makes an unpatched library's refusal explainable
+            writer.add_uint32("lowrank.version", LOWRANK_VERSION)
+        writer.add_string("lowrank.layout", str(reader.lowrank.get("layout", "two-factor")) if native else "dense")
+        writer.add_float32("lowrank.retention", float(reader.lowrank.get("retention", 1.0)))
+        writer.add_string("lowrank.method", str(reader.lowrank.get("method", "")))
+        writer.add_string("lowrank.recipe", reader.recipe_text)
+    add_vocabulary(writer, read_vocabulary(reader.path, reader.shape("model.embed_tokens.weight")[0]))
+    return writer
+
+
+def _write(
+    writer: GGUFWriter,
+    reader: CheckpointReader,
+    of: Family,
+    hyper: Hyperparameters,
+    sources: list[Source],
+    records: tuple[TensorRecord, ...],
+    advance: Advance,
+) -> None:
+    from gguf import GGMLQuantizationType
+
+    for record in records:
+        raw_type = GGMLQuantizationType[record.type.upper()]
+        writer.add_tensor_info(record.name, record.shape, np.dtype(np.float32), record.bytes, raw_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    file = writer.fout[0]
+    for source, record in zip(sources, records, strict=True):
+        data = encode(record.name, _weights(source, reader, of, hyper), record.type)
+        # Not write_tensor_data: numpy's tofile loses the reason of a failed write.
+        writer.write_padding(file, file.tell())
+        file.write(data.reshape(-1).view(np.uint8).data)
+        writer.write_padding(file, data.nbytes)
+        advance(1)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _weights(source: Source, reader: CheckpointReader, of: Family, hyper: Hyperparameters) -> NDArray[np.float32]:
+    """One tensor's values in float32, factors multiplied out where there are two parts, rows in llama.cpp's order."""
+    if not source.parts:
+        factors = rope_frequency_factors(hyper)
+        assert factors is not None  # noqa: S101  planned only where there are some
+        return factors
+    parts: list[NDArray[np.float32]] = [reader.tensor(part).float().numpy() for part in source.parts]
+    values = parts[0] @ parts[1] if len(parts) == 2 else parts[0]
+    heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
+    return values if heads is None else interleave_rows(values, heads)
+
+
+@contextmanager
+def _beside(out: Path, expected: int) -> Iterator[Path]:
+    """A path to write to; renamed to `out` if the block succeeds, removed if it does not."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(out)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise ResourceError(f"{out}: no space left, the file needs {expected / 1e6:.0f} MB") from None
+        raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)

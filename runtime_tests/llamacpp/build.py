@@ -1,0 +1,122 @@
+"""Builds the patched llama.cpp into one folder that can be put on sys.path."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...converter.errors import ResourceError
+from ...converter.progress import Progress
+from .source import HASHES, apply_patch, download, last_error, unpack
+
+# The vision library, the tests and the tools are not shipped; curl and OpenSSL serve only the tools.
+CMAKE_OPTIONS = (
+    "-DLLAVA_BUILD=OFF",
+    "-DGGML_NATIVE=ON",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_TOOLS=OFF",
+    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+)
+COMPILERS = {"CXX": ("c++", "g++", "clang++"), "CC": ("cc", "gcc", "clang")}
+STEP = re.compile(r"^\s*\[\s*(?:(\d+)/(\d+)\]|(\d+)%\])")  # ninja's "[35/78]", make's "[ 45%]"
+
+
+def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
+    """Download, patch and compile; returns the folder that holds the importable `llama_cpp`.
+
+    Args:
+        folder: an empty folder to work in; the result lies inside it.
+        log: where the compiler's output goes.
+        progress: told the percentage.
+
+    Raises:
+        ResourceError: no compiler, no network, or the build failed.
+        InputError: a download differs from its pinned hash.
+    """
+    check_compiler()
+    started, cpu = time.monotonic(), _child_seconds()
+    with progress.stage("building llama.cpp (once)", 100) as advance:
+        download(folder)
+        sdist, diskcache = (folder / name for name in HASHES)
+        source = unpack(sdist, folder)
+        apply_patch(source)
+        percent = 0
+        for now in _compile(source, folder / "wheel", log):
+            advance(now - percent)
+            percent = now
+        site = folder / "site"
+        for wheel in (*(folder / "wheel").glob("*.whl"), diskcache):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(site)
+        advance(100 - percent)
+    seconds, cpu = time.monotonic() - started, _child_seconds() - cpu
+    progress.note(f"llama.cpp built in {seconds:.0f} s ({cpu:.0f} CPU-seconds)")
+    return site
+
+
+def check_compiler() -> None:
+    """Make sure that a C and a C++ compiler are there before anything is downloaded.
+
+    Raises:
+        ResourceError: names the package to install.
+    """
+    for variable, names in COMPILERS.items():
+        candidates = (os.environ[variable].split()[0],) if os.environ.get(variable, "").strip() else names
+        if not any(shutil.which(name) for name in candidates):
+            language = "C++" if variable == "CXX" else "C"
+            raise ResourceError(
+                f"llama.cpp runtime: no {language} compiler found ({', '.join(candidates)}); install one: "
+                "Debian/Ubuntu `apt install build-essential`, Fedora `dnf install gcc-c++`, "
+                "macOS `xcode-select --install`"
+            )
+
+
+def _compile(source: Path, wheels: Path, log: Path) -> Iterator[int]:
+    """Build one wheel with pip and scikit-build-core; yields percentages, non-decreasing."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--verbose"]
+    command += ["--wheel-dir", str(wheels), "--config-settings", f"cmake.args={';'.join(CMAKE_OPTIONS)}", str(source)]
+    environment = {**os.environ, "PIP_NO_COLOR": "1"}
+    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+    percent = 0
+    with log.open("w", encoding="utf-8", errors="replace") as record:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        try:
+            for line in process.stdout or ():
+                record.write(line)
+                if step := STEP.match(line):
+                    done, total, share = step.groups()
+                    now = int(share) if share else 100 * int(done) // max(1, int(total))
+                    percent = max(percent, min(99, now))
+                    yield percent
+        finally:
+            if process.poll() is None and sys.exc_info()[0] is not None:
+                process.terminate()
+            code = process.wait()
+    if code != 0 or not any(wheels.glob("*.whl")):
+        output = log.read_text(encoding="utf-8")
+        raise ResourceError(f"llama.cpp runtime: the build failed: {last_error(output)} (full output: {log})")
+
+
+def _child_seconds() -> float:
+    """CPU seconds used by finished child processes, user and system."""
+    times = os.times()
+    return times.children_user + times.children_system

@@ -1,0 +1,127 @@
+"""Where the patched llama.cpp lives: a per-user cache, built on first use, imported beside the environment."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from ...converter.errors import InputError, ResourceError
+from ...converter.progress import Progress, SilentProgress
+from .build import CMAKE_OPTIONS, build_runtime
+from .source import HASHES, PATCH, VERSION
+
+MARKER = "llama_lowrank_version"  # the symbol that only a patched library exports
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/lowrank-export/llama.cpp`, under `~/.cache` by default."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "lowrank-export" / "llama.cpp"
+
+
+def runtime_key() -> str:
+    """Name of the build that fits this machine: version plus a digest of all that decides what the compiler makes."""
+    parts = [VERSION, *HASHES.values(), PATCH.read_text(encoding="utf-8"), *CMAKE_OPTIONS]
+    parts += [os.environ.get("CMAKE_ARGS", ""), sys.platform, platform.machine(), _cpu_features()]
+    return f"{VERSION}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
+
+
+def find_runtime() -> Path | None:
+    """The built runtime's folder, None if it has not been built."""
+    folder = cache_folder() / runtime_key()
+    return folder if (folder / "llama_cpp" / "lib").is_dir() else None
+
+
+def ensure_runtime(progress: Progress | None = None) -> Path:
+    """The built runtime's folder; builds it first if needed (some minutes, once per user and version).
+
+    A second process waits for the first. A killed build leaves nothing that counts as built; what it left is removed
+    by the next one.
+
+    Raises:
+        ResourceError: no compiler, no network, no space, or the build failed.
+        InputError: a download differs from its pinned hash.
+    """
+    found = find_runtime()
+    if found is not None:
+        return found
+    progress = progress or SilentProgress()
+    cache, key = cache_folder(), runtime_key()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / f"{key}.lock"):
+            found = find_runtime()
+            return found if found is not None else _build(cache, key, progress)
+    except OSError as error:
+        raise ResourceError(f"llama.cpp runtime: cannot be built under {cache}: {error}") from None
+
+
+def _build(cache: Path, key: str, progress: Progress) -> Path:
+    for leftover in cache.glob(f"{key}.building-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{key}.building-", dir=cache))
+    try:
+        site = build_runtime(work, cache / f"{key}.log", progress)
+        site.rename(cache / key)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return cache / key
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock that the system releases even if the process is killed."""
+    import fcntl
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def import_llama_cpp() -> ModuleType:
+    """Import the patched `llama_cpp`; a stock one installed in the environment is left alone.
+
+    Raises:
+        ResourceError: the runtime has not been built.
+        InputError: another `llama_cpp` is already imported, or the library lacks the low-rank patch.
+    """
+    runtime = find_runtime()
+    if runtime is None:
+        raise ResourceError("llama.cpp runtime: not built yet; call ensure_runtime() first")
+    module = sys.modules.get("llama_cpp")
+    if module is None:
+        sys.path.insert(0, str(runtime))
+        try:
+            module = importlib.import_module("llama_cpp")
+        finally:
+            sys.path.remove(str(runtime))
+    origin = Path(module.__file__ or "")
+    if not origin.is_relative_to(runtime):
+        raise InputError(f"another llama_cpp is already imported from {origin.parent}; start a fresh process")
+    if not is_patched(module):
+        raise InputError(f"the llama.cpp library under {runtime} lacks the low-rank patch (is LLAMA_CPP_LIB_PATH set?)")
+    return module
+
+
+def is_patched(llama_cpp: ModuleType) -> bool:
+    """Whether the library behind an imported `llama_cpp` loads factored files."""
+    return hasattr(llama_cpp.llama_cpp._lib, MARKER)
+
+
+def _cpu_features() -> str:
+    """What -march=native looks at: the CPU's feature flags."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("flags", "features", "cpu part")
+    return "\n".join(sorted({line for line in lines if line.lower().startswith(wanted)}))
