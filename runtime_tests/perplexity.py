@@ -1,0 +1,67 @@
+"""Logits -> token losses -> perplexity with its standard error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.protocol import Logits, Tokens
+
+ROWS_AT_ONCE = 8  # rows of logits held in float64: 8 rows of 150,000 tokens are 10 MB
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """PPL = exp(mean token loss), as llama.cpp's tools report it.
+
+    Attributes:
+        value: the perplexity; inf where the exponential overflows.
+        standard_error: value x standard error of the mean token loss; nan for a single token.
+        tokens: number of predicted tokens.
+    """
+
+    value: float
+    standard_error: float
+    tokens: int
+
+
+def log_normaliser(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithm of the sum of exponentials of each row, (R, vocabulary) -> (R,)."""
+    top: NDArray[np.float64] = logits.max(axis=-1)
+    total: NDArray[np.float64] = np.exp(logits - top[:, None]).sum(axis=-1)
+    return top + np.log(total)
+
+
+def token_losses(logits: Logits, tokens: Tokens) -> NDArray[np.float64]:
+    """Negative log-likelihood, in nats, of every predicted token of one window.
+
+    Args:
+        logits: (T, vocabulary) float32; row t predicts token t + 1, the last row predicts nothing of the window.
+        tokens: (T,) token ids.
+
+    Returns:
+        (T - 1,) float64; the sums are float64 throughout, a few rows at a time.
+    """
+    losses = np.empty(len(tokens) - 1)
+    for start in range(0, len(losses), ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, len(losses))
+        rows = logits[start:stop].astype(np.float64)
+        targets = rows[np.arange(stop - start), tokens[start + 1 : stop + 1]]
+        losses[start:stop] = log_normaliser(rows) - targets
+    return losses
+
+
+def perplexity(losses: NDArray[np.float64]) -> Perplexity:
+    """Perplexity of token losses (any shape), each token counting once.
+
+    The standard error is llama.cpp's: sqrt(variance / (tokens - 1)) of the mean loss, carried through the exponential.
+    """
+    mean = float(losses.mean())
+    value = math.exp(mean) if mean < 700 else math.inf
+    if losses.size < 2:
+        return Perplexity(value, math.nan, losses.size)
+    error = math.sqrt(float(losses.var()) / (losses.size - 1))
+    return Perplexity(value, value * error, losses.size)
