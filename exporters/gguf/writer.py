@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...converter.checkpoint import U_SUFFIX, V_SUFFIX, CheckpointReader
 from ...converter.errors import InputError, ResourceError, UsageError
-from ...converter.progress import Advance, Progress, SilentProgress
+from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .metadata import Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
 from .names import Family, family, gguf_name, interleave_rows, rotary_heads
@@ -48,7 +48,7 @@ def export_gguf(
     quantisation: str = "f16",
     layout: str = "native",
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> Artifact:
     """Write a checkpoint as one GGUF file. Only one tensor is in memory at a time.
 
@@ -73,7 +73,6 @@ def export_gguf(
         InputError: an unsupported family, tensor or tokenizer, or a damaged checkpoint.
         ResourceError: no space left.
     """
-    progress = progress or SilentProgress()
     storage_type(quantisation)
     if layout not in LAYOUTS:
         raise UsageError(f"unknown GGUF layout {layout!r}; choose from {', '.join(LAYOUTS)}")
@@ -116,20 +115,13 @@ def plan_tensors(reader: CheckpointReader, of: Family, hyper: Hyperparameters, *
     """
     if reader.lowrank and reader.lowrank.get("layout", "two-factor") != "two-factor":
         raise InputError(f"{reader.path}: GGUF export does not support layout {reader.lowrank['layout']!r}")
-    sources = []
+    sources: list[Source] = []
     for name in reader.names:
         if hyper.tied and name == "lm_head.weight":
             continue  # the embedding again; llama.cpp reads it from there
-        if native or not name.endswith((U_SUFFIX, V_SUFFIX)):
-            stored, shape, parts = gguf_name(name, of), reader.shape(name), (name,)
-        elif name.endswith(U_SUFFIX):
-            v = name.removesuffix(U_SUFFIX) + V_SUFFIX
-            stored = gguf_name(name.removesuffix(U_SUFFIX) + ".weight", of)
-            shape, parts = (reader.shape(name)[0], reader.shape(v)[1]), (name, v)
-        else:
-            continue  # multiplied out where U is met
-        if stored is not None:
-            sources.append(Source(stored, shape, parts))
+        source = _source(name, reader, of, native=native)
+        if source is not None:
+            sources.append(source)
     names = {source.name.split(".")[0] for source in sources}
     if not hyper.tied and "output" not in names:
         raise InputError(f"{reader.path}: no lm_head.weight, though config.json says the head is not tied")
@@ -139,6 +131,19 @@ def plan_tensors(reader: CheckpointReader, of: Family, hyper: Hyperparameters, *
     if factors is not None:
         sources.append(Source(ROPE_FREQUENCIES, factors.shape, ()))
     return sorted(sources, key=_file_order)
+
+
+def _source(name: str, reader: CheckpointReader, of: Family, *, native: bool) -> Source | None:
+    """What becomes of one checkpoint tensor; None if it is not stored under its own name."""
+    if native or not name.endswith((U_SUFFIX, V_SUFFIX)):
+        stored = gguf_name(name, of)
+        return None if stored is None else Source(stored, reader.shape(name), (name,))
+    if name.endswith(V_SUFFIX):
+        return None  # multiplied out where U is met
+    linear = name.removesuffix(U_SUFFIX)
+    stored = gguf_name(linear + ".weight", of)
+    shape = (reader.shape(name)[0], reader.shape(linear + V_SUFFIX)[1])
+    return None if stored is None else Source(stored, shape, (name, linear + V_SUFFIX))
 
 
 def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:

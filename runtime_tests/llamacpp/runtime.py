@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ...converter.errors import InputError, ResourceError
-from ...converter.progress import Progress, SilentProgress
+from ...converter.progress import Progress
 from .build import CMAKE_OPTIONS, build_runtime
 from .source import HASHES, PATCH, VERSION
 
@@ -41,7 +41,7 @@ def find_runtime() -> Path | None:
     return folder if (folder / "llama_cpp" / "lib").is_dir() else None
 
 
-def ensure_runtime(progress: Progress | None = None) -> Path:
+def ensure_runtime(progress: Progress) -> Path:
     """The built runtime's folder; builds it first if needed (some minutes, once per user and version).
 
     A second process waits for the first. A killed build leaves nothing that counts as built; what it left is removed
@@ -54,7 +54,6 @@ def ensure_runtime(progress: Progress | None = None) -> Path:
     found = find_runtime()
     if found is not None:
         return found
-    progress = progress or SilentProgress()
     cache, key = cache_folder(), runtime_key()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -107,14 +106,15 @@ def import_llama_cpp() -> ModuleType:
     origin = Path(module.__file__ or "")
     if not origin.is_relative_to(runtime):
         raise InputError(f"another llama_cpp is already imported from {origin.parent}; start a fresh process")
-    if not is_patched(module):
+    if not lowrank_version(module):
         raise InputError(f"the llama.cpp library under {runtime} lacks the low-rank patch (is LLAMA_CPP_LIB_PATH set?)")
     return module
 
 
-def is_patched(llama_cpp: ModuleType) -> bool:
-    """Whether the library behind an imported `llama_cpp` loads factored files."""
-    return hasattr(llama_cpp.llama_cpp._lib, MARKER)
+def lowrank_version(llama_cpp: ModuleType) -> int:
+    """Version of the factored layout that the library behind an imported `llama_cpp` loads; 0 without the patch."""
+    library = llama_cpp.llama_cpp._lib
+    return int(getattr(library, MARKER)()) if hasattr(library, MARKER) else 0
 
 
 def _cpu_features() -> str:

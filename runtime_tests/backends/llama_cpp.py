@@ -1,0 +1,171 @@
+"""llama.cpp as a backend, through its low-level C API: no sampler, no template, nothing between tokens and logits."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ...converter.errors import InputError, ResourceError
+from ..llamacpp.inspection import check_loadable, inspect_gguf
+from ..llamacpp.runtime import import_llama_cpp, lowrank_version
+from .protocol import Logits, Tokens
+
+BATCH = 512  # tokens per decode call; bounds the logits that llama.cpp holds at once
+ERROR_LEVEL = 3
+F32_TYPE = 0
+NO_FLASH_ATTENTION = 0
+
+
+class LlamaCppBackend:
+    """One GGUF file in llama.cpp, one sequence at a time.
+
+    Args:
+        path: the file, factored or ordinary.
+        n_ctx: longest sequence, in tokens.
+        threads: CPU threads for prompt and decoding.
+        exact: keep keys and values in float32 and use plain attention, so that parity with torch measures the file
+            and not the runtime's shortcuts. False takes llama.cpp's defaults (float16, flash attention): use that to
+            measure speed.
+        module: another imported `llama_cpp`; by default the project's patched one.
+
+    Raises:
+        InputError: the file is missing, not GGUF, damaged, factored for a library without the patch, or refused.
+        ResourceError: the runtime has not been built, or there is no memory for the context.
+    """
+
+    name = "llama.cpp"
+
+    def __init__(
+        self, path: Path, *, n_ctx: int = 1024, threads: int = 1, exact: bool = True, module: ModuleType | None = None
+    ) -> None:
+        self._model: Any = None
+        self._context: Any = None
+        self._batch: Any = None
+        summary = inspect_gguf(path)
+        library = module if module is not None else import_llama_cpp()
+        check_loadable(path, summary, patched_version=lowrank_version(library))
+        self._api: Any = library.llama_cpp
+        self._errors, _ = _quiet(self._api)
+        self._errors.clear()
+        self._n_ctx, self._length = n_ctx, 0
+        try:
+            self._load(path, threads, exact)
+        except BaseException:
+            self.close()
+            raise
+
+    def window_logits(self, tokens: Tokens) -> Logits:
+        """Logits (T, vocabulary) of every position, from an empty state."""
+        self.reset()
+        logits = np.empty((len(tokens), self._vocabulary), dtype=np.float32)
+        for start in range(0, len(tokens), BATCH):
+            part = tokens[start : start + BATCH]
+            self._decode(part, every=True)
+            rows = self._api.llama_get_logits(self._context)
+            logits[start : start + len(part)] = np.ctypeslib.as_array(rows, (len(part), self._vocabulary))
+        return logits
+
+    def reset(self) -> None:
+        """Forget the sequence (empty KV cache)."""
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+        self._length = 0
+
+    def feed(self, tokens: Tokens) -> Logits:
+        """Append tokens and return the logits (vocabulary,) after the last one."""
+        if len(tokens) == 0:
+            raise InputError("llama.cpp: no tokens to feed")
+        for start in range(0, len(tokens), BATCH):
+            self._decode(tokens[start : start + BATCH], every=False)
+        row = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(row, (self._vocabulary,)).copy()
+
+    def tokenise(self, text: str, *, special: bool = False) -> list[int]:
+        """llama.cpp's own token ids of a text, without the start or end token.
+
+        Args:
+            text: any text.
+            special: whether special tokens written out in the text count as such.
+        """
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        ids = (self._api.llama_token * room)()
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, special)
+        if count < 0:
+            raise InputError("llama.cpp: the text cannot be tokenised")
+        return list(ids[:count])
+
+    def close(self) -> None:
+        """Free the model and its context; safe to call twice."""
+        if self._batch is not None:
+            self._api.llama_batch_free(self._batch)
+        if self._context is not None:
+            self._api.llama_free(self._context)
+        if self._model is not None:
+            self._api.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    def _load(self, path: Path, threads: int, exact: bool) -> None:
+        self._api.llama_backend_init()
+        self._model = self._api.llama_model_load_from_file(str(path).encode(), self._api.llama_model_default_params())
+        if not self._model:
+            raise InputError(f"{path}: llama.cpp cannot load this file: {self._last_error()}")
+        options = self._api.llama_context_default_params()
+        options.n_ctx, options.n_batch, options.n_ubatch = self._n_ctx, BATCH, BATCH
+        options.n_threads = options.n_threads_batch = threads
+        if exact:
+            options.type_k = options.type_v = F32_TYPE
+            options.flash_attn_type = NO_FLASH_ATTENTION
+        self._context = self._api.llama_init_from_model(self._model, options)
+        if not self._context:
+            raise ResourceError(f"{path}: llama.cpp has no room for {self._n_ctx} tokens: {self._last_error()}")
+        self._vocab = self._api.llama_model_get_vocab(self._model)
+        self._vocabulary = int(self._api.llama_vocab_n_tokens(self._vocab))
+        self._batch = self._api.llama_batch_init(BATCH, 0, 1)
+        for i in range(BATCH):
+            self._batch.n_seq_id[i] = 1
+            self._batch.seq_id[i][0] = 0
+
+    def _decode(self, tokens: Tokens, *, every: bool) -> None:
+        """Append up to BATCH tokens; keep the logits of every position or of the last."""
+        count = len(tokens)
+        if self._length + count > self._n_ctx:
+            raise InputError(f"llama.cpp: {self._length + count} tokens, the context holds {self._n_ctx}")
+        if count and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < self._vocabulary:
+            raise InputError(f"llama.cpp: a token id lies outside the vocabulary of {self._vocabulary}")
+        self._batch.n_tokens = count
+        as_array = np.ctypeslib.as_array
+        as_array(self._batch.token, (BATCH,))[:count] = tokens
+        as_array(self._batch.pos, (BATCH,))[:count] = range(self._length, self._length + count)
+        wanted = as_array(self._batch.logits, (BATCH,))
+        wanted[:count] = every
+        wanted[count - 1] = True
+        if self._api.llama_decode(self._context, self._batch) != 0:
+            raise ResourceError(f"llama.cpp: decoding failed: {self._last_error()}")
+        self._length += count
+
+    def _last_error(self) -> str:
+        """The most telling of the last error lines: the first, later ones repeat that loading failed."""
+        return next((line for line in self._errors if line), "no reason given")
+
+
+@cache
+def _quiet(api: Any) -> tuple[deque[str], Any]:
+    """Route the library's log, which goes to stderr, into its last error lines.
+
+    The log is the whole process's, and the library keeps the callback's pointer for good: hence once per library.
+    """
+    errors: deque[str] = deque(maxlen=4)
+
+    def keep(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        if level == ERROR_LEVEL:
+            errors.append(text.decode("utf-8", "replace").strip())
+
+    callback = api.llama_log_callback(keep)
+    api.llama_log_set(callback, ctypes.c_void_p(0))
+    return errors, callback
