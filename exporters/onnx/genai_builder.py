@@ -55,9 +55,7 @@ _USED_METHODS = (
 )
 
 
-def build(
-    model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]
-) -> None:
+def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]) -> None:
     """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
 
     Args:
@@ -89,13 +87,14 @@ def build(
     except NotImplementedError as error:
         raise InputError(f"{checkpoint}: ONNX Runtime GenAI cannot express this model: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        tail = " | ".join(captured.getvalue()[-_OUTPUT_TAIL:].split("\n"))
-        raise LowRankError(f"the ONNX model builder failed: {type(error).__name__}: {error} (it said: {tail})") from error
+        said = " ".join(captured.getvalue()[-_OUTPUT_TAIL:].split())
+        problem = f"{type(error).__name__}: {error}"
+        raise LowRankError(f"{checkpoint}: the ONNX model builder failed: {problem} (it said: {said})") from error
     _save(builder.model, folder, metadata)
 
 
 def _save(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write graph and weights. The builder's own `save_model` stamps the git commit of whatever repository it lies in."""
+    """Write graph and weights. The builder's own `save_model` stamps the commit of any git repository around it."""
     import onnx_ir as ir
 
     model.graph.sort()
@@ -143,7 +142,8 @@ def _builders() -> Any:
             builders = import_module("onnxruntime_genai.models.builders")
     except ImportError as error:
         raise ResourceError(
-            f"the ONNX model builder cannot be imported ({error}); install onnxruntime-genai {TESTED_BUILDER} and onnx-ir"
+            f"the ONNX model builder cannot be imported ({error}); "
+            f"install onnxruntime-genai {TESTED_BUILDER} and onnx-ir"
         ) from error
     check_builder(builders)
     return builders
@@ -265,6 +265,6 @@ def _quantised_lookup(builder: Any, table: QuantisedMatrix, basename: str) -> st
     if padded == table.in_features:
         return output
     builder.make_value(output, builder.io_dtype, shape=builder.make_hidden_state_shape(last_dim=padded))
-    bounds = ["/model/constants/INT64/[0]", f"/model/constants/INT64/[{table.in_features}]", "/model/constants/INT64/[-1]"]
+    bounds = [f"/model/constants/INT64/[{value}]" for value in (0, table.in_features, -1)]  # start, end, axis
     builder.make_slice(f"{basename}/Slice", [output, *bounds], builder.io_dtype, builder.make_hidden_state_shape())
     return f"{basename}/Slice/output_0"

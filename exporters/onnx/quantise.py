@@ -77,7 +77,8 @@ def _quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = weight.shape
     padded = torch.nn.functional.pad(weight.detach().float(), (0, blocks(columns) * BLOCK - columns))
     grouped = padded.reshape(rows, -1, BLOCK)
-    largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
+    low, high = grouped.aminmax(dim=-1, keepdim=True)
+    largest = torch.where(high > -low, high, low)
     scales = largest / -_ZERO
     steps = torch.where(scales == 0, 0.0, grouped / scales)
     return (steps.round().clamp(-_ZERO, _ZERO - 1) + _ZERO).to(torch.uint8), scales.squeeze(-1)

@@ -1,0 +1,41 @@
+"""What an exported folder holds: its tensors and its size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifact import TensorRecord
+from .genai_builder import DATA_FILE, MODEL_FILE
+from .session import model_file
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
+
+_TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}  # others: ONNX's own name in lower case
+
+
+def tensor_records(folder: Path) -> tuple[TensorRecord, ...]:
+    """Every initialiser of the model, in the graph's order. Reads no weights.
+
+    Raises:
+        InputError: no model in this folder.
+    """
+    import onnx
+
+    graph = onnx.load(str(model_file(folder)), load_external_data=False).graph
+    return tuple(_record(tensor) for tensor in graph.initializer)
+
+
+def model_bytes(folder: Path) -> int:
+    """Size of the graph and its external data."""
+    return sum(path.stat().st_size for name in (MODEL_FILE, DATA_FILE) if (path := Path(folder) / name).is_file())
+
+
+def _record(tensor: TensorProto) -> TensorRecord:
+    from onnx import TensorProto, numpy_helper
+
+    external: dict[str, Any] = {entry.key: entry.value for entry in tensor.external_data}
+    size = int(external["length"]) if "length" in external else numpy_helper.to_array(tensor).nbytes
+    name = TensorProto.DataType.Name(tensor.data_type)
+    return TensorRecord(tensor.name, tuple(tensor.dims), _TYPES.get(name, name.lower()), size)

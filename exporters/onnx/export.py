@@ -1,0 +1,153 @@
+"""Checkpoint -> ONNX folder: build beside the destination, check, then move into place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...converter.checkpoint import CheckpointReader, load
+from ...converter.errors import ResourceError, UsageError
+from ..artifact import Artifact
+from .contents import model_bytes, tensor_records
+from .flavours import check_single_flavour
+from .genai_builder import MODEL_FILE, build, check_family
+from .selfcheck import check_export, check_tokens, reference_logits
+from .sizes import QUANTISATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+    from ...converter.progress import Progress
+
+FORMAT_VERSION = "1"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def export_onnx(
+    checkpoint: Path, out: Path, *, quantisation: str = "fp32", force: bool = False, progress: Progress
+) -> Artifact:
+    """Export a checkpoint, factored or dense, to the folder ONNX Runtime and ONNX Runtime GenAI load.
+
+    The folder appears complete and checked, or not at all: it loads in both runtimes, its logits agree with torch's.
+
+    Args:
+        checkpoint: a factored checkpoint, or an ordinary Hugging Face directory.
+        out: the folder to write: model.onnx, model.onnx.data, genai_config.json, tokenizer files.
+        quantisation: "fp32" or "int8" (every linear and the embedding in 8 bits; activations stay float32).
+        force: replace an existing export.
+        progress: receives one stage.
+
+    Returns:
+        What was written; `parameters` counts the model's weights, tied ones once, without scales.
+
+    Raises:
+        UsageError: unknown quantisation, or `out` exists.
+        InputError: damaged checkpoint, unsupported family, or a result that does not agree with torch.
+        ResourceError: no space left, out of memory, or two flavours of ONNX Runtime are installed.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    if quantisation not in QUANTISATIONS:
+        raise UsageError(f"ONNX quantisation {quantisation!r} is unknown; one of {', '.join(QUANTISATIONS)}")
+    _check_destination(out, force=force)
+    check_single_flavour()
+    reader = CheckpointReader(checkpoint)
+    check_family(str(reader.config.get("model_type")))
+    with progress.stage(f"ONNX {quantisation}", 3) as advance, _staging(out, force=force) as folder:
+        model = _load_float32(checkpoint)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        tokens = check_tokens(model.config.vocab_size, model.config.max_position_embeddings)
+        reference = reference_logits(model, tokens)
+        advance(1)
+        build(model, checkpoint, folder, int8=quantisation == "int8", metadata=_metadata(reader))
+        del model
+        advance(1)
+        difference = check_export(folder, tokens, reference, int8=quantisation == "int8")
+        advance(1)
+    measure = "mean KLD" if quantisation == "int8" else "largest logit difference in standard deviations"
+    progress.note(f"{out}: {measure} to torch on {len(tokens)} random tokens {difference:.1e}")
+    return Artifact(
+        path=out,
+        format="onnx",
+        quantisation=quantisation,
+        layout="native" if reader.ranks else "dense",
+        bytes=model_bytes(out),
+        parameters=parameters,
+        tensors=tensor_records(out),
+    )
+
+
+def _load_float32(checkpoint: Path) -> PreTrainedModel:
+    import torch
+
+    return load(checkpoint, dtype=torch.float32)
+
+
+def _metadata(reader: CheckpointReader) -> dict[str, str]:
+    """What the model file says about its origin, in ONNX `metadata_props`."""
+    from ... import __version__
+
+    lowrank: dict[str, Any] = reader.lowrank
+    return {
+        "lowrank.version": FORMAT_VERSION,
+        "lowrank.producer": __version__,
+        "lowrank.layout": str(lowrank.get("layout", "dense")),
+        "lowrank.method": str(lowrank.get("method", "")),
+        "lowrank.retention": str(lowrank.get("retention", 1.0)),
+        "lowrank.recipe": reader.recipe_text,
+    }
+
+
+def _check_destination(out: Path, *, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise UsageError(f"{out} exists; choose another folder, or allow replacing it (--force)")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MODEL_FILE).is_file()):
+        raise UsageError(f"{out} is not an ONNX export; remove it yourself, only an export is replaced")
+
+
+@contextmanager
+def _staging(out: Path, *, force: bool) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when all went well, and leaves nothing behind otherwise.
+
+    Raises:
+        ResourceError: the disk or the memory is full, or the place is not writable.
+    """
+    folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+    replaced = out.parent / f".{out.name}.{os.getpid()}.replaced"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        if force and out.exists():
+            out.rename(replaced)
+        folder.rename(out)
+    except Exception as error:
+        if (resource := _resource_error(error, out)) is not None:
+            raise resource from error
+        raise
+    finally:
+        if replaced.exists() and not out.exists():
+            replaced.rename(out)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _resource_error(error: BaseException, out: Path) -> ResourceError | None:
+    """The error as a resource problem, if that is what is at its root."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return ResourceError(f"{out}: out of memory; an export needs about three times the model in float32")
+        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+            return ResourceError(f"{out}: no space left on the device")
+        if isinstance(cause, OSError) and cause.errno in _NOT_WRITABLE:
+            return ResourceError(f"{out}: not writable ({cause.strerror})")
+        cause = cause.__cause__ or cause.__context__
+    return None

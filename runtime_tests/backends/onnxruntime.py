@@ -1,0 +1,53 @@
+"""Plain ONNX Runtime: the exported graph without GenAI's generation loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...exporters.onnx.session import Decoder, open_decoder
+from .protocol import Logits, Tokens
+
+
+class OnnxRuntimeBackend:
+    """One exported model in an `onnxruntime.InferenceSession`; implements `Backend`.
+
+    Args:
+        folder: what the ONNX export wrote.
+        threads: threads of one operator.
+        provider: "cpu" or "cuda".
+
+    Raises:
+        InputError: the model is missing or damaged.
+        ResourceError: CUDA was asked for and the session did not get it.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, folder: Path, *, threads: int, provider: str = "cpu") -> None:
+        self._open: Decoder | None = open_decoder(folder, threads=threads, provider=provider)
+        self._cache = self._open.empty_cache
+
+    def window_logits(self, tokens: Tokens) -> Logits:
+        """Logits (T, vocabulary) of a window from an empty state; the fed sequence is not touched."""
+        logits, _ = self._decoder.run(tokens, self._decoder.empty_cache, keep_cache=False)
+        return logits
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        self._cache = self._decoder.empty_cache
+
+    def feed(self, tokens: Tokens) -> Logits:
+        """Append tokens to the cached sequence; logits (vocabulary,) after the last one."""
+        logits, self._cache = self._decoder.run(tokens, self._cache, keep_cache=True)
+        return logits[-1]
+
+    def close(self) -> None:
+        """Free session and cache."""
+        self._open = None
+        self._cache = {}
+
+    @property
+    def _decoder(self) -> Decoder:
+        if self._open is None:
+            raise RuntimeError("the backend is closed")
+        return self._open
