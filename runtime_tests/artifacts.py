@@ -1,0 +1,115 @@
+"""What a file or folder holds, for artifacts that come without the record their export returned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+
+from ..converter.errors import InputError
+from ..exporters.artifact import Artifact, TensorRecord
+from .backends.open import artifact_format
+
+CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
+ROTARY_TABLES = ("cos_cache", "sin_cache")  # stored in ONNX graphs, but no weights
+
+
+def describe(artifact: Artifact | Path) -> Artifact:
+    """The record of an artifact, read from its headers if only its path is known. No weight is read.
+
+    Raises:
+        InputError: missing, damaged, or none of the known formats.
+    """
+    if isinstance(artifact, Artifact):
+        return artifact
+    kind = artifact_format(artifact)
+    if kind == "gguf":
+        return _describe_gguf(artifact)
+    return _describe_onnx(artifact) if kind == "onnx" else _describe_checkpoint(artifact)
+
+
+def _describe_gguf(path: Path) -> Artifact:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        tensors = tuple(
+            TensorRecord(
+                tensor.name,
+                tuple(int(n) for n in reversed(tensor.shape)),
+                tensor.tensor_type.name.lower(),
+                int(tensor.n_bytes),
+            )
+            for tensor in reader.tensors
+        )
+    except Exception as error:  # the reader trusts its input: whatever it stumbles over is damage
+        raise InputError(f"{path}: damaged or truncated GGUF file ({type(error).__name__})") from error
+    layout = "native" if "lowrank.version" in reader.fields else "dense"
+    parameters = sum(prod(tensor.shape) for tensor in tensors)
+    return Artifact(path, "gguf", _main_type(tensors), layout, path.stat().st_size, parameters, tensors)
+
+
+def _describe_onnx(folder: Path) -> Artifact:
+    import onnx
+
+    from ..exporters.onnx.contents import model_bytes, tensor_records
+
+    try:
+        model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+        tensors = tensor_records(folder)
+    except Exception as error:  # protobuf's own errors, among others
+        raise InputError(f"{folder}: damaged ONNX model ({type(error).__name__})") from error
+    packed: dict[str, int] = {}
+    scales: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            sizes = {attribute.name: attribute.i for attribute in node.attribute}
+            packed[node.input[1]] = sizes["K"] * sizes["N"]
+            scales.update(node.input[2:])
+        elif node.op_type == "GatherBlockQuantized":
+            scales.update(node.input[2:])
+    weights = [
+        tensor
+        for tensor in tensors
+        if tensor.name not in scales and not tensor.type.startswith("int") and not tensor.name.endswith(ROTARY_TABLES)
+    ]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return Artifact(
+        path=folder,
+        format="onnx",
+        quantisation="int8" if any(tensor.type == "uint8" for tensor in weights) else _main_type(weights),
+        layout="dense" if metadata.get("lowrank.layout", "dense") == "dense" else "native",
+        bytes=model_bytes(folder),
+        parameters=sum(packed.get(tensor.name, prod(tensor.shape)) for tensor in weights),
+        tensors=tensors,
+    )
+
+
+def _describe_checkpoint(path: Path) -> Artifact:
+    from ..converter.checkpoint import CheckpointReader
+
+    reader = CheckpointReader(path)
+    tensors = tuple(_checkpoint_record(reader.dtype(name), name, reader.shape(name)) for name in reader.names)
+    return Artifact(
+        path=path,
+        format="checkpoint",
+        quantisation=_main_type(tensors),
+        layout="native" if reader.ranks else "dense",
+        bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        parameters=sum(prod(tensor.shape) for tensor in tensors),
+        tensors=tensors,
+    )
+
+
+def _checkpoint_record(dtype: str, name: str, shape: tuple[int, ...]) -> TensorRecord:
+    width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(dtype, 1)
+    return TensorRecord(name, shape, CHECKPOINT_TYPES.get(dtype, dtype.lower()), prod(shape) * width)
+
+
+def _main_type(tensors: Iterable[TensorRecord]) -> str:
+    """The storage type that most weights have."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.type] += prod(tensor.shape)
+    return counts.most_common(1)[0][0] if counts else "unknown"

@@ -1,0 +1,63 @@
+"""What a figure depends on besides the model: the machine and the versions of everything that computed it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = (
+    "lowrank-export",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "gguf",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-genai",
+    "onnxruntime-genai-cuda",
+)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python, of the installed libraries that take part, and of the project's own llama.cpp build."""
+    from .llamacpp.source import VERSION
+
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    versions["llama-cpp-python (patched)"] = VERSION
+    return versions
+
+
+def machine_facts() -> dict[str, str | int]:
+    """CPU model, physical and logical cores, bytes of memory, operating system, and the GPU if torch sees one."""
+    import psutil
+    import torch
+
+    facts: dict[str, str | int] = {
+        "cpu": _cpu_model(),
+        "physical_cores": psutil.cpu_count(logical=False) or 0,
+        "logical_cores": os.cpu_count() or 0,
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name(0)
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
+    return next(names, platform.processor() or "unknown")

@@ -1,0 +1,146 @@
+"""What a validation found: one row per model and runtime, and everything needed to read the figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..converter.errors import ResourceError
+from .gates import Gate, failed
+from .generation import Sample
+from .parity import Parity
+from .perplexity import Perplexity
+from .speed import Speed
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact in one runtime.
+
+    Attributes:
+        model: "factored", or "dense" for the uncompressed model beside it.
+        backend: the runtime's name.
+        path: the artifact.
+        format, quantisation, layout: as in `Artifact`.
+        bytes: size of everything the runtime loads.
+        parameters: stored weights, tied ones once.
+        perplexity: over the report's windows.
+        parity: against the torch model it was exported from; None for that torch model itself.
+        quality: against the dense torch model; None without one, and for dense rows.
+        speed: None if speed was not asked for.
+        dense_speed: of the dense artifact in the same runtime, timed in the same interleaved run.
+        sample: greedy continuation of the report's prompt.
+        gates: parity gates of this row.
+    """
+
+    model: str
+    backend: str
+    path: str
+    format: str
+    quantisation: str
+    layout: str
+    bytes: int
+    parameters: int
+    perplexity: Perplexity
+    parity: Parity | None
+    quality: Parity | None
+    speed: Speed | None
+    dense_speed: Speed | None
+    sample: Sample | None
+    gates: tuple[Gate, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits the artifact spends per stored parameter, everything included."""
+        return 8 * self.bytes / self.parameters
+
+    @property
+    def label(self) -> str:
+        """How messages name the row."""
+        return f"{self.backend} {self.quantisation} ({self.model})"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole validation.
+
+    Attributes:
+        rows: dense rows before factored ones, in each runtime and type.
+        windows: {"count", "length", "predicted_tokens", "sha256"} of the token windows.
+        settings: threads, device, dtype, and what speed and generation were measured with.
+        provenance: seeds and hashes the caller passed in, as they came.
+        versions: library -> version.
+        machine: CPU model, cores, memory.
+    """
+
+    rows: tuple[Row, ...]
+    windows: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    versions: Mapping[str, str]
+    machine: Mapping[str, str | int]
+
+    @property
+    def failures(self) -> tuple[tuple[Row, Gate], ...]:
+        """Every gate that failed, with its row."""
+        return tuple((row, gate) for row in self.rows for gate in failed(row.gates))
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-ready data; values that are no finite number become null."""
+        rows = [{**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows]
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "passed": self.passed,
+            "rows": rows,
+            "windows": dict(self.windows),
+            "settings": dict(self.settings),
+            "provenance": dict(self.provenance),
+            "versions": dict(self.versions),
+            "machine": dict(self.machine),
+        }
+        finite: dict[str, Any] = _finite(document)
+        return finite
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the report as JSON: complete or not at all, also when interrupted.
+
+    Raises:
+        ResourceError: the file cannot be written (disk full, no permission).
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(report.to_json(), file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot hold by null, tuples by lists and paths by strings."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
