@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 
 MISSING = "-"
 SAMPLE_CHARACTERS = 160
+HEADINGS = (
+    "MB",
+    "bits/\nweight",
+    "PPL\n± s.e.",
+    "parity\nKLD",
+    "same-\ntop %",
+    "quality\nKLD",
+    "same-\ntop %",
+    "prefill\ntok/s",
+    "decode\ntok/s",
+)
 
 
 def render(report: Report) -> RenderableType:

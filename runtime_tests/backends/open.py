@@ -1,0 +1,93 @@
+"""A path and the name of a runtime -> an open backend."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from ...converter.errors import InputError, UsageError
+from .protocol import Backend
+
+TORCH, LLAMA_CPP, ONNXRUNTIME, GENAI = "torch", "llama.cpp", "onnxruntime", "onnxruntime-genai"
+RUNTIMES: dict[str, tuple[str, ...]] = {
+    "gguf": (LLAMA_CPP,),
+    "onnx": (ONNXRUNTIME, GENAI),
+    "checkpoint": (TORCH,),
+}
+"""Format of an artifact -> the runtimes that run it."""
+
+
+def artifact_format(path: Path) -> str:
+    """Tell "gguf" (a .gguf file), "onnx" (a folder with model.onnx) and "checkpoint" (a Hugging Face folder) apart.
+
+    Raises:
+        InputError: missing, or none of these.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; give a .gguf file, an ONNX folder or a checkpoint folder")
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return "gguf"
+    if (path / "model.onnx").is_file():
+        return "onnx"
+    if (path / "config.json").is_file():
+        return "checkpoint"
+    raise InputError(f"{path}: neither a .gguf file nor a folder with model.onnx or config.json")
+
+
+def backend_names(path: Path) -> tuple[str, ...]:
+    """The runtimes that can run an artifact.
+
+    Raises:
+        InputError: not an artifact.
+    """
+    return RUNTIMES[artifact_format(path)]
+
+
+def open_backend(
+    path: Path,
+    name: str,
+    *,
+    threads: int,
+    context: int,
+    exact: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Backend:
+    """Load an artifact into a runtime. Only that runtime is imported.
+
+    Args:
+        path: a GGUF file, an ONNX folder, or a checkpoint folder.
+        name: one of `backend_names(path)`.
+        threads: CPU threads.
+        context: longest sequence that will be asked for, in tokens.
+        exact: ask the runtime to compute as exactly as it can (for logits); False takes its defaults (for speed).
+        device: "cpu" or "cuda"; llama.cpp is built for the CPU and ignores it.
+        dtype: dtype of torch; the other runtimes take it from the artifact.
+
+    Raises:
+        InputError: not an artifact, or the runtime refuses it.
+        UsageError: no such runtime (names the nearest), or it does not run this format.
+        ResourceError: the runtime is not there, or there is not enough memory.
+    """
+    known = sorted({runtime for runtimes in RUNTIMES.values() for runtime in runtimes})
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise UsageError(f"unknown backend {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {known}"))
+    if name not in backend_names(path):
+        raise UsageError(f"{path}: {name} does not run this format; use {' or '.join(backend_names(path))}")
+    if name == TORCH:
+        from .torch_reference import open_torch
+
+        return open_torch(path, device=device, dtype=dtype, threads=threads)
+    if name == LLAMA_CPP:
+        from .llama_cpp import LlamaCppBackend
+
+        return LlamaCppBackend(path, n_ctx=context, threads=threads, exact=exact)
+    provider = "cuda" if device.startswith("cuda") else "cpu"
+    if name == ONNXRUNTIME:
+        from .onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(path, threads=threads, provider=provider)
+    from .genai import GenAiBackend
+
+    return GenAiBackend(path, threads=threads, provider=provider, max_length=context)
