@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..converter.errors import ResourceError
+from ..converter.files import replacing
 from .gates import Gate, failed
 from .generation import Sample
 from .parity import Parity
@@ -115,24 +115,17 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the report as JSON: complete or not at all, also when interrupted.
+    """Write the report as JSON, replacing what is there: complete or not at all, also when interrupted.
 
     Raises:
         ResourceError: the file cannot be written (disk full, no permission).
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
+        with replacing(path, force=True, folder=False) as partial, partial.open("w", encoding="utf-8") as file:
             json.dump(report.to_json(), file, indent=2, ensure_ascii=False, allow_nan=False)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

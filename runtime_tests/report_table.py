@@ -17,7 +17,7 @@ MISSING = "-"
 SAMPLE_CHARACTERS = 160
 HEADINGS = (
     "MB",
-    "bits/\nweight",
+    "bits/\nw",
     "PPL\n± s.e.",
     "parity\nKLD",
     "same-\ntop %",
@@ -48,23 +48,13 @@ def _table(report: Report) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True)
-    table.add_column("runtime, type", max_width=18)
-    table.add_column("model")
-    for heading in (
-        "MB",
-        "bits/\nweight",
-        "PPL\n± s.e.",
-        "parity\nKLD",
-        "same-\ntop %",
-        "quality\nKLD",
-        "same-\ntop %",
-    ):
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("runtime\ntype", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("prefill\ntok/s", justify="right", no_wrap=True)
-    table.add_column("decode\ntok/s", justify="right", no_wrap=True)
     for (backend, quantisation), rows in groupby(report.rows, key=lambda row: (row.backend, row.quantisation)):
-        label = f"{backend} {quantisation}"
+        label = f"{backend}\n{quantisation}"
         for row in rows:
             table.add_row(label, *_cells(row), style=None if all(gate.passed for gate in row.gates) else "red")
             label = ""
@@ -73,7 +63,7 @@ def _table(report: Report) -> RenderableType:
 
 def _cells(row: Row) -> Iterable[str]:
     perplexity = row.perplexity
-    precision = 2 if perplexity.value < 1000 else 0
+    precision = 2 if perplexity.value < 100 else 1 if perplexity.value < 1000 else 0
     yield row.model
     yield f"{row.bytes / 1e6:.1f}"
     yield f"{row.bits_per_weight:.2f}"

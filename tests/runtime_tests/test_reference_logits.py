@@ -1,0 +1,75 @@
+"""Recorded logits: exact, small in memory, gone afterwards, refused before the disk is full."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lowrank_export.converter.errors import InputError, ResourceError
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.runtime_tests.perplexity import token_losses
+from lowrank_export.runtime_tests.reference_logits import ReferenceLogits
+from numpy.typing import NDArray
+
+WINDOWS = np.random.default_rng(0).integers(0, 30, (3, 6)).astype(np.int32)
+Usage = namedtuple("Usage", "total used free")
+
+
+class FakeBackend:
+    """Logits that depend on the window, with an optional damaged entry."""
+
+    name = "fake"
+
+    def __init__(self, bad: float | None = None) -> None:
+        self.bad, self.calls = bad, 0
+
+    def window_logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        self.calls += 1
+        logits = np.random.default_rng(int(tokens.sum())).standard_normal((len(tokens), 30)).astype(np.float32)
+        if self.bad is not None and self.calls == 2:
+            logits[4, 7] = self.bad
+        return logits
+
+    def reset(self) -> None: ...
+
+    def feed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        return self.window_logits(tokens)[-1]
+
+    def close(self) -> None: ...
+
+
+def test_recorded_logits_are_the_backends(tmp_path: Path) -> None:
+    with ReferenceLogits.record(FakeBackend(), WINDOWS, tmp_path / "logits", SilentProgress()) as recorded:
+        assert len(recorded) == 3 and recorded.vocabulary == 30
+        assert recorded.path.stat().st_size == 3 * 5 * 30 * 4
+        for index, found in enumerate(recorded):
+            expected = FakeBackend().window_logits(WINDOWS[index])
+            np.testing.assert_array_equal(found, expected[:-1])
+            np.testing.assert_array_equal(recorded.losses[index], token_losses(expected, WINDOWS[index]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "infinite")])
+def test_damaged_logits_name_backend_and_window(tmp_path: Path, bad: float, word: str) -> None:
+    with pytest.raises(InputError, match=rf"fake: {word} logits in window 1 at position 4"):
+        ReferenceLogits.record(FakeBackend(bad), WINDOWS, tmp_path / "logits", SilentProgress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_seen_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(1, 1, 1000))
+    backend = FakeBackend()
+    with pytest.raises(ResourceError, match="scratch"):
+        ReferenceLogits.record(backend, WINDOWS, tmp_path / "logits", SilentProgress())
+    assert backend.calls == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_disk_that_fills_up_while_writing() -> None:
+    from lowrank_export.runtime_tests import reference_logits
+
+    with Path("/dev/full").open("wb", buffering=0) as file, pytest.raises(ResourceError, match="disk full"):
+        reference_logits._write(file, np.zeros((4, 4), np.float32))  # type: ignore[arg-type]
