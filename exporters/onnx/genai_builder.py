@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FAMILIES = {"llama": "LlamaModel", "mistral": "MistralModel", "qwen2": "QwenModel", "qwen3": "Qwen3Model"}
 """config.json's `model_type` -> the builder's class. Each was compared with torch in this project's tests."""
 
+ROTARY = {"llama": ("default", "llama3")}
+"""Rotary embeddings compared with torch; only "default" elsewhere. The builder silently ignores some it does not know."""
+
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 TESTED_BUILDER = "0.18"
@@ -88,7 +91,7 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
         raise InputError(f"{checkpoint}: ONNX Runtime GenAI cannot express this model: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         said = " ".join(captured.getvalue()[-_OUTPUT_TAIL:].split())
-        problem = f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise LowRankError(f"{checkpoint}: the ONNX model builder failed: {problem} (it said: {said})") from error
     _save(builder.model, folder, metadata)
 
@@ -175,12 +178,15 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
     """The configuration as the builder wants it: no quantisation method, sliding windows spelled out per block.
 
     Raises:
-        InputError: unsupported family.
+        InputError: unsupported family or rotary embedding.
     """
     from copy import deepcopy
 
     config = deepcopy(model.config)
     check_family(config.model_type)
+    rotary = config.rope_parameters.get("rope_type", "default")
+    if rotary not in ROTARY.get(config.model_type, ("default",)):
+        raise InputError(f"{checkpoint}: its {rotary!r} rotary embedding cannot be exported to ONNX")
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = str(checkpoint)

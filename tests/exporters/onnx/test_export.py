@@ -1,0 +1,272 @@
+"""Whole exports of tiny random models of every family."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from lowrank_export.converter.checkpoint import CheckpointReader
+from lowrank_export.converter.errors import InputError, LowRankError, ResourceError, UsageError
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.artifact import Artifact
+from lowrank_export.exporters.onnx import export as export_module
+from lowrank_export.exporters.onnx import genai_builder
+from lowrank_export.exporters.onnx.export import export_onnx
+from lowrank_export.exporters.onnx.selfcheck import mean_kld
+from lowrank_export.exporters.onnx.session import open_decoder
+from lowrank_export.exporters.onnx.sizes import predict_bytes, rotary_elements
+
+ODD_RANK = 37  # neither a multiple of the block nor of anything else
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+CASES = [
+    *[(family, factored, factored) for family in FAMILIES for factored in (True, False)],  # factored tied, dense untied
+    ("llama", True, False),
+    ("llama", False, True),
+]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"hidden_size": 80},  # rows that do not fill their last block
+    "qwen3": {},
+}
+Saved = Callable[..., tuple[Path, Any]]
+
+
+class Frozen(dict[str, Any]):
+    """A dictionary that can be the key of a cache."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items())))
+
+
+def export(checkpoint: Path, out: Path, quantisation: str = "fp32", *, force: bool = False) -> Artifact:
+    return export_onnx(checkpoint, out, quantisation=quantisation, force=force, progress=SilentProgress())
+
+
+def torch_logits(model: Any, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        return np.asarray(model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Saved:
+    """Write a checkpoint once per module: family, rank (None: dense), options -> path, torch model."""
+
+    @cache
+    def save(family: str, rank: int | None, **options: Any) -> tuple[Path, Any]:
+        path = tmp_path_factory.mktemp("checkpoint")
+        if rank is None:
+            return path, tiny.save_dense(path, family, **options)
+        return path, tiny.save_factored(path, family, rank=rank, **options)
+
+    return save
+
+
+@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize(("family", "factored", "tied"), CASES)
+def test_logits_agree_with_torch(
+    tmp_path: Path, saved: Saved, tiny: ModuleType, family: str, factored: bool, tied: bool, quantisation: str
+) -> None:
+    checkpoint, model = saved(family, ODD_RANK if factored else None, tied=tied, **OPTIONS[family])
+    artifact = export(checkpoint, tmp_path / "out", quantisation)
+    tokens = np.random.default_rng(7).integers(0, tiny.VOCABULARY, 40, dtype=np.int32)
+    decoder = open_decoder(tmp_path / "out", threads=1)
+    logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
+    reference = torch_logits(model, tokens)
+    if quantisation == "fp32":
+        np.testing.assert_allclose(logits, reference, atol=1e-4)
+    else:
+        assert mean_kld(reference, logits) < 0.005
+        assert (logits.argmax(-1) == reference.argmax(-1)).mean() > 0.8
+    assert artifact.layout == ("native" if factored else "dense")
+    assert artifact.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing may be left beside the export"
+
+
+@pytest.fixture(scope="module")
+def factored(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Path:
+    path: Path = tmp_path_factory.mktemp("factored") / "checkpoint"
+    tiny.save_factored(path, "llama", rank=32)
+    (path / "recipe.yaml").write_text("method: svd\n", encoding="utf-8")
+    return path
+
+
+def test_folder_and_metadata(tmp_path: Path, factored: Path) -> None:
+    artifact = export(factored, tmp_path / "out")
+    files = {path.name for path in artifact.path.iterdir()}
+    assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= files
+    model = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["lowrank.version"] == "1" and metadata["lowrank.layout"] == "two-factor"
+    assert metadata["lowrank.method"] == "svd" and metadata["lowrank.retention"] == "1.0"
+    assert metadata["lowrank.recipe"] == "method: svd\n"
+    assert model.producer_name == "lowrank-export"
+    config = json.loads((tmp_path / "out" / "genai_config.json").read_text(encoding="utf-8"))
+    assert str(tmp_path) not in json.dumps(config) and str(factored) not in json.dumps(config)
+
+
+def test_artifact_lists_the_tensors(tmp_path: Path, factored: Path) -> None:
+    artifact = export(factored, tmp_path / "out", "int8")
+    tensors = {record.name: record for record in artifact.tensors}
+    record = tensors["model.layers.0.attn.q_proj.lowrank_v.MatMulNBits.qweight"]
+    assert (record.shape, record.type, record.bytes) == ((32, 2, 32), "uint8", 32 * 64)
+    assert artifact.bytes == sum((tmp_path / "out" / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    assert 0 <= artifact.bytes - sum(record.bytes for record in artifact.tensors) < 60_000, "the graph, no second copy"
+
+
+@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+def test_tied_embedding_is_stored_once(tmp_path: Path, factored: Path, tiny: ModuleType, quantisation: str) -> None:
+    artifact = export(factored, tmp_path / "out", quantisation)
+    stored = [record for record in artifact.tensors if np.prod(record.shape) >= tiny.VOCABULARY * tiny.HIDDEN]
+    assert len(stored) == 1 and stored[0].name.startswith("lm_head")
+
+
+@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize(("family", "tied", "rank"), [("llama", True, 96), ("qwen2", False, 45), ("qwen3", True, None)])
+def test_predicted_bytes(
+    tmp_path: Path, saved: Saved, family: str, tied: bool, rank: int | None, quantisation: str
+) -> None:
+    checkpoint, _ = saved(family, rank, tied=tied, blocks=1, hidden_size=256, head_dim=64)
+    reader = CheckpointReader(checkpoint)
+    predicted = predict_bytes(
+        {name: reader.shape(name) for name in reader.names},
+        quantisation,
+        tied=tied,
+        rotary_elements=rotary_elements(reader.config),
+    )
+    assert predicted == pytest.approx(export(checkpoint, tmp_path / "out", quantisation).bytes, rel=0.03)
+
+
+def test_prediction_counts_a_tied_head_once() -> None:
+    shapes = {"model.embed_tokens.weight": (320, 64), "lm_head.weight": (320, 64)}
+    embedding_only = {"model.embed_tokens.weight": (320, 64)}
+    assert predict_bytes(shapes, "int8", tied=True) == predict_bytes(embedding_only, "int8", tied=True)
+    assert predict_bytes(shapes, "int8", tied=False) > predict_bytes(shapes, "int8", tied=True)
+    with pytest.raises(ValueError, match="int3"):
+        predict_bytes(shapes, "int3", tied=True)
+
+
+def test_linear_as_wide_as_the_vocabulary_is_not_taken_for_the_head(tmp_path: Path, saved: Saved) -> None:
+    checkpoint, model = saved("llama", None, intermediate_size=160, vocab_size=160)
+    export(checkpoint, tmp_path / "out")
+    tokens = np.arange(20, dtype=np.int32)
+    decoder = open_decoder(tmp_path / "out", threads=1)
+    logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
+    np.testing.assert_allclose(logits, torch_logits(model, tokens), atol=1e-4)
+
+
+def test_existing_output(tmp_path: Path, factored: Path) -> None:
+    out = tmp_path / "out"
+    export(factored, out)
+    with pytest.raises(UsageError, match="exists"):
+        export(factored, out)
+    (out / "stale").touch()
+    export(factored, out, force=True)
+    assert not (out / "stale").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_replaces_nothing_but_an_export(tmp_path: Path, factored: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(UsageError, match="not an ONNX export"):
+        export(factored, tmp_path, force=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_unknown_quantisation_and_family(tmp_path: Path, factored: Path, tiny: ModuleType) -> None:
+    with pytest.raises(UsageError, match="'int3' is unknown; one of fp32, int8"):
+        export(factored, tmp_path / "out", "int3")
+    tiny.save_dense(tmp_path / "in", "llama")
+    config = tmp_path / "in" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"llama"', '"opt"'), encoding="utf-8")
+    with pytest.raises(InputError, match="supported: llama"):
+        export(tmp_path / "in", tmp_path / "out")
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left"),
+        (MemoryError(), "out of memory"),
+        (OSError(errno.EROFS, "Read-only file system"), "not writable"),
+    ],
+)
+def test_full_disk_or_memory_leaves_the_old_export(
+    tmp_path: Path, factored: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.onnx").write_bytes(b"old")
+    monkeypatch.setattr("onnx_ir.save", raises(error))
+    with pytest.raises(ResourceError, match=message):
+        export(factored, out, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "model.onnx").read_bytes() == b"old"
+
+
+def test_wrong_result_is_not_delivered(tmp_path: Path, factored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = export_module.reference_logits
+    monkeypatch.setattr(export_module, "reference_logits", lambda *arguments: honest(*arguments)[:, ::-1])
+    for quantisation in ("fp32", "int8"):
+        with pytest.raises(InputError, match="does not compute what the torch model computes"):
+            export(factored, tmp_path / "out", quantisation)
+    assert list(tmp_path.iterdir()) == []
+
+
+ROPES = {
+    "default": {"rope_theta": 500.0},
+    "llama3": {
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_rotary_embeddings(tmp_path: Path, saved: Saved, kind: str) -> None:
+    checkpoint, model = saved("llama", None, blocks=1, rope_parameters=Frozen(rope_type=kind, **ROPES[kind]))
+    export(checkpoint, tmp_path / "out")
+    tokens = np.random.default_rng(8).integers(0, 320, 200, dtype=np.int32)
+    decoder = open_decoder(tmp_path / "out", threads=1)
+    logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
+    np.testing.assert_allclose(logits, torch_logits(model, tokens), atol=1e-4)
+
+
+def test_unsupported_rotary_embedding_is_refused(tmp_path: Path, saved: Saved) -> None:
+    dynamic = Frozen(rope_type="dynamic", rope_theta=1e4, factor=2.0)
+    for family in ("llama", "qwen3"):
+        checkpoint, _ = saved(family, None, blocks=1, rope_parameters=dynamic)
+        with pytest.raises(InputError, match="'dynamic' rotary embedding") as error:
+            export(checkpoint, tmp_path / "out")
+        assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_builder_failure_is_one_line(tmp_path: Path, factored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(genai_builder._builders().Model, "make_initializer", raises(TypeError("moved\nargument")))
+    with pytest.raises(LowRankError, match="model builder failed: TypeError: moved argument") as error:
+        export(factored, tmp_path / "out")
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_printed(tmp_path: Path, factored: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export(factored, tmp_path / "out")
+    printed = capfd.readouterr()
+    assert printed.out == "" and "Reading" not in printed.err and "GroupQuery" not in printed.err
