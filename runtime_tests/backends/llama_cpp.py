@@ -17,7 +17,7 @@ from ..llamacpp.runtime import import_llama_cpp, lowrank_version
 from .protocol import Logits, Tokens
 
 BATCH = 512  # tokens per decode call; bounds the logits that llama.cpp holds at once
-ERROR_LEVEL = 3
+ERROR_LEVEL = 4
 F32_TYPE = 0
 NO_FLASH_ATTENTION = 0
 
@@ -151,7 +151,8 @@ class LlamaCppBackend:
 
     def _last_error(self) -> str:
         """The most telling of the last error lines: the first, later ones repeat that loading failed."""
-        return next((line for line in self._errors if line), "no reason given")
+        line = next((line for line in self._errors if line), "no reason given")
+        return line.removeprefix("llama_model_load: error loading model: ")
 
 
 @cache

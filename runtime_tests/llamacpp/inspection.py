@@ -43,7 +43,7 @@ def inspect_gguf(path: Path) -> GgufSummary:
     try:
         architecture, version, vocabulary, end = _parse(path)
     except Exception as error:  # the reader trusts its input: whatever it stumbles over is damage
-        raise InputError(f"{path}: damaged or truncated GGUF file ({str(error).splitlines()[:1]})") from None
+        raise InputError(f"{path}: damaged or truncated GGUF file ({type(error).__name__} in its header)") from None
     if end > size:
         raise InputError(f"{path}: truncated GGUF file: {size} bytes, its tensors end at {end}")
     if not architecture:

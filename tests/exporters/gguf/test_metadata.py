@@ -1,0 +1,77 @@
+"""Hyperparameters."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lowrank_export.converter.errors import InputError
+from lowrank_export.exporters.gguf.metadata import read_hyperparameters, rope_frequency_factors
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 131072,
+    "intermediate_size": 128,
+    "vocab_size": 320,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_defaults() -> None:
+    found = read_hyperparameters(CONFIG)
+    assert (found.key_value_heads, found.head_dim, found.rope_type, found.tied) == (4, 16, "default", False)
+    assert found.rope["rope_theta"] == 10000.0
+    assert rope_frequency_factors(found) is None
+
+
+def test_rope_of_older_transformers() -> None:
+    found = read_hyperparameters({**CONFIG, "rope_theta": 1e6, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert (found.rope_type, found.rope["rope_theta"], found.rope["factor"]) == ("linear", 1e6, 2.0)
+
+
+def test_llama3_factors_equal_those_of_transformers(tiny: ModuleType) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = tiny.config("llama", rope_parameters=LLAMA3, head_dim=64, max_position_embeddings=131072)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 1 / 500000.0 ** (np.arange(0, 64, 2) / 64)
+    factors = rope_frequency_factors(read_hyperparameters({**CONFIG, "head_dim": 64, "rope_parameters": LLAMA3}))
+    assert factors is not None
+    np.testing.assert_allclose(factors, plain / scaled.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial rotary"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+    ],
+)
+def test_what_cannot_be_expressed(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_hyperparameters({**CONFIG, **change})
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(InputError, match="rms_norm_eps"):
+        read_hyperparameters({key: value for key, value in CONFIG.items() if key != "rms_norm_eps"})
+
+
+def test_sliding_window_counts_where_it_is_used() -> None:
+    assert read_hyperparameters({**CONFIG, "model_type": "mistral", "sliding_window": 4096}).sliding_window == 4096
+    assert read_hyperparameters({**CONFIG, "model_type": "qwen2", "sliding_window": 4096}).sliding_window is None

@@ -1,0 +1,168 @@
+"""The patched llama.cpp against torch, on factored and ordinary files of every family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+TOKENS = np.random.default_rng(0).integers(0, 320, 96).astype(np.int32)
+
+pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
+
+
+def torch_logits(model: Any, tokens: np.ndarray = TOKENS) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(tokens[None].astype(np.int64))).logits[0].float().numpy()
+
+
+def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Mean KL divergence in nats."""
+    p, q = (torch.log_softmax(torch.tensor(x).double(), -1) for x in (reference, logits))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def gguf(source: Path, out: Path, **options: Any) -> Path:
+    return export_gguf(source, out, progress=SilentProgress(), **options).path
+
+
+def logits_of(path: Path, tokens: np.ndarray = TOKENS, **options: Any) -> np.ndarray:
+    backend = LlamaCppBackend(path, n_ctx=256, **options)
+    try:
+        return backend.window_logits(tokens)
+    finally:
+        backend.close()
+
+
+@pytest.fixture(scope="module")
+def low_rank(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A factored llama at rank 32 in float32, and its logits in torch."""
+    folder = tmp_path_factory.mktemp("low-rank")
+    model = tiny.save_factored(folder / "model", "llama", rank=32)
+    return gguf(folder / "model", folder / "m.gguf", quantisation="f32"), torch_logits(model)
+
+
+@pytest.fixture
+def backend(low_rank: tuple[Path, np.ndarray]) -> Iterator[LlamaCppBackend]:
+    opened = LlamaCppBackend(low_rank[0], n_ctx=128)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rank", [None, 20])
+def test_factored_file_equals_torch(
+    tiny: ModuleType, tmp_path: Path, family: str, tied: bool, rank: int | None
+) -> None:
+    model = tiny.save_factored(tmp_path / "model", family, rank=rank, tied=tied)
+    reference = torch_logits(model)
+    native = logits_of(gguf(tmp_path / "model", tmp_path / "native.gguf", quantisation="f32"))
+    dense = logits_of(gguf(tmp_path / "model", tmp_path / "dense.gguf", quantisation="f32", layout="dense"))
+    assert divergence(reference, native) < 1e-9
+    assert divergence(reference, dense) < 1e-9
+    np.testing.assert_allclose(native, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dense_checkpoint_equals_torch(tiny: ModuleType, tmp_path: Path, family: str) -> None:
+    model = tiny.save_dense(tmp_path / "model", family)
+    assert divergence(torch_logits(model), logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32"))) < 1e-9
+
+
+def test_attention_and_feed_forward_biases_of_llama(tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.save_factored(tmp_path / "model", "llama", attention_bias=True, mlp_bias=True)
+    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32"))
+    assert divergence(torch_logits(model), logits) < 1e-9
+
+
+def test_llama3_rope(tiny: ModuleType, tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    model = tiny.save_factored(tmp_path / "model", "llama", rope_parameters=rope)
+    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32"))
+    assert divergence(torch_logits(model), logits) < 1e-8
+
+
+@pytest.mark.parametrize(("quantisation", "limit"), [("f16", 1e-5), ("bf16", 1e-3), ("q8_0", 5e-3)])
+def test_quantised_factors(tiny: ModuleType, tmp_path: Path, quantisation: str, limit: float) -> None:
+    model = tiny.save_factored(tmp_path / "model", "qwen2", rank=32)
+    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation=quantisation))
+    assert divergence(torch_logits(model), logits) < limit
+
+
+def test_factored_head(tiny: ModuleType, tmp_path: Path) -> None:
+    """`output.weight` as two factors: built by hand, because the converter leaves the head alone."""
+    source = tmp_path / "model"
+    model = tiny.save_dense(source, "llama", tied=False)
+    u, s, vt = torch.linalg.svd(model.lm_head.weight.detach(), full_matrices=False)
+    u, v = u[:, :32] * s[:32], vt[:32]
+    weights = load_file(source / "model.safetensors")
+    del weights["lm_head.weight"]
+    weights |= {"lm_head.lowrank_u.weight": u.contiguous(), "lm_head.lowrank_v.weight": v.contiguous()}
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "lowrank", "layout": "two-factor", "ranks": {"lm_head": 32}}
+    (source / "config.json").write_text(json.dumps(config))
+    with torch.no_grad():
+        model.lm_head.weight.copy_(u @ v)
+    logits = logits_of(gguf(source, tmp_path / "m.gguf", quantisation="f32"))
+    assert divergence(torch_logits(model), logits) < 1e-9
+
+
+def test_feeding_equals_the_window(backend: LlamaCppBackend, low_rank: tuple[Path, np.ndarray]) -> None:
+    reference = low_rank[1]
+    for _ in range(2):
+        backend.reset()
+        np.testing.assert_allclose(backend.feed(TOKENS[:40]), reference[39], atol=1e-4)
+        np.testing.assert_allclose(backend.feed(TOKENS[40:41]), reference[40], atol=1e-4)
+        np.testing.assert_allclose(backend.feed(TOKENS[41:60]), reference[59], atol=1e-4)
+    np.testing.assert_allclose(backend.window_logits(TOKENS), reference, atol=1e-4)
+
+
+def test_window_longer_than_one_batch(tiny: ModuleType, tmp_path: Path) -> None:
+    model = tiny.save_factored(tmp_path / "model", "qwen3", max_position_embeddings=1024)
+    tokens = np.random.default_rng(1).integers(0, 320, 700).astype(np.int32)
+    opened = LlamaCppBackend(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32"), n_ctx=700)
+    logits = opened.window_logits(tokens)
+    opened.close()
+    assert divergence(torch_logits(model, tokens), logits) < 1e-9
+
+
+def test_misuse_is_an_error_not_a_crash(backend: LlamaCppBackend) -> None:
+    with pytest.raises(InputError, match="the context holds"):
+        backend.window_logits(np.zeros(300, dtype=np.int32))
+    backend.reset()
+    with pytest.raises(InputError, match="outside the vocabulary of 320"):
+        backend.feed(np.array([320], dtype=np.int32))
+    with pytest.raises(InputError, match="no tokens"):
+        backend.feed(np.array([], dtype=np.int32))
+
+
+def test_runtime_defaults_are_close(low_rank: tuple[Path, np.ndarray]) -> None:
+    assert divergence(low_rank[1], logits_of(low_rank[0], exact=False)) < 1e-4
+
+
+def test_close_twice(low_rank: tuple[Path, np.ndarray]) -> None:
+    opened = LlamaCppBackend(low_rank[0])
+    opened.close()
+    opened.close()

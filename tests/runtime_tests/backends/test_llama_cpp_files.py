@@ -1,0 +1,147 @@
+"""Files that cannot be run give one line and never end the process; a stock llama.cpp refuses factored files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.gguf import writer
+from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
+from lowrank_export.runtime_tests.llamacpp.inspection import GgufSummary, check_loadable, inspect_gguf
+
+STOCK = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.n_ctx = 64
+xllamacpp.Server(params)
+print("loaded")
+"""
+MUTATIONS = """
+import random, sys
+from pathlib import Path
+import numpy as np
+from lowrank_export.converter.errors import LowRankError
+from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
+source, copy = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+for seed in range(24):
+    rng, data = random.Random(seed), bytearray(source)
+    for _ in range(rng.choice([1, 2, 8])):
+        data[rng.randrange(4, 40_000)] = rng.randrange(256)
+    copy.write_bytes(data)
+    try:
+        backend = LlamaCppBackend(copy, n_ctx=64)
+        backend.window_logits(np.arange(8, dtype=np.int32))
+        backend.close()
+    except LowRankError as error:
+        assert str(error).count(chr(10)) == 0
+print("survived")
+"""
+
+
+@pytest.fixture(scope="module")
+def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    tiny.save_factored(folder / "model", "qwen2")
+    export_gguf(folder / "model", folder / "native.gguf", quantisation="f32", progress=SilentProgress())
+    export_gguf(folder / "model", folder / "dense.gguf", quantisation="f32", layout="dense", progress=SilentProgress())
+    return folder
+
+
+def run(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [(0, "not a GGUF file"), (3, "not a GGUF file"), (4, "damaged or truncated"), (20_000, "damaged or truncated")],
+)
+def test_truncated(factored: Path, tmp_path: Path, keep: int, message: str) -> None:
+    path = tmp_path / "short.gguf"
+    path.write_bytes((factored / "native.gguf").read_bytes()[:keep])
+    with pytest.raises(InputError, match=message):
+        LlamaCppBackend(path)
+
+
+def test_last_byte_missing(factored: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.gguf"
+    path.write_bytes((factored / "native.gguf").read_bytes()[:-200])
+    with pytest.raises(InputError, match="truncated"):
+        LlamaCppBackend(path)
+
+
+def test_not_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(InputError, match="not a GGUF file"):
+        LlamaCppBackend(path)
+    with pytest.raises(InputError, match="no such file"):
+        LlamaCppBackend(tmp_path / "none.gguf")
+
+
+def test_library_without_the_patch(factored: Path) -> None:
+    stock = cast(ModuleType, SimpleNamespace(llama_cpp=SimpleNamespace(_lib=SimpleNamespace())))
+    with pytest.raises(InputError, match=r"version 1\), but this llama\.cpp library lacks the low-rank patch"):
+        LlamaCppBackend(factored / "native.gguf", module=stock)
+
+
+def test_newer_layout(
+    factored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_cpp_runtime: Path
+) -> None:
+    monkeypatch.setattr(writer, "LOWRANK_VERSION", 2)
+    export_gguf(factored / "model", tmp_path / "m.gguf", progress=SilentProgress())
+    with pytest.raises(InputError, match="knows version 1"):
+        LlamaCppBackend(tmp_path / "m.gguf")
+
+
+def test_architecture_that_is_not_verified() -> None:
+    with pytest.raises(InputError, match=r"'deepseek2'; verified are llama, qwen2, qwen3"):
+        check_loadable(Path("m.gguf"), GgufSummary("deepseek2", 1, 10), patched_version=1)
+    check_loadable(Path("m.gguf"), GgufSummary("deepseek2", 0, 10), patched_version=0)
+
+
+def test_inspection(factored: Path) -> None:
+    assert inspect_gguf(factored / "native.gguf") == GgufSummary("qwen2", 1, 320)
+    assert inspect_gguf(factored / "dense.gguf") == GgufSummary("qwen2", 0, 320)
+
+
+def test_missing_tensor_is_named(factored: Path, tmp_path: Path, llama_cpp_runtime: Path) -> None:
+    data = (factored / "native.gguf").read_bytes()
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data.replace(b"blk.1.ffn_up.lowrank_v", b"blk.1.ffn_up.lowrank_x", 1))
+    with pytest.raises(InputError, match=r"cannot load.*'blk\.1\.ffn_up\.lowrank_v\.weight' not found"):
+        LlamaCppBackend(path)
+
+
+def test_damaged_headers_never_end_the_process(factored: Path, tmp_path: Path, llama_cpp_runtime: Path) -> None:
+    done = run(MUTATIONS, factored / "native.gguf", tmp_path / "m.gguf")
+    assert (done.returncode, done.stdout.strip()) == (0, "survived"), done.stderr[-500:]
+
+
+def test_nothing_on_stderr(factored: Path, llama_cpp_runtime: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend\n"
+        "LlamaCppBackend(Path(sys.argv[1]), n_ctx=64).close()"
+    )
+    done = run(code, factored / "native.gguf")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp (a stock llama.cpp) is not installed")
+def test_stock_library_refuses_the_factored_file_and_runs_the_dense_one(factored: Path) -> None:
+    refused = run(STOCK, factored / "native.gguf")
+    assert refused.returncode == 1  # an exception, not a signal
+    assert "tensor 'blk.0.attn_q.weight' not found" in refused.stderr + refused.stdout
+    accepted = run(STOCK, factored / "dense.gguf")
+    assert accepted.stdout.strip().endswith("loaded")

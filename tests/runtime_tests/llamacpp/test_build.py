@@ -1,0 +1,60 @@
+"""Building: the compiler check, progress, and failures. The real build is what the other tests run on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowrank_export.converter.errors import ResourceError
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.runtime_tests.llamacpp import build
+
+
+def test_missing_compiler_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ResourceError, match=r"no C\+\+ compiler found \(c\+\+, g\+\+, clang\+\+\).*build-essential"):
+        build.build_runtime(tmp_path, tmp_path / "log", SilentProgress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compiler_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "my-compiler"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "my-compiler -flag")
+    monkeypatch.setenv("CC", "my-compiler")
+    build.check_compiler()
+    monkeypatch.setenv("CC", "gone")
+    with pytest.raises(ResourceError, match=r"no C compiler found \(gone\)"):
+        build.check_compiler()
+
+
+@pytest.mark.parametrize(
+    ("line", "share"),
+    [("  [35/70] Building CXX object", 50), ("[ 45%] Building CXX object", 45), ("[100%] Built target", 99)],
+)
+def test_progress_lines(line: str, share: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "x.whl").touch()
+    monkeypatch.setattr(build.sys, "executable", _script(tmp_path, f"echo '{line}'"))
+    assert list(build._compile(tmp_path, wheels, tmp_path / "log")) == [share]
+
+
+def test_failed_build_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.sys, "executable", _script(tmp_path, "echo 'a.cpp:1: error: no'; echo bye; exit 1"))
+    with pytest.raises(ResourceError, match=r"the build failed: a\.cpp:1: error: no \(full output: .*log\)"):
+        list(build._compile(tmp_path, tmp_path, tmp_path / "log"))
+
+
+def _script(folder: Path, text: str) -> str:
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    assert sys.platform != "win32"
+    return str(path)

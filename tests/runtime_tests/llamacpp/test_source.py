@@ -1,0 +1,104 @@
+"""The pinned source: hashes, and the patch against a tree of its own making."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lowrank_export.converter.errors import InputError, ResourceError
+from lowrank_export.runtime_tests.llamacpp import source
+
+
+def hunks() -> dict[str, list[tuple[int, list[str]]]]:
+    """File -> (first line number, lines before the change) of every hunk of the shipped patch."""
+    files: dict[str, list[tuple[int, list[str]]]] = {}
+    current: list[tuple[int, list[str]]] = []
+    for line in source.PATCH.read_text(encoding="utf-8").splitlines():
+        if line.startswith("--- a/"):
+            current = files.setdefault(line.removeprefix("--- a/"), [])
+        elif match := re.match(r"@@ -(\d+)", line):
+            current.append((int(match[1]), []))
+        elif line[:1] in (" ", "-") and not line.startswith("---") and current:
+            current[-1][1].append(line[1:])
+    return files
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A source tree that holds just the lines the patch expects, at their places."""
+    for name, parts in hunks().items():
+        lines: list[str] = []
+        for start, before in parts:
+            lines += [""] * (start - 1 - len(lines)) + before
+        path = tmp_path / "vendor" / "llama.cpp" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "CMakeLists.txt").write_text(source.COMMON_FORCED_ON, encoding="utf-8")
+    return tmp_path
+
+
+def test_patch_applies(tree: Path) -> None:
+    source.apply_patch(tree)
+    patched = tree / "vendor" / "llama.cpp"
+    assert "llama_lowrank_version" in (patched / "include" / "llama.h").read_text(encoding="utf-8")
+    graph = (patched / "src" / "llama-graph.cpp").read_text(encoding="utf-8")
+    assert "ggml_mul_mat(ctx0, w, v ? ggml_mul_mat(ctx0, v, cur) : cur)" in graph
+    assert "COMMON OFF" in (tree / "CMakeLists.txt").read_text(encoding="utf-8")
+
+
+def test_patch_touches_nothing_in_ggml() -> None:
+    assert all(name.startswith(("src/", "include/llama.h")) for name in hunks())
+
+
+def test_patch_refuses_another_source(tree: Path) -> None:
+    (tree / "vendor" / "llama.cpp" / "src" / "llama.cpp").write_text("something else\n", encoding="utf-8")
+    with pytest.raises(InputError, match="does not apply"):
+        source.apply_patch(tree)
+
+
+def test_another_build_file_is_refused(tree: Path) -> None:
+    (tree / "CMakeLists.txt").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=r"CMakeLists\.txt"):
+        source.apply_patch(tree)
+
+
+def test_hash(tmp_path: Path) -> None:
+    path = tmp_path / "file.tar.gz"
+    path.write_bytes(b"data")
+    source.verify(path, hashlib.sha256(b"data").hexdigest())
+    with pytest.raises(InputError, match=r"file\.tar\.gz has SHA-256"):
+        source.verify(path, "0" * 64)
+    with pytest.raises(InputError, match="was not downloaded"):
+        source.verify(tmp_path / "other", "0" * 64)
+
+
+def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def offline(command: list[str], **_: Any) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=1, stderr="WARNING: retrying\nERROR: No matching distribution found\n")
+
+    monkeypatch.setattr(source.subprocess, "run", offline)
+    with pytest.raises(ResourceError, match="could not download.*No matching distribution") as caught:
+        source.download(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert commands[0][0] == sys.executable and "--require-hashes" in commands[0]
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        ("", "no output"),
+        ("a\nfatal error: x.h\nnote: see error above\nb\n", "fatal error: x.h"),
+        ("one\ntwo\n", "two"),
+    ],
+)
+def test_last_error(output: str, line: str) -> None:
+    assert source.last_error(output) == line
