@@ -1,0 +1,132 @@
+"""The rank plan: which linear keeps how many ranks. Data only: saved, printable, made before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """One linear of the model: full name, block index, out x in."""
+
+    name: str
+    block: int
+    out_features: int
+    in_features: int
+
+    @property
+    def parameters(self) -> int:
+        """m n, the bias not counted."""
+        return self.out_features * self.in_features
+
+    @property
+    def per_rank(self) -> int:
+        """Parameters one rank costs in two factors: m + n."""
+        return self.out_features + self.in_features
+
+    @property
+    def break_even_rank(self) -> float:
+        """m n / (m + n): from here on two factors save nothing."""
+        return self.parameters / self.per_rank
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """What one linear becomes: `rank` factors, or dense where rank is None.
+
+    `compressed` is False for a linear the user excluded; it does not count towards the retention ratio.
+    """
+
+    shape: LinearShape
+    rank: int | None
+    compressed: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Parameters kept."""
+        return self.shape.parameters if self.rank is None else self.rank * self.shape.per_rank
+
+    @property
+    def retention(self) -> float:
+        """Kept / original parameters of this linear."""
+        return self.parameters / self.shape.parameters
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """Ranks of every linear of the blocks.
+
+    Attributes:
+        linears: in model order.
+        target: retention ratio asked for.
+        rank_multiple: every rank is a multiple of this.
+        importance: relative importance per block (mean 1) where the allocation used one.
+    """
+
+    linears: tuple[LinearPlan, ...]
+    target: float
+    rank_multiple: int
+    importance: tuple[float, ...] = ()
+
+    @property
+    def original_parameters(self) -> int:
+        """Of the linears that are compressed."""
+        return sum(linear.shape.parameters for linear in self.linears if linear.compressed)
+
+    @property
+    def kept_parameters(self) -> int:
+        """Of the linears that are compressed."""
+        return sum(linear.parameters for linear in self.linears if linear.compressed)
+
+    @property
+    def retention(self) -> float:
+        """Kept / original parameters over the compressed linears; 1 where none is compressed."""
+        return self.kept_parameters / self.original_parameters if self.original_parameters else 1.0
+
+    @property
+    def rounding_loss(self) -> float:
+        """Retention that rounding ranks to their multiple left unused."""
+        return max(0.0, self.target - self.retention)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Linear name -> rank, factored linears only."""
+        return {linear.shape.name: linear.rank for linear in self.linears if linear.rank is not None}
+
+    def shapes(self, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Tensor shapes of the factored checkpoint, given those of the dense one.
+
+        Args:
+            tensors: tensor name -> shape of the dense checkpoint.
+        """
+        result = dict(tensors)
+        for linear in self.linears:
+            if linear.rank is not None:
+                m, n = result.pop(linear.shape.name + ".weight")
+                result[linear.shape.name + ".lowrank_u.weight"] = (m, linear.rank)
+                result[linear.shape.name + ".lowrank_v.weight"] = (linear.rank, n)
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON-ready data (plan.json)."""
+        return {
+            "target_retention": self.target,
+            "retention": self.retention,
+            "compression": 1 - self.retention,
+            "rounding_loss": self.rounding_loss,
+            "rank_multiple": self.rank_multiple,
+            "original_parameters": self.original_parameters,
+            "kept_parameters": self.kept_parameters,
+            "block_importance": list(self.importance),
+            "linears": {
+                linear.shape.name: {
+                    "shape": [linear.shape.out_features, linear.shape.in_features],
+                    "rank": "dense" if linear.rank is None else linear.rank,
+                    "parameters": linear.parameters,
+                    "retention": linear.retention,
+                }
+                for linear in self.linears
+            },
+        }

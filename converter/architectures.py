@@ -1,0 +1,63 @@
+"""Which modules of a transformer block are linears and which share an input: data per model family, no branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Linears that read the same activations, so that one second moment serves them all."""
+
+    name: str
+    linears: tuple[str, ...]  # module paths inside a block, in the order the block calls them
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a model family keeps what the converter touches. Paths are module names inside the model."""
+
+    model_type: str
+    blocks: str
+    embedding: str
+    rotary: str
+    groups: tuple[InputGroup, ...]  # in the order a block's forward reaches them
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Every linear of a block."""
+        return tuple(name for group in self.groups for name in group.linears)
+
+    def linear_name(self, block: int, linear: str) -> str:
+        """Full module name of one linear, as in the checkpoint."""
+        return f"{self.blocks}.{block}.{linear}"
+
+
+_GATED = (
+    InputGroup("attention in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    InputGroup("attention out", ("self_attn.o_proj",)),
+    InputGroup("mlp in", ("mlp.gate_proj", "mlp.up_proj")),
+    InputGroup("mlp out", ("mlp.down_proj",)),
+)
+
+FAMILIES: Mapping[str, Family] = {
+    name: Family(name, "model.layers", "model.embed_tokens", "model.rotary_emb", _GATED)
+    for name in ("llama", "mistral", "qwen2", "qwen3")
+}
+
+
+def family_of(config: Mapping[str, Any], where: str) -> Family:
+    """The family named by a config's `model_type`.
+
+    Raises:
+        InputError: the family is not supported; the message lists those that are.
+    """
+    model_type = str(config.get("model_type", ""))
+    if model_type not in FAMILIES:
+        supported = ", ".join(FAMILIES)
+        raise InputError(f"{where}: model family {model_type or 'unknown'!r} is not supported; supported: {supported}")
+    return FAMILIES[model_type]

@@ -1,0 +1,86 @@
+"""A model read block by block: never more than one block's weights in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .architectures import Family
+from .checkpoint import CheckpointReader
+from .errors import InputError
+
+
+class BlockSource:
+    """Gives the embedding and each block of a dense checkpoint as modules on a device.
+
+    Raises:
+        InputError: a tensor is missing, has another shape than the config says, or holds NaN or Inf.
+    """
+
+    def __init__(self, reader: CheckpointReader, family: Family, device: torch.device, dtype: torch.dtype) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
+        config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            self._skeleton: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self._skeleton.eval()
+        self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
+        self.block_count = int(config.num_hidden_layers)
+        self.window_limit = _window_limit(config)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) -> residual stream (B, T, d)."""
+        name = self.family.embedding + ".weight"
+        weight = self._tensor(name, tuple(self._skeleton.get_parameter(name).shape))
+        return nn.functional.embedding(tokens.to(self.device).long(), weight)
+
+    def block(self, index: int) -> nn.Module:
+        """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""
+        import copy
+
+        prefix = f"{self.family.blocks}.{index}"
+        block = copy.deepcopy(self._skeleton.get_submodule(prefix))
+        state = {
+            name: self._tensor(f"{prefix}.{name}", tuple(meta.shape)) for name, meta in block.state_dict().items()
+        }
+        block.load_state_dict(state, strict=True, assign=True)
+        return block.requires_grad_(False)
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """One block's forward over the residual stream (B, T, d), causal attention within each window."""
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        y = block(x, position_embeddings=self._rotary(x, position_ids=positions), position_ids=positions)
+        result: Tensor = y[0] if isinstance(y, tuple) else y
+        return result
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Full name -> (out, in) of every linear of the blocks, from the file headers."""
+        names = [self.family.linear_name(b, linear) for b in range(self.block_count) for linear in self.family.linears]
+        shapes = {}
+        for name in names:
+            shape = self.reader.shape(name + ".weight")
+            if len(shape) != 2:
+                raise InputError(f"{self.reader.path}: {name}.weight has shape {shape}, expected a matrix")
+            shapes[name] = (shape[0], shape[1])
+        return shapes
+
+    def _tensor(self, name: str, expected: tuple[int, ...]) -> Tensor:
+        if self.reader.shape(name) != expected:
+            found = self.reader.shape(name)
+            raise InputError(f"{self.reader.path}: {name} has shape {found}, but config.json says {expected}")
+        tensor = self.reader.tensor(name)
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
+        return tensor.to(self.device, self.dtype)
+
+
+def _window_limit(config: Any) -> int:
+    """The longest window over which attention is plain causal attention."""
+    limits = [int(config.max_position_embeddings)]
+    sliding = getattr(config, "sliding_window", None)
+    if sliding and getattr(config, "use_sliding_window", True):
+        limits.append(int(sliding))
+    return min(limits)

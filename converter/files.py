@@ -1,0 +1,80 @@
+"""Write beside, check, then rename: nothing half-written is ever left in an output's place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import LowRankError, ResourceError, UsageError
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse to write over something that exists.
+
+    Raises:
+        UsageError: `path` exists and `force` is not set, or its parent is not a folder.
+    """
+    if path.exists() and not force:
+        raise UsageError(f"{path}: already exists; choose another name or add --force to replace it")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: is not a folder")
+
+
+@contextmanager
+def replacing(path: Path, *, force: bool, folder: bool) -> Iterator[Path]:
+    """Give a name beside `path` to write to; when the block ends without an error, move it into place.
+
+    Args:
+        path: the final name.
+        force: replace what is there.
+        folder: the output is a directory (created empty) rather than a file.
+
+    Raises:
+        UsageError: the output exists and `force` is not set.
+        ResourceError: the disk is full; nothing is left behind.
+    """
+    check_output(path, force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(beside)
+    try:
+        if folder:
+            beside.mkdir()
+        yield beside
+        if path.exists():
+            _remove(path)
+        beside.rename(path)
+    except BaseException as error:
+        _remove(beside)
+        if is_disk_full(error):
+            raise ResourceError(f"{path.parent}: no space left on the disk; free some and run again") from None
+        raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is a full disk. Libraries wrap it, some keeping only its text."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, LowRankError):
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if "No space left on device" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def cache_folder() -> Path:
+    """The per-user cache: `$XDG_CACHE_HOME/lowrank-export`, by default `~/.cache/lowrank-export`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lowrank-export"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""One linear, its moments and its rank -> its factors: the stages of a method in their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .compensation import adacomp
+from .factorisation import LowRankFactors, factor, output_energy, truncation_loss
+from .methods import Method
+from .moments import GroupMoments
+from .whitening import Whitener, damped_inverse, whiten
+
+ALIGNMENT_DAMPING = 1e-6
+
+
+@dataclass(frozen=True)
+class FitLoss:
+    """Truncation losses of one linear relative to its output energy, on the moment that the fit saw.
+
+    Attributes:
+        truncated: after the truncation.
+        compensated: after the compensation; equal to `truncated` where there is none.
+        held_out_truncated, held_out_compensated: the same on windows that no factor was fitted on, where there are any.
+    """
+
+    truncated: float
+    compensated: float
+    held_out_truncated: float | None = None
+    held_out_compensated: float | None = None
+
+
+@dataclass(frozen=True)
+class GroupMetric:
+    """What the linears of one input group share: computed once, used for each.
+
+    Attributes:
+        whitener: of the stream that the method whitens with; None for the plain SVD.
+        evaluation: Sigma the losses are reported on; None where there are no activations.
+        compensation: Sigma that adaComp fits; None where the method has no compensation.
+        alignment: (n, n); W times this is the weight whose output on X' is the target; None for W itself.
+        held_out: Sigma' of held-out windows, where there are any.
+    """
+
+    whitener: Whitener | None
+    evaluation: Tensor | None
+    compensation: Tensor | None
+    alignment: Tensor | None
+    held_out: Tensor | None
+
+
+def group_metric(method: Method, moments: GroupMoments, reduction: str) -> GroupMetric:
+    """Turn moments into what the method needs.
+
+    Args:
+        method: which stream is whitened, whether there is compensation and alignment.
+        moments: of the group.
+        reduction: "moments" or "stack-of-batch", the activations that adaComp fits.
+
+    Raises:
+        ValueError: a moment is not finite.
+    """
+    compressed = moments.compressed.mean() if moments.compressed.tokens else None
+    dense = moments.dense.mean() if moments.dense.tokens else None
+    seen = {"none": None, "dense": dense, "compressed": compressed}[method.whitening]
+    compensation = None
+    if method.compensation == "adacomp":
+        compensation = compressed if reduction == "moments" else moments.stacked.mean()
+    alignment = None
+    if method.alpha > 0:
+        assert compressed is not None
+        # (1 - alpha) W X' + alpha W X, regressed on X': W ((1 - alpha) I + alpha Gamma Sigma'^-1)
+        alignment = method.alpha * moments.cross.mean() @ damped_inverse(compressed, ALIGNMENT_DAMPING)
+        alignment.diagonal().add_(1 - method.alpha)
+    return GroupMetric(
+        whitener=None if seen is None else whiten(seen),
+        evaluation=compressed if compressed is not None else dense,
+        compensation=compensation,
+        alignment=alignment,
+        held_out=moments.held_out.mean() if moments.held_out.tokens else None,
+    )
+
+
+def fit_linear(
+    weight: Tensor, rank: int, metric: GroupMetric, *, iterations: int
+) -> tuple[LowRankFactors, FitLoss | None]:
+    """Factor one linear.
+
+    Args:
+        weight: W (m, n), any float dtype.
+        rank: r.
+        metric: of its input group.
+        iterations: of adaComp.
+
+    Returns:
+        The factors, and their losses where there are activations to measure them on.
+    """
+    target = weight.double()
+    if metric.alignment is not None:
+        target = target @ metric.alignment
+    truncated, _ = factor(target, rank, None if metric.whitener is None else metric.whitener.matrix)
+    factors = truncated
+    if metric.compensation is not None:
+        factors = adacomp(target, truncated, metric.compensation, iterations)
+    if not bool(torch.isfinite(factors.u).all() and torch.isfinite(factors.v).all()):
+        raise ValueError("factors are not finite")
+    return factors, _losses(target, truncated, factors, metric)
+
+
+def _losses(
+    target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric
+) -> FitLoss | None:
+    if metric.evaluation is None:
+        return None
+
+    def relative(candidate: LowRankFactors, sigma: Tensor) -> float:
+        return truncation_loss(target, candidate, sigma) / max(output_energy(target, sigma), 1e-300)
+
+    before = relative(truncated, metric.evaluation)
+    after = before if factors is truncated else relative(factors, metric.evaluation)
+    if metric.held_out is None:
+        return FitLoss(before, after)
+    held_before = relative(truncated, metric.held_out)
+    held_after = held_before if factors is truncated else relative(factors, metric.held_out)
+    return FitLoss(before, after, held_before, held_after)

@@ -1,0 +1,77 @@
+"""Second moments of activations: what every data-aware stage sees of the calibration text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def gram(x: Tensor) -> Tensor:
+    """X^T X of tokens x features (T, n), computed in float32, returned (n, n) in float32 on x's device.
+
+    On the CPU numpy recognises the product with its own transpose and calls BLAS syrk: half the multiplications.
+    """
+    x = x.float()
+    if x.device.type != "cpu":
+        return x.T @ x
+    array = x.numpy()
+    return torch.from_numpy(array.T @ array)
+
+
+@dataclass
+class Moment:
+    """Running second moment of an activation stream: Sigma = X^T X / T, accumulated in float64.
+
+    Attributes:
+        total: (n, n) float64 sum over tokens; None before the first token.
+        tokens: number of tokens seen.
+    """
+
+    total: Tensor | None = None
+    tokens: int = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add tokens x features (T, n)."""
+        self._accumulate(gram(x), len(x))
+
+    def add_cross(self, x: Tensor, y: Tensor) -> None:
+        """Add paired tokens of two streams, (T, n) each: the running moment becomes X^T Y / T."""
+        self._accumulate(x.float().T @ y.float(), len(x))
+
+    def _accumulate(self, product: Tensor, tokens: int) -> None:
+        if self.total is None:
+            self.total = product.double()
+        else:
+            self.total += product
+        self.tokens += tokens
+
+    def mean(self) -> Tensor:
+        """Sigma (n, n) float64.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self.total is None:
+            raise ValueError("no tokens were added")
+        return self.total / self.tokens
+
+
+@dataclass
+class GroupMoments:
+    """Moments of one input group.
+
+    Attributes:
+        dense: Sigma of the dense model's activations X.
+        compressed: Sigma' of X', the same inputs when everything before is already compressed.
+        cross: Gamma = X^T X' / T.
+        stacked: second moment of the stack-of-batch activations of X' (AdaSVD eq. 14, 15).
+        held_out: Sigma' over windows that no factor was fitted on.
+    """
+
+    dense: Moment = field(default_factory=Moment)
+    compressed: Moment = field(default_factory=Moment)
+    cross: Moment = field(default_factory=Moment)
+    stacked: Moment = field(default_factory=Moment)
+    held_out: Moment = field(default_factory=Moment)

@@ -1,0 +1,240 @@
+"""The only place that orders stages: moments, factors and the factored checkpoint, block by block."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .architectures import InputGroup
+from .block_forward import StoppedForward, TappedBlock
+from .checkpoint_writer import CheckpointWriter
+from .errors import InputError
+from .files import check_output, replacing
+from .fit import FitLoss, GroupMetric, fit_linear, group_metric
+from .lowrank_linear import LowRankLinear
+from .model_card import model_card
+from .moments import GroupMoments
+from .planning import Job, prepare
+from .progress import Progress, SilentProgress
+from .recipe import RECIPE_FILE, Recipe
+
+CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A finished factored checkpoint.
+
+    Attributes:
+        path: its folder.
+        plan: as in plan.json.
+        seconds: wall-clock seconds of the blocks' work.
+    """
+
+    path: Path
+    plan: dict[str, Any]
+    seconds: float
+
+
+def compress(
+    recipe: Recipe, out: Path, *, device: str = "auto", force: bool = False, progress: Progress | None = None
+) -> Compression:
+    """Compress a model into a factored checkpoint.
+
+    Args:
+        recipe: what to do.
+        out: the folder to make; it appears whole or not at all.
+        device: "auto", "cpu", "cuda".
+        force: replace `out` if it exists.
+
+    Raises:
+        UsageError, InputError, ResourceError: one line each, see converter.errors.
+    """
+    check_output(out, force)
+    progress = progress or SilentProgress()
+    return execute(prepare(recipe, device=device, progress=progress), out, force=force, progress=progress)
+
+
+@torch.no_grad()
+def execute(job: Job, out: Path, *, force: bool, progress: Progress) -> Compression:
+    """Carry out a prepared job."""
+    started = time.perf_counter()
+    losses: dict[str, FitLoss] = {}
+    with replacing(out, force=force, folder=True) as folder:
+        writer = CheckpointWriter(folder)
+        with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
+            for index, tensors, block_losses in _compressed_blocks(job, progress):
+                writer.write_shard(f"block-{index:05d}", tensors)
+                losses.update(block_losses)
+                advance(1)
+        writer.write_shard("rest", _rest(job))
+        plan = _plan_with_losses(job, losses)
+        writer.finish(job.blocks.reader, _config(job), _texts(job, plan))
+    return Compression(out, plan, time.perf_counter() - started)
+
+
+def _compressed_blocks(job: Job, progress: Progress) -> Iterator[tuple[int, dict[str, Tensor], dict[str, FitLoss]]]:
+    """Per block: its index, its tensors under their checkpoint names, the losses of its linears."""
+    streams = _Streams(job)
+    for index in range(job.blocks.block_count):
+        block = job.blocks.block(index)
+        losses = streams.compress_block(index, block, progress)
+        prefix = f"{job.source.family.blocks}.{index}"
+        yield index, {f"{prefix}.{name}": tensor for name, tensor in block.state_dict().items()}, losses
+
+
+class _Streams:
+    """The residual streams of the dense and of the compressed model between two blocks, in chunks of windows."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, method = job, job.method
+        self.dense: list[Tensor] = []
+        self.compressed: list[Tensor] = []
+        self.fitted_chunks = 0
+        if job.calibration is None:
+            return
+        chunks = _chunks(job)
+        self.fitted_chunks = len(chunks)
+        if len(job.calibration.held_out):
+            chunks.append(torch.from_numpy(job.calibration.held_out))
+        if method.needs_dense_stream:
+            self.dense = [job.blocks.embed(chunk) for chunk in chunks]
+        if method.needs_compressed_stream or (method.needs_dense_stream and method.alpha > 0):
+            self.compressed = [job.blocks.embed(chunk) for chunk in chunks]
+
+    def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
+        """Replace the block's linears by factors, in place, and carry the streams through it."""
+        family, run = self.job.source.family, self.job.blocks.run
+        dense_block = TappedBlock(self.job.blocks.block(index), family) if self.dense else None
+        tapped = TappedBlock(block, family)
+        dense = [StoppedForward(lambda x=x: run(dense_block.block, x)) for x in self.dense] if dense_block else []
+        compressed = [StoppedForward(lambda x=x: run(tapped.block, x)) for x in self.compressed]
+        losses: dict[str, FitLoss] = {}
+        for group in family.groups:
+            metric = self._group_metric(index, group, dense, compressed)
+            losses.update(self._install_group(index, group, tapped, metric, progress))
+        if index + 1 < self.job.blocks.block_count:
+            self.dense = [forward.finish() for forward in dense]
+            self.compressed = [forward.finish() for forward in compressed]
+        tapped.unwrap()
+        return losses
+
+    def _group_metric(
+        self, index: int, group: InputGroup, dense: list[StoppedForward], compressed: list[StoppedForward]
+    ) -> GroupMetric:
+        """Stop every chunk at the group and gather what the method needs of its inputs."""
+        method, reduction = self.job.method, self.job.recipe.calibration_reduction
+        moments = GroupMoments()
+        for chunk in range(max(len(dense), len(compressed))):
+            x = dense[chunk].next_input() if dense else None
+            y = compressed[chunk].next_input() if compressed else None
+            if chunk >= self.fitted_chunks:
+                seen = y if y is not None else x
+                assert seen is not None
+                moments.held_out.add(seen)
+                continue
+            if x is not None:
+                moments.dense.add(x)
+            if y is not None:
+                moments.compressed.add(y)
+                if reduction == "stack-of-batch" and method.compensation == "adacomp":
+                    length = self.compressed[chunk].shape[1]
+                    moments.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
+            if x is not None and y is not None and method.alpha > 0:
+                moments.cross.add_cross(x, y)
+        try:
+            return group_metric(method, moments, reduction)
+        except ValueError:
+            raise InputError(
+                f"{self.job.recipe.model}: activations at {group.name!r} of block {index} hold NaN or Inf in "
+                f"{self.job.recipe.dtype}; use --dtype float32, or check the model"
+            ) from None
+
+    def _install_group(
+        self, index: int, group: InputGroup, tapped: TappedBlock, metric: GroupMetric, progress: Progress
+    ) -> dict[str, FitLoss]:
+        """Factor the group's linears and put the factors in their place."""
+        losses = {}
+        if metric.whitener is not None and metric.whitener.how != "cholesky":
+            progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
+        for name in group.linears:
+            full_name = self.job.source.family.linear_name(index, name)
+            rank = self.job.plan.ranks.get(full_name)
+            if rank is None:
+                continue
+            linear = tapped.linear(name)
+            assert isinstance(linear, nn.Linear)
+            factors, loss = fit_linear(linear.weight, rank, metric, iterations=self.job.recipe.iterations)
+            tapped.install(name, _as_module(linear, factors.u, factors.v))
+            if loss is not None:
+                losses[full_name] = loss
+        return losses
+
+
+def _chunks(job: Job) -> list[Tensor]:
+    """Shuffled calibration windows in chunks: buckets for stack-of-batch, else as many as memory likes."""
+    assert job.calibration is not None
+    windows, recipe = job.calibration.windows, job.recipe
+    order = np.random.default_rng(recipe.seed).permutation(len(windows))
+    if recipe.calibration_reduction == "stack-of-batch":
+        size = -(-len(windows) // min(recipe.buckets, len(windows)))
+    else:
+        size = max(1, CHUNK_TOKENS // windows.shape[1])
+    return [torch.from_numpy(windows[order[i : i + size]]) for i in range(0, len(order), size)]
+
+
+def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:
+    weight = linear.weight
+    module = LowRankLinear(linear.in_features, linear.out_features, u.shape[1], bias=False, device="meta")
+    module.lowrank_u.weight = nn.Parameter(u.to(weight.dtype), requires_grad=False)
+    module.lowrank_v.weight = nn.Parameter(v.to(weight.dtype), requires_grad=False)
+    module.bias = linear.bias
+    return module
+
+
+def _rest(job: Job) -> dict[str, Tensor]:
+    """Everything outside the blocks, as stored."""
+    reader, prefix = job.blocks.reader, job.source.family.blocks + "."
+    tensors = {name: reader.tensor(name) for name in reader.names if not name.startswith(prefix)}
+    return {name: t.to(job.blocks.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _config(job: Job) -> dict[str, Any]:
+    lowrank = {
+        "quant_method": "lowrank",
+        "layout": "two-factor",
+        "method": job.recipe.method,
+        "retention": job.plan.retention,
+        "ranks": job.plan.ranks,
+    }
+    return {**job.blocks.reader.config, "dtype": job.recipe.dtype, "quantization_config": lowrank}
+
+
+def _plan_with_losses(job: Job, losses: dict[str, FitLoss]) -> dict[str, Any]:
+    plan = job.plan.to_json()
+    for name, loss in losses.items():
+        plan["linears"][name]["relative_loss"] = asdict(loss)
+    return plan
+
+
+def _texts(job: Job, plan: dict[str, Any]) -> dict[str, str]:
+    calibration = job.calibration.record() if job.calibration else {}
+    provenance = {
+        "source": job.source.spec,
+        "source_sha256": job.source.fingerprint(),
+        "source_licence": job.source.licence,
+    }
+    return {
+        RECIPE_FILE: job.recipe.to_yaml(),
+        "plan.json": json.dumps(plan, indent=2) + "\n",
+        "calibration.json": json.dumps({**calibration, **provenance}, indent=2) + "\n",
+        "README.md": model_card(job.recipe, job.source, plan),
+    }

@@ -1,0 +1,104 @@
+"""What the user asks for: strict, frozen, written beside every result."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import InputError, UsageError
+from .methods import METHODS
+
+RECIPE_FILE = "recipe.yaml"
+
+
+class Recipe(BaseModel):
+    """One compression, whole: the same recipe on the same model gives the same factored checkpoint."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    model: str
+    method: str = "adasvd"
+    retention: float = Field(0.8, gt=0, le=1)
+    min_retention: float | None = Field(None, ge=0, le=1)
+    rank_multiple: int = Field(32, ge=1)
+    keep_dense: tuple[str, ...] = ()
+    similarity: Literal["angular", "cosine"] = "angular"
+    iterations: int = Field(1, ge=0, le=100)
+    calibration: str = "python-docs"
+    windows: int = Field(32, ge=1)
+    window_length: int = Field(1024, ge=8)
+    held_out: int = Field(2, ge=0)
+    calibration_reduction: Literal["moments", "stack-of-batch"] = "moments"
+    buckets: int = Field(16, ge=1)
+    seed: int = Field(0, ge=0)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.method not in METHODS:
+            raise ValueError(f"method: unknown method {self.method!r}{nearest(self.method, METHODS)}")
+        if self.min_retention is not None and self.min_retention > self.retention:
+            raise ValueError(f"min_retention: {self.min_retention} is above retention {self.retention}")
+        return self
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `read_recipe` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' with the nearest known word, or '; known: ...' where none is near."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Check values from a command line or file.
+
+    Args:
+        values: recipe keys; lists are accepted for tuples.
+        where: named in errors.
+
+    Raises:
+        UsageError: one line naming the key, what is wrong and the nearest known key.
+    """
+    unknown = [key for key in values if key not in Recipe.model_fields]
+    if unknown:
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}{nearest(str(unknown[0]), Recipe.model_fields)}")
+    prepared = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        return Recipe.model_validate(prepared)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = str(first["msg"]).removeprefix("Value error, ")
+        key = ".".join(str(part) for part in first["loc"])
+        given = f" (given: {first['input']!r})" if key and first["type"] != "missing" else ""
+        raise UsageError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None
+
+
+def read_recipe_values(path: Path) -> dict[str, Any]:
+    """The keys of a recipe file, unchecked.
+
+    Raises:
+        InputError: not readable as a YAML mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a YAML mapping of recipe keys")
+    return {str(key): value for key, value in data.items()}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file."""
+    return make_recipe(read_recipe_values(path), str(path))

