@@ -48,7 +48,7 @@ def _table(report: Report) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("runtime\ntype", no_wrap=True)
     table.add_column("model", no_wrap=True)
     for heading in HEADINGS:

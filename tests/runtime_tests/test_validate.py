@@ -1,0 +1,179 @@
+"""Whole validations of tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.runtime_tests import validate as module
+from lowrank_export.runtime_tests.corpora import evaluation_windows
+from lowrank_export.runtime_tests.llamacpp.runtime import find_runtime
+from lowrank_export.runtime_tests.validate import Settings, validate
+from numpy.typing import NDArray
+
+QUICK = Settings(speed=False, sample_tokens=4)
+TIMED = Settings(prompt_tokens=8, decode_tokens=2, repeats=1, sample_tokens=4)
+
+
+@pytest.fixture
+def windows(tiny: ModuleType) -> NDArray[np.int32]:
+    return evaluation_windows(tiny.tokenizer(), tiny.TEXT, windows=3, length=24)
+
+
+@pytest.fixture(scope="module")
+def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with "dense", "factored" (rank 24) and "full" (full rank) of the same weights."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save_dense(folder / "dense", "llama")
+    tiny.save_factored(folder / "factored", "llama", rank=24)
+    tiny.save_factored(folder / "full", "llama")
+    return folder
+
+
+def _rows(report: Any) -> dict[tuple[str, str, str], Any]:
+    return {(row.model, row.backend, Path(row.path).name): row for row in report.rows}
+
+
+def test_checkpoints_against_each_other(models: Path, windows: NDArray[np.int32], tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    report = validate(
+        [models / "full"],
+        reference=models / "full",
+        dense=models / "dense",
+        dense_artifacts=[models / "dense"],
+        windows=windows,
+        settings=TIMED,
+        scratch=scratch,
+        provenance={"seed": 7},
+    )
+    assert list(scratch.iterdir()) == []
+    assert [row.model for row in report.rows] == ["dense", "dense", "factored", "factored"]
+    reference, candidate = report.rows[2], report.rows[3]
+    assert reference.parity is None and reference.quality is not None and reference.quality.mean_kld < 1e-8
+    assert candidate.parity.mean_kld == 0 and candidate.parity.same_top == 1
+    assert candidate.perplexity == reference.perplexity
+    assert all(row.perplexity.tokens == 3 * 23 for row in report.rows)
+    assert all(row.speed is not None and row.sample is not None for row in report.rows)
+    assert candidate.dense_speed is not None
+    assert report.passed and sum(len(row.gates) for row in report.rows) == 4
+    document = json.dumps(report.to_json(), allow_nan=False)
+    assert '"seed": 7' in document and report.windows["predicted_tokens"] == 69
+
+
+def test_another_model_fails_the_gates(models: Path, windows: NDArray[np.int32]) -> None:
+    report = validate([models / "factored"], reference=models / "full", windows=windows, settings=QUICK)
+    assert not report.passed
+    assert {gate.name for _, gate in report.failures} == {"parity: mean KLD", "parity: relative PPL change"}
+    assert report.rows[1].quality is None
+
+
+def test_nan_weights_name_the_backend(
+    tiny: ModuleType, models: Path, windows: NDArray[np.int32], tmp_path: Path
+) -> None:
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 5] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    with pytest.raises(InputError, match="torch: NaN logits in window 0"):
+        validate([tmp_path / "nan"], reference=models / "full", windows=windows, settings=QUICK)
+
+
+def test_everything_is_closed_and_removed_on_errors(
+    models: Path, windows: NDArray[np.int32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch, opened, closed = tmp_path / "scratch", [], []
+    scratch.mkdir()
+    real = module.open_backend
+
+    def watched(path: Path, name: str, **options: Any) -> Any:
+        backend = real(path, name, **options)
+        opened.append(path.name)
+        close = backend.close
+        monkeypatch.setattr(backend, "close", lambda: (closed.append(path.name), close()), raising=False)
+        if path.name == "factored":
+            monkeypatch.setattr(
+                backend, "window_logits", lambda tokens: np.full((len(tokens), 320), np.inf, np.float32)
+            )
+        return backend
+
+    monkeypatch.setattr(module, "open_backend", watched)
+    with pytest.raises(InputError, match="infinite"):
+        validate(
+            [models / "full", models / "factored", models / "full"],
+            reference=models / "full",
+            dense=models / "dense",
+            windows=windows,
+            settings=QUICK,
+            scratch=scratch,
+        )
+    assert opened == closed == ["dense", "full", "full", "factored"]
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w + 320, "wrong tokenizer"),
+        (lambda w: w[:, :1], "at least one window of two tokens"),
+        (lambda w: np.zeros((1, 513), np.int32), "the model holds 512"),
+    ],
+)
+def test_unusable_windows(models: Path, windows: NDArray[np.int32], change: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        validate([], reference=models / "full", windows=change(windows), settings=QUICK)
+
+
+def test_dense_artifacts_need_the_dense_model(models: Path, windows: NDArray[np.int32]) -> None:
+    with pytest.raises(InputError, match="dense model"):
+        validate([], reference=models / "full", dense_artifacts=[models / "dense"], windows=windows, settings=QUICK)
+
+
+def test_onnx_in_both_runtimes(models: Path, windows: NDArray[np.int32], tmp_path: Path) -> None:
+    from lowrank_export.exporters.onnx.export import export_onnx
+
+    silent = SilentProgress()
+    factored = [
+        export_onnx(models / "factored", tmp_path / f"factored-{kind}", quantisation=kind, progress=silent)
+        for kind in ("fp32", "int8")
+    ]
+    dense = export_onnx(models / "dense", tmp_path / "dense-fp32", quantisation="fp32", progress=silent)
+    report = validate(
+        factored,
+        reference=models / "factored",
+        dense=models / "dense",
+        dense_artifacts=[dense.path],
+        windows=windows,
+        settings=TIMED,
+    )
+    rows = _rows(report)
+    assert report.passed, report.failures
+    for backend in ("onnxruntime", "onnxruntime-genai"):
+        exact, rounded = rows["factored", backend, "factored-fp32"], rows["factored", backend, "factored-int8"]
+        assert exact.parity.mean_kld < 1e-9 < rounded.parity.mean_kld
+        assert exact.sample.tokens == rows["factored", "torch", "factored"].sample.tokens
+        assert exact.dense_speed is not None and rounded.dense_speed is not None
+        assert rows["dense", backend, "dense-fp32"].speed is not None
+    assert len(report.rows) == 2 + 2 + 4
+
+
+@pytest.mark.skipif(find_runtime() is None, reason="the llama.cpp runtime has not been built")
+def test_gguf_in_llama_cpp(models: Path, windows: NDArray[np.int32], tmp_path: Path) -> None:
+    from lowrank_export.exporters.gguf.writer import export_gguf
+
+    artifacts = [
+        export_gguf(models / "factored", tmp_path / f"{kind}.gguf", quantisation=kind, progress=SilentProgress())
+        for kind in ("f32", "f16", "q8_0")
+    ]
+    report = validate(artifacts, reference=models / "factored", dense=models / "dense", windows=windows, settings=TIMED)
+    rows = _rows(report)
+    assert report.passed, report.failures
+    klds = [rows["factored", "llama.cpp", f"{kind}.gguf"].parity.mean_kld for kind in ("f32", "f16", "q8_0")]
+    assert klds == sorted(klds) and klds[0] < 1e-7
