@@ -84,9 +84,12 @@ def _parse(path: Path) -> tuple[str, int, int, int]:
     architecture = reader.fields.get("general.architecture")
     version = reader.fields.get("lowrank.version")
     tokens = reader.fields.get("tokenizer.ggml.tokens")
+    texts = tokens.contents() if tokens else []
+    if len(set(texts)) != len(texts):  # llama.cpp asserts this
+        raise ValueError("two tokens with the same text")
     return (
         str(architecture.contents()) if architecture else "",
         int(version.contents()) if version else 0,
-        len(tokens.data) if tokens else 0,
+        len(texts),
         max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0),
     )

@@ -80,7 +80,10 @@ def test_factored_file_equals_torch(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dense_checkpoint_equals_torch(tiny: ModuleType, tmp_path: Path, family: str) -> None:
     model = tiny.save_dense(tmp_path / "model", family)
-    assert divergence(torch_logits(model), logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32"))) < 1e-9
+    assert (
+        divergence(torch_logits(model), logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32")))
+        < 1e-9
+    )
 
 
 def test_attention_and_feed_forward_biases_of_llama(tiny: ModuleType, tmp_path: Path) -> None:

@@ -95,9 +95,7 @@ def test_library_without_the_patch(factored: Path) -> None:
         LlamaCppBackend(factored / "native.gguf", module=stock)
 
 
-def test_newer_layout(
-    factored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_cpp_runtime: Path
-) -> None:
+def test_newer_layout(factored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_cpp_runtime: Path) -> None:
     monkeypatch.setattr(writer, "LOWRANK_VERSION", 2)
     export_gguf(factored / "model", tmp_path / "m.gguf", progress=SilentProgress())
     with pytest.raises(InputError, match="knows version 1"):

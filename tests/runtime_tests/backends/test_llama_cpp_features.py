@@ -1,0 +1,94 @@
+"""What else llama.cpp does with weights works on factored ones: LoRA adapters and its own quantiser."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
+
+TOKENS = np.random.default_rng(0).integers(0, 320, 48).astype(np.int32)
+Q8_0, Q4_K_M = 7, 15
+
+pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
+
+
+@pytest.fixture(scope="module")
+def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    tiny.save_factored(folder / "model", "qwen2")
+    return export_gguf(folder / "model", folder / "m.gguf", quantisation="f32", progress=SilentProgress()).path
+
+
+@pytest.fixture
+def backend(factored: Path) -> Iterator[LlamaCppBackend]:
+    opened = LlamaCppBackend(factored, n_ctx=64)
+    yield opened
+    opened.close()
+
+
+def write_adapter(path: Path, weight: str, a: np.ndarray, b: np.ndarray) -> bytes:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 0.0)
+    writer.add_tensor(f"{weight}.lora_a", a)
+    writer.add_tensor(f"{weight}.lora_b", b)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path).encode()
+
+
+def factors(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    a = 0.1 * rng.standard_normal((4, columns))
+    return a.astype(np.float32), (0.5 * rng.standard_normal((rows, 4))).astype(np.float32)
+
+
+def test_adapter_of_the_dense_weight(backend: LlamaCppBackend, tiny: ModuleType, tmp_path: Path) -> None:
+    """An adapter trained for W applies to U V as a whole."""
+    a, b = factors(tiny.INTERMEDIATE, tiny.HIDDEN)
+    model = tiny.model("qwen2")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight += torch.tensor(b @ a)
+        expected = model(torch.tensor(TOKENS[None].astype(np.int64))).logits[0].numpy()
+    api: Any = backend._api
+    adapter = api.llama_adapter_lora_init(backend._model, write_adapter(tmp_path / "a", "blk.1.ffn_up.weight", a, b))
+    assert adapter
+    one = (api.llama_adapter_lora_p_ctypes * 1)(adapter)
+    assert api.llama_set_adapters_lora(backend._context, one, 1, (ctypes.c_float * 1)(1.0)) == 0
+    np.testing.assert_allclose(backend.window_logits(TOKENS), expected, atol=1e-4)
+
+
+def test_adapter_of_a_factor_is_refused(backend: LlamaCppBackend, tiny: ModuleType, tmp_path: Path) -> None:
+    a, b = factors(tiny.INTERMEDIATE, tiny.HIDDEN)
+    path = write_adapter(tmp_path / "a", "blk.1.ffn_up.lowrank_u.weight", a, b)
+    assert not backend._api.llama_adapter_lora_init(backend._model, path)
+    assert "adapts a factor" in backend._last_error()
+
+
+@pytest.mark.parametrize(("file_type", "limit"), [(Q8_0, 0.2), (Q4_K_M, 1.0)])
+def test_own_quantiser(backend: LlamaCppBackend, factored: Path, tmp_path: Path, file_type: int, limit: float) -> None:
+    api: Any = backend._api
+    options = api.llama_model_quantize_default_params()
+    options.ftype, options.nthread = file_type, 1
+    out = tmp_path / "q.gguf"
+    assert api.llama_model_quantize(str(factored).encode(), str(out).encode(), ctypes.byref(options)) == 0
+    quantised = LlamaCppBackend(out, n_ctx=64)
+    difference = np.abs(quantised.window_logits(TOKENS) - backend.window_logits(TOKENS)).mean()
+    quantised.close()
+    assert out.stat().st_size < 0.5 * factored.stat().st_size
+    assert difference < limit

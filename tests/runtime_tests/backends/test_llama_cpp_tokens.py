@@ -1,0 +1,107 @@
+"""The exported vocabulary: llama.cpp and the Hugging Face tokenizer give the same ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
+
+TEXTS = (
+    "The whitened singular value decomposition keeps what the data need.",
+    "  two spaces, a\ttab\n\nand    12345 digits, don't WE'LL",
+    "def f(x):\n    return x[:3] + 'quoted' # comment\r\n",
+    "Größe, naïve, 你好, привет, 🚀 and \u200d joined",
+    " leading space",
+    "",
+)
+
+pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
+
+
+def same_tokens(source: Path, out: Path, tokeniser: Any) -> None:
+    backend = LlamaCppBackend(export_gguf(source, out, progress=SilentProgress()).path, n_ctx=64)
+    for text in TEXTS:
+        assert backend.tokenise(text) == tokeniser(text, add_special_tokens=False).input_ids, text
+    backend.close()
+
+
+def byte_level(tiny: ModuleType, *steps: Any, ignore_merges: bool = False) -> Any:
+    """tests/tiny.py's tokenizer with another pre-tokeniser, trained on the same text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    raw.pre_tokenizer = pre_tokenizers.Sequence(list(steps))
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=tiny.VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([tiny.TEXT], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
+def test_byte_level_tokenizers(tiny: ModuleType, tmp_path: Path, name: str) -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    from lowrank_export.exporters.gguf.pretokenisers import LLAMA3, QWEN2, TEKKEN
+
+    def split(regex: str) -> list[Any]:
+        return [
+            pre_tokenizers.Split(Regex(regex), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+
+    steps = {
+        "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+        "llama-bpe": split(LLAMA3),
+        "qwen2": split(QWEN2),
+        "tekken": split(TEKKEN),
+    }[name]
+    tiny.save_dense(tmp_path / "model", "llama")
+    tokeniser = byte_level(tiny, *steps, ignore_merges=name in ("llama-bpe", "tekken"))
+    tokeniser.save_pretrained(tmp_path / "model")
+    same_tokens(tmp_path / "model", tmp_path / "m.gguf", tokeniser)
+
+
+def test_sentencepiece_style(tiny: ModuleType, tmp_path: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=tiny.VOCABULARY + 200,
+        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)],
+        show_progress=False,
+    )
+    raw.train_from_iterator(tiny.TEXT.split(), trainer)
+    data = raw.to_str().replace('"special":true', '"special":false')
+    raw = Tokenizer.from_str(data)
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokeniser = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tiny.save_dense(tmp_path / "model", "llama", vocab_size=tiny.VOCABULARY + 200)
+    tokeniser.save_pretrained(tmp_path / "model")
+    same_tokens(tmp_path / "model", tmp_path / "m.gguf", tokeniser)
+
+
+@pytest.mark.slow
+def test_demo_tokenizer(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from lowrank_export.converter.source import open_source
+
+    source = open_source("demo", SilentProgress()).path
+    same_tokens(source, tmp_path / "m.gguf", AutoTokenizer.from_pretrained(str(source)))
