@@ -12,15 +12,17 @@ TYPED := build/typing/lowrank_export
 TYPED_ENTRIES := __init__.py __main__.py cli.py py.typed converter exporters runtime_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format types runtime clean distclean
+.PHONY: help demo test test-quick lint format types clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(USE_STAMP) runtime ## compress, export and validate the demo model; leaves everything in out/demo
+demo: $(USE_STAMP) ## compress, export and validate the demo model; leaves everything in out/demo
+	$(BIN)/lowrank-export runtime build
 	$(BIN)/lowrank-export --model demo --format gguf --format onnx --retention 0.8 --out out/demo --force
 
-test: $(DEVELOP_STAMP) runtime ## every test, the slow ones too
+test: $(DEVELOP_STAMP) ## every test, the slow ones too
+	$(BIN)/lowrank-export runtime build
 	$(BIN)/python -m pytest --junitxml=build/test-results.xml $(PYTEST_ARGS)
 
 test-quick: $(DEVELOP_STAMP) ## the tests that take seconds
@@ -41,10 +43,6 @@ types: $(DEVELOP_STAMP) ## mypy --strict
 	mkdir -p $(TYPED)
 	for entry in $(TYPED_ENTRIES); do ln -s "$(CURDIR)/$$entry" "$(TYPED)/$$entry"; done
 	$(BIN)/mypy -p lowrank_export
-
-# Both kinds of installation provide the command; the one that is there is used.
-runtime: $(if $(wildcard $(DEVELOP_STAMP)),$(DEVELOP_STAMP),$(if $(filter test,$(MAKECMDGOALS)),$(DEVELOP_STAMP),$(USE_STAMP)))
-	$(BIN)/lowrank-export runtime build
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
