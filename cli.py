@@ -1,0 +1,461 @@
+"""The command line: parse, one call per verb, print, exit code. No logic lives here.
+
+Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, 5 out of memory or disk (or a tool
+the machine lacks), 130 interrupted (the same command goes on).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .converter.errors import LowRankError, UsageError
+
+if TYPE_CHECKING:
+    from .converter.recipe import Recipe
+
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, "
+    "5 out of memory or disk or a missing tool, 130 interrupted (the same command goes on)."
+)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    help="Compress a language model with AdaSVD, export it to GGUF and ONNX, and prove that it still works.",
+    epilog=EXIT_CODES,
+)
+runtime_app = typer.Typer(help="The patched llama.cpp that runs factored GGUF files.", no_args_is_help=True)
+app.add_typer(runtime_app, name="runtime")
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Hugging Face folder, hub id, .gguf file, or `demo`.", show_default=False),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="Recipe file; options override it. Default: ./recipe.yaml without --model."),
+]
+Method = Annotated[str | None, typer.Option(help="adasvd (default), svd-llm or svd.", show_default=False)]
+Retention = Annotated[
+    float | None,
+    typer.Option(help="Kept / original parameters of the linears, in (0, 1]. Default 0.8.", show_default=False),
+]
+MinRetention = Annotated[float | None, typer.Option(help="Floor of adaCR's retention per block.", show_default=False)]
+RankMultiple = Annotated[
+    int | None, typer.Option(help="Ranks are multiples of this. Default 32.", show_default=False)
+]
+KeepDense = Annotated[
+    list[str] | None, typer.Option(help="Leave matching linears dense (glob; repeatable).", show_default=False)
+]
+Iterations = Annotated[int | None, typer.Option(help="adaComp iterations. Default 1.", show_default=False)]
+Similarity = Annotated[
+    str | None, typer.Option(help="adaCR's similarity: angular (default) or cosine.", show_default=False)
+]
+CalibrationText = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration",
+        help="Text or .jsonl file, token windows (.npy), python-docs (default), self, or datasets:NAME.",
+        show_default=False,
+    ),
+]
+Reduction = Annotated[
+    str | None,
+    typer.Option("--calibration-reduction", help="moments (default) or stack-of-batch.", show_default=False),
+]
+Buckets = Annotated[int | None, typer.Option(help="Buckets of stack-of-batch. Default 16.", show_default=False)]
+Windows = Annotated[int | None, typer.Option(help="Calibration windows. Default 32.", show_default=False)]
+WindowLength = Annotated[int | None, typer.Option(help="Tokens per window. Default 1024.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Of everything random. Default 0.", show_default=False)]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32 (default), float16 or bfloat16.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+GgufType = Annotated[list[str] | None, typer.Option(help="q8_0 (default), f16, bf16, f32; repeatable.")]
+OnnxType = Annotated[list[str] | None, typer.Option(help="int8 (default), fp32; repeatable.")]
+Evaluate = Annotated[str, typer.Option(help="Text that is measured on, as for --calibration.")]
+EvaluationWindows = Annotated[int, typer.Option(min=1, help="Windows measured.")]
+EvaluationLength = Annotated[int, typer.Option(min=2, help="Tokens per measured window.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the runtimes. Default: all cores.")]
+Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time prefill and decode.")]
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    model: Model = None,
+    recipe: RecipeFile = None,
+    format: Annotated[
+        list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, artifacts and report.")] = Path("out"),
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
+    method: Method = None,
+    retention: Retention = None,
+    min_retention: MinRetention = None,
+    rank_multiple: RankMultiple = None,
+    keep_dense: KeepDense = None,
+    iterations: Iterations = None,
+    similarity: Similarity = None,
+    calibration: CalibrationText = None,
+    calibration_reduction: Reduction = None,
+    buckets: Buckets = None,
+    windows: Windows = None,
+    window_length: WindowLength = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    device: Device = "auto",
+    evaluate: Evaluate = "python-docs",
+    evaluation_windows: EvaluationWindows = 8,
+    evaluation_length: EvaluationLength = 512,
+    threads: Threads = None,
+    speed: Speed = True,
+    force: Force = False,
+    as_json: Json = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Compress, export and validate in one go. Sub-commands do the single steps."""
+    if context.invoked_subcommand is not None:
+        return
+    if version:
+        from . import __version__
+
+        typer.echo(__version__)
+        return
+    with _one_line_errors():
+        chosen = _recipe(recipe, _given(locals()))
+        exports = _exports(format, gguf_type, onnx_type)
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.release import Evaluation, release
+        from .runtime_tests.report_table import render
+
+        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
+        report = release(
+            chosen, exports, out, evaluation=evaluation, device=device, force=force, progress=ConsoleProgress()
+        )
+        _show(render(report), report.to_json(), as_json)
+        _tell(f"{out}: checkpoint, artifacts and report.json")
+        _gates(report)
+
+
+@app.command()
+def compress(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the factored checkpoint.")],
+    model: Model = None,
+    recipe: RecipeFile = None,
+    method: Method = None,
+    retention: Retention = None,
+    min_retention: MinRetention = None,
+    rank_multiple: RankMultiple = None,
+    keep_dense: KeepDense = None,
+    iterations: Iterations = None,
+    similarity: Similarity = None,
+    calibration: CalibrationText = None,
+    calibration_reduction: Reduction = None,
+    buckets: Buckets = None,
+    windows: Windows = None,
+    window_length: WindowLength = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make a factored checkpoint."""
+    with _one_line_errors():
+        chosen = _recipe(recipe, _given(locals()))
+        from .converter.pipeline import compress as run_compress
+        from .converter.progress import ConsoleProgress
+
+        done = run_compress(chosen, out, device=device, force=force, progress=ConsoleProgress())
+        summary = {key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")}
+        _show(None, {"path": str(done.path), "seconds": done.seconds, **summary}, as_json)
+        _tell(
+            f"{done.path}: retention {done.plan['retention']:.4f} of the linears (compression "
+            f"{done.plan['compression']:.1%}), {done.seconds:.0f} s"
+        )
+
+
+@app.command()
+def plan(
+    model: Model = None,
+    recipe: RecipeFile = None,
+    method: Method = None,
+    retention: Retention = None,
+    min_retention: MinRetention = None,
+    rank_multiple: RankMultiple = None,
+    keep_dense: KeepDense = None,
+    similarity: Similarity = None,
+    calibration: CalibrationText = None,
+    windows: Windows = None,
+    window_length: WindowLength = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show ranks, retention and predicted bytes of every export, before any work."""
+    with _one_line_errors():
+        chosen = _recipe(recipe, _given(locals()))
+        from .converter.planning import prepare
+        from .converter.progress import ConsoleProgress
+        from .exporters.forecast import predict_exports
+        from .exporters.plan_table import plan_table
+
+        job = prepare(chosen, device=device, progress=ConsoleProgress())
+        forecast = predict_exports(job.blocks.reader, job.plan)
+        _show(plan_table(job.plan, forecast), {**job.plan.to_json(), "predicted_bytes": forecast}, as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder the artifacts are written into.")],
+    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
+    layout: Annotated[str, typer.Option(help="GGUF: native (factors) or dense (multiplied out).")] = "native",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint to GGUF and ONNX."""
+    with _one_line_errors():
+        from .converter.progress import ConsoleProgress
+        from .exporters.export import artifact_name
+        from .exporters.export import export as run_export
+
+        progress = ConsoleProgress()
+        out.mkdir(parents=True, exist_ok=True)
+        artifacts = [
+            run_export(
+                checkpoint,
+                out / artifact_name(kind, type),
+                format=kind,
+                quantisation=type,
+                layout=layout if kind == "gguf" else "native",
+                force=force,
+                progress=progress,
+            )
+            for kind, type in _exports(format, gguf_type, onnx_type)
+        ]
+        _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
+        for artifact in artifacts:
+            _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
+
+
+@app.command()
+def validate(
+    artifacts: Annotated[list[Path], typer.Argument(help=".gguf files, ONNX folders, checkpoint folders.")],
+    reference: Annotated[Path, typer.Option(help="The checkpoint they were exported from.")],
+    dense: Annotated[Path | None, typer.Option(help="The uncompressed Hugging Face folder.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    evaluate: Evaluate = "python-docs",
+    evaluation_windows: EvaluationWindows = 8,
+    evaluation_length: EvaluationLength = 512,
+    threads: Threads = None,
+    speed: Speed = True,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure artifacts in their runtimes; exit code 4 if a gate fails."""
+    with _one_line_errors():
+        from .converter.files import check_output
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.release import Evaluation, load_windows
+        from .runtime_tests.report import write_report
+        from .runtime_tests.report_table import render
+        from .runtime_tests.validate import Settings
+        from .runtime_tests.validate import validate as run_validate
+
+        if report is not None:
+            check_output(report, force)
+        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
+        result = run_validate(
+            artifacts,
+            reference=reference,
+            dense=dense,
+            windows=load_windows(evaluation, reference),
+            threads=evaluation.threads,
+            settings=Settings(device=device, speed=speed),
+            provenance={"evaluation": evaluate},
+            progress=ConsoleProgress(),
+        )
+        if report is not None:
+            write_report(result, report)
+        _show(render(result), result.to_json(), as_json)
+        _gates(result)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint folder, .gguf file or ONNX folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show what an artifact holds: layout, sizes, every tensor's type."""
+    with _one_line_errors():
+        from .runtime_tests.artifacts import describe
+        from .runtime_tests.artifact_table import artifact_table
+
+        artifact = describe(path)
+        _show(artifact_table(artifact), artifact.to_json(), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this installation: versions, devices, runtimes, compiler, doubled packages."""
+    with _one_line_errors():
+        from .runtime_tests.doctor import diagnose
+
+        findings = diagnose()
+        _show(None, findings.to_json(), as_json)
+        for line in findings.lines():
+            _tell(line)
+        if findings.problems:
+            raise typer.Exit(5)
+
+
+@runtime_app.command("build")
+def runtime_build() -> None:
+    """Build the patched llama.cpp into the per-user cache (once)."""
+    with _one_line_errors():
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.llamacpp.runtime import ensure_runtime
+
+        _tell(f"llama.cpp runtime: {ensure_runtime(ConsoleProgress())}")
+
+
+@runtime_app.command("status")
+def runtime_status(as_json: Json = False) -> None:
+    """Say whether the patched llama.cpp is built, and where."""
+    with _one_line_errors():
+        from .runtime_tests.llamacpp.runtime import find_runtime
+
+        found = find_runtime()
+        _show(None, {"built": found is not None, "path": str(found) if found else None}, as_json)
+        _tell(f"llama.cpp runtime: {found}" if found else "llama.cpp runtime: not built; `lowrank-export runtime build`")
+
+
+RECIPE_OPTIONS = (
+    "model",
+    "method",
+    "retention",
+    "min_retention",
+    "rank_multiple",
+    "keep_dense",
+    "iterations",
+    "similarity",
+    "calibration",
+    "calibration_reduction",
+    "buckets",
+    "windows",
+    "window_length",
+    "seed",
+    "dtype",
+)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The recipe keys that were given on the command line."""
+    return {key: options[key] for key in RECIPE_OPTIONS if options.get(key) not in (None, [])}
+
+
+def _recipe(path: Path | None, given: dict[str, Any]) -> Recipe:
+    """Recipe file, overridden by options."""
+    from .converter.recipe import RECIPE_FILE, make_recipe, read_recipe_values
+
+    default = Path(RECIPE_FILE)
+    if path is None and "model" not in given and default.is_file():
+        path = default
+    if path is None and "model" not in given:
+        raise UsageError(f"nothing to do: give --model (try `--model demo`), or put a {RECIPE_FILE} in this folder")
+    values = read_recipe_values(path) if path is not None else {}
+    return make_recipe({**values, **given}, str(path) if path is not None and not given else "command line")
+
+
+def _exports(
+    formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None
+) -> list[tuple[str, str | None]]:
+    """(format, type) pairs asked for; GGUF in its default type where nothing was asked for."""
+    from .exporters.export import check_format
+
+    types = {"gguf": gguf, "onnx": onnx}
+    chosen = [(kind, type) for kind in formats or ["gguf"] for type in types.get(kind) or [None]]
+    return [(kind, check_format(kind, type)) for kind, type in dict.fromkeys(chosen)]
+
+
+def _cores() -> int:
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
+    """The table on stderr, or with --json exactly one document on stdout."""
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    elif table is not None:
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False).print(table)
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _gates(report: Any) -> None:
+    if not report.passed:
+        raise typer.Exit(4)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn every error into one line on stderr and the documented exit code."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except LowRankError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written was left, and the same command goes on", 130)
+    except MemoryError:
+        _fail("out of memory; use fewer or shorter --windows, or a smaller model", 5)
+    except Exception as error:
+        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
+            _fail("out of memory; use fewer or shorter --windows, --device cpu, or a smaller model", 5)
+        if os.environ.get("LOWRANK_DEBUG"):
+            raise
+        _fail(f"bug: {type(error).__name__}: {error} (set LOWRANK_DEBUG=1 for the traceback, and report it)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    _tell(f"error: {' '.join(message.split())}")
+    raise typer.Exit(code)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Console entry point. SIGTERM is treated as Ctrl-C, so that nothing half-written is left."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(prog_name="lowrank-export")
+    except KeyboardInterrupt:
+        _tell("error: interrupted")
+        sys.exit(130)

@@ -1,0 +1,75 @@
+"""One call for every format: checkpoint -> artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..converter.errors import UsageError
+from ..converter.progress import Progress, SilentProgress
+from ..converter.recipe import nearest
+from .artifact import Artifact
+
+# format -> its quantisations; the first is the default
+QUANTISATIONS: Mapping[str, tuple[str, ...]] = {
+    "gguf": ("q8_0", "f16", "bf16", "f32"),
+    "onnx": ("int8", "fp32"),
+}
+LAYOUTS = ("native", "dense")
+
+
+def check_format(format: str, quantisation: str | None = None) -> str:
+    """The quantisation to use for a format.
+
+    Raises:
+        UsageError: unknown format or quantisation; names the nearest.
+    """
+    if format not in QUANTISATIONS:
+        raise UsageError(f"--format {format}: unknown format{nearest(format, QUANTISATIONS)}")
+    known = QUANTISATIONS[format]
+    if quantisation is None:
+        return known[0]
+    if quantisation not in known:
+        raise UsageError(f"--{format}-type {quantisation}: unknown type{nearest(quantisation, known)}")
+    return quantisation
+
+
+def artifact_name(format: str, quantisation: str) -> str:
+    """File or folder name of an export inside an output folder."""
+    return f"model-{quantisation}.gguf" if format == "gguf" else f"onnx-{quantisation}"
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    format: str,
+    quantisation: str | None = None,
+    layout: str = "native",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Export a checkpoint, factored or dense.
+
+    Args:
+        checkpoint: its folder.
+        out: the GGUF file or ONNX folder to make; it appears whole or not at all.
+        format: "gguf" or "onnx".
+        quantisation: see `QUANTISATIONS`; the format's first by default.
+        layout: "native" (two factors) or, for GGUF, "dense" (factors multiplied out).
+        force: replace `out` if it exists.
+
+    Raises:
+        UsageError, InputError, ResourceError: as the exporters say.
+    """
+    quantisation = check_format(format, quantisation)
+    progress = progress or SilentProgress()
+    if format == "gguf":
+        from .gguf.writer import export_gguf
+
+        return export_gguf(checkpoint, out, quantisation=quantisation, layout=layout, force=force, progress=progress)
+    if layout != "native":
+        raise UsageError(f"--layout {layout}: ONNX has the native layout only")
+    from .onnx.export import export_onnx
+
+    return export_onnx(checkpoint, out, quantisation=quantisation, force=force, progress=progress)

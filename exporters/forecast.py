@@ -1,0 +1,46 @@
+"""Rank plan -> bytes of every export, before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..converter.allocation.plan import RankPlan
+from ..converter.checkpoint import CheckpointReader
+from .export import QUANTISATIONS
+
+
+def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[str, int]]:
+    """Predicted bytes per export, factored and dense.
+
+    Args:
+        reader: the dense checkpoint.
+        plan: ranks of its linears.
+
+    Returns:
+        "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}.
+    """
+    dense = {name: reader.shape(name) for name in reader.names}
+    factored = plan.shapes(dense)
+    return {
+        f"{format} {quantisation}": {
+            "factored": _predict(factored, reader.config, format, quantisation),
+            "dense": _predict(dense, reader.config, format, quantisation),
+        }
+        for format, quantisations in QUANTISATIONS.items()
+        for quantisation in quantisations
+    }
+
+
+def _predict(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], format: str, quantisation: str
+) -> int:
+    if format == "gguf":
+        from .gguf.quantisation import predict_bytes as predict_gguf
+
+        return predict_gguf(shapes, quantisation)
+    from .onnx.sizes import predict_bytes as predict_onnx
+    from .onnx.sizes import rotary_elements
+
+    tied = bool(config.get("tie_word_embeddings"))
+    return predict_onnx(shapes, quantisation, tied=tied, rotary_elements=rotary_elements(config))

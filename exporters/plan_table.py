@@ -1,0 +1,43 @@
+"""A rank plan as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..converter.allocation.plan import RankPlan
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def plan_table(plan: RankPlan, forecast: Mapping[str, Mapping[str, int]]) -> RenderableType:
+    """Ranks and retention per linear, totals, predicted bytes per export, and what rounding cost."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    ranks = Table(title="Rank plan", title_justify="left")
+    for column in ("linear", "out x in", "rank", "break-even", "retention"):
+        ranks.add_column(column, justify="left" if column == "linear" else "right")
+    for linear in plan.linears:
+        shape = linear.shape
+        ranks.add_row(
+            shape.name,
+            f"{shape.out_features} x {shape.in_features}",
+            "dense" if linear.rank is None else str(linear.rank),
+            f"{shape.break_even_rank:.0f}",
+            f"{linear.retention:.3f}" if linear.compressed else "kept dense",
+        )
+    sizes = Table(title="Predicted bytes", title_justify="left")
+    for column in ("export", "dense MB", "factored MB", "factored / dense"):
+        sizes.add_column(column, justify="left" if column == "export" else "right")
+    for name, size in forecast.items():
+        dense, factored = size["dense"], size["factored"]
+        sizes.add_row(name, f"{dense / 1e6:.1f}", f"{factored / 1e6:.1f}", f"{factored / dense:.3f}")
+    total = Text(
+        f"Linears: {plan.original_parameters:,} -> {plan.kept_parameters:,} parameters, retention {plan.retention:.4f} "
+        f"(compression {1 - plan.retention:.1%}); target {plan.target:g}, rounding to multiples of "
+        f"{plan.rank_multiple} left {plan.rounding_loss:.4f} unused."
+    )
+    return Group(ranks, sizes, total)

@@ -1,0 +1,71 @@
+"""Is this installation able to do its work? What is there, what is missing, what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..converter.errors import LowRankError
+from ..exporters.onnx.flavours import check_single_flavour, installed_flavours
+from .environment import library_versions, machine_facts
+from .llamacpp.build import check_compiler
+from .llamacpp.runtime import find_runtime
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `diagnose` found.
+
+    Attributes:
+        versions, machine: as in reports.
+        onnxruntime: installed ONNX Runtime distributions.
+        providers: execution providers the installed ONNX Runtime was built with; a session may still not get them.
+        runtime: folder of the patched llama.cpp, or None.
+        problems: one line each, with what to do.
+    """
+
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+    onnxruntime: list[str]
+    providers: list[str]
+    runtime: str | None
+    problems: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return {**self.__dict__, "ok": not self.problems}
+
+    def lines(self) -> list[str]:
+        """The findings for people."""
+        lines = [f"{name} {version}" for name, version in self.versions.items()]
+        lines += [f"{name}: {value}" for name, value in self.machine.items()]
+        lines.append(f"ONNX Runtime built with: {', '.join(self.providers)} (a session may get fewer)")
+        lines.append(f"llama.cpp runtime: {self.runtime or 'not built yet (built when first needed)'}")
+        lines += [f"PROBLEM: {problem}" for problem in self.problems] or ["no problems found"]
+        return lines
+
+
+def diagnose() -> Findings:
+    """Look at the installation. Nothing is changed, nothing is fetched."""
+    problems = []
+    runtime = find_runtime()
+    for check in [check_single_flavour, *([] if runtime else [check_compiler])]:
+        try:
+            check()
+        except LowRankError as error:
+            problems.append(str(error))
+    try:
+        import onnxruntime
+
+        providers = list(onnxruntime.get_available_providers())
+    except (ImportError, AttributeError) as error:
+        providers = []
+        problems.append(f"onnxruntime cannot be imported ({error}); reinstall it")
+    return Findings(
+        versions=library_versions(),
+        machine=machine_facts(),
+        onnxruntime=installed_flavours(),
+        providers=providers,
+        runtime=str(runtime) if runtime else None,
+        problems=problems,
+    )

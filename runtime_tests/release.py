@@ -1,0 +1,140 @@
+"""The main job: compress, export, validate, in one folder; a job that was cut short goes on where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..converter.calibration import read_text, read_token_windows
+from ..converter.checkpoint import CheckpointReader, read_json
+from ..converter.errors import InputError, UsageError
+from ..converter.files import check_output
+from ..converter.pipeline import compress
+from ..converter.progress import Progress
+from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
+from ..converter.source import open_source
+from ..exporters.artifact import Artifact
+from ..exporters.export import artifact_name, check_format, export
+from .corpora import evaluation_windows
+from .report import Report, write_report
+from .validate import Settings, validate
+
+CHECKPOINT = "checkpoint"
+DENSE = "dense"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """On which text, and how, a release is measured."""
+
+    text: str = "python-docs"
+    windows: int = 8
+    window_length: int = 512
+    threads: int = 2
+    speed: bool = True
+
+
+def release(
+    recipe: Recipe,
+    exports: Sequence[tuple[str, str | None]],
+    out: Path,
+    *,
+    evaluation: Evaluation,
+    device: str,
+    force: bool,
+    progress: Progress,
+) -> Report:
+    """Compress, export and validate into `out`: checkpoint/, one artifact per export, report.json.
+
+    Finished stages of a job that was cut short are kept when the recipe is the same.
+
+    Args:
+        recipe: what to compress and how.
+        exports: (format, quantisation) pairs; quantisation None is the format's default.
+        out: the folder to make.
+        evaluation: text and size of the measurement.
+        device: of the compression.
+        force: start over, replacing what is there.
+
+    Raises:
+        UsageError: `out` holds a finished job or one of another recipe, and `force` is not set.
+        InputError, ResourceError: from the stages.
+    """
+    chosen = [(format, check_format(format, quantisation)) for format, quantisation in exports]
+    _enter(recipe, out, force)
+    checkpoint = out / CHECKPOINT
+    if not checkpoint.exists():
+        compress(recipe, checkpoint, device=device, progress=progress)
+    source = open_source(recipe.model, progress)
+    windows = load_windows(evaluation, checkpoint)
+    factored = [_export(checkpoint, out, format, type, progress) for format, type in chosen]
+    dense = [_export(source.path, out / DENSE, format, type, progress) for format, type in chosen]
+    report = validate(
+        factored,
+        reference=checkpoint,
+        windows=windows,
+        dense=source.path,
+        dense_artifacts=dense,
+        threads=evaluation.threads,
+        settings=Settings(speed=evaluation.speed),
+        scratch=out,
+        provenance={
+            "recipe": recipe.model_dump(mode="json"),
+            "calibration": read_json(checkpoint / "calibration.json"),
+            "evaluation": evaluation.text,
+        },
+        progress=progress,
+    )
+    write_report(report, out / REPORT)
+    shutil.rmtree(out / DENSE, ignore_errors=True)
+    return report
+
+
+def load_windows(evaluation: Evaluation, model: Path) -> object:
+    """Evaluation windows (N, T) int32 for a model folder's tokenizer.
+
+    Raises:
+        InputError: the text or tokenizer cannot be used.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no usable tokenizer ({str(error).splitlines()[0]})") from None
+    if evaluation.text.endswith(".npy"):
+        return read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
+    text = read_text(evaluation.text, "evaluation")
+    return evaluation_windows(tokenizer, text, windows=evaluation.windows, length=evaluation.window_length)
+
+
+def _enter(recipe: Recipe, out: Path, force: bool) -> None:
+    """Make `out` ready: empty, or holding finished stages of this very job."""
+    if force and out.is_dir():
+        if any(out.iterdir()) and not (out / CHECKPOINT).exists():
+            raise UsageError(f"{out}: is not a folder this tool made; choose another --out")
+        shutil.rmtree(out)
+    check_output(out / REPORT, force)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file; choose another --out")
+    unfinished = out / CHECKPOINT / RECIPE_FILE
+    if unfinished.is_file():
+        if read_recipe(unfinished) != recipe:
+            raise UsageError(f"{out}: holds an unfinished job of another recipe; choose another --out or add --force")
+    elif out.is_dir() and any(entry for entry in out.iterdir() if not entry.name.startswith(".")):
+        raise UsageError(f"{out}: exists and is not empty; choose another --out or add --force")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _export(checkpoint: Path, folder: Path, format: str, quantisation: str, progress: Progress) -> Artifact:
+    """Export, unless a finished one is there from before."""
+    from .artifacts import describe
+
+    target = folder / artifact_name(format, quantisation)
+    if target.exists():
+        return describe(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    return export(checkpoint, target, format=format, quantisation=quantisation, progress=progress)
