@@ -114,12 +114,11 @@ def checked_model(folder: Path) -> Path:
         InputError: the folder or the graph is missing, not ONNX, or its external data is missing or truncated.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     path = model_file(folder)
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
-    except DecodeError:
+    except Exception:  # protobuf's DecodeError
         raise InputError(f"{path}: not an ONNX model, or truncated") from None
     for tensor in graph.initializer:
         entry = {item.key: item.value for item in tensor.external_data}

@@ -39,7 +39,8 @@ class OnnxRuntimeBackend:
     def feed(self, tokens: Tokens) -> Logits:
         """Append tokens to the cached sequence; logits (vocabulary,) after the last one."""
         logits, self._cache = self._decoder.run(tokens, self._cache, keep_cache=True)
-        return logits[-1]
+        last: Logits = logits[-1]
+        return last
 
     def close(self) -> None:
         """Free session and cache."""
