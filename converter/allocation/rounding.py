@@ -21,7 +21,7 @@ def round_ranks(
 
     Ranks start at the multiple below the wanted rank (at least one multiple). Then, under the parameter budget
     `target` x original, multiples go one by one to the linear furthest below its wanted rank, or are taken from the
-    one furthest above. What is left unused is less than the cheapest multiple.
+    one furthest above. Where no multiple fits into what is left, one moves from a cheaper linear to a dearer.
 
     Args:
         shapes: the linears, in model order.
@@ -82,7 +82,34 @@ def _fit_budget(
             if spent + step * shapes[i].per_rank <= budget and rank + step < shapes[i].break_even_rank
         ]
         if not growable:
-            return
+            break
         i = max(growable, key=lambda i: ideal[i] - ranks[i])
         ranks[i] += step
         spent += step * shapes[i].per_rank
+    _exchange(ranks, ideal, shapes, budget - spent, step)
+
+
+def _exchange(
+    ranks: dict[int, int], ideal: dict[int, float], shapes: Sequence[LinearShape], unused: float, step: int
+) -> None:
+    """Use up what no multiple fits into: take one from a cheaper linear and give one to a dearer, in place."""
+    while True:
+        shrinkable = {shapes[i].per_rank: i for i in sorted(ranks, key=lambda i: ranks[i] - ideal[i]) if ranks[i] > step}
+        growable = {
+            shapes[i].per_rank: i
+            for i in sorted(ranks, key=lambda i: ideal[i] - ranks[i])
+            if ranks[i] + step < shapes[i].break_even_rank
+        }
+        gains = {
+            step * (dear - cheap): (shrinkable[cheap], growable[dear])
+            for cheap in shrinkable
+            for dear in growable
+            if 0 < step * (dear - cheap) <= unused
+        }
+        if not gains:
+            return
+        gain = max(gains)
+        source, target = gains[gain]
+        ranks[source] -= step
+        ranks[target] += step
+        unused -= gain
