@@ -50,9 +50,7 @@ Retention = Annotated[
     typer.Option(help="Kept / original parameters of the linears, in (0, 1]. Default 0.8.", show_default=False),
 ]
 MinRetention = Annotated[float | None, typer.Option(help="Floor of adaCR's retention per block.", show_default=False)]
-RankMultiple = Annotated[
-    int | None, typer.Option(help="Ranks are multiples of this. Default 32.", show_default=False)
-]
+RankMultiple = Annotated[int | None, typer.Option(help="Ranks are multiples of this. Default 32.", show_default=False)]
 KeepDense = Annotated[
     list[str] | None, typer.Option(help="Leave matching linears dense (glob; repeatable).", show_default=False)
 ]
@@ -76,9 +74,7 @@ Buckets = Annotated[int | None, typer.Option(help="Buckets of stack-of-batch. De
 Windows = Annotated[int | None, typer.Option(help="Calibration windows. Default 32.", show_default=False)]
 WindowLength = Annotated[int | None, typer.Option(help="Tokens per window. Default 1024.", show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Of everything random. Default 0.", show_default=False)]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32 (default), float16 or bfloat16.", show_default=False)
-]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -99,7 +95,9 @@ def run(
     format: Annotated[
         list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, artifacts and report.")] = Path("out"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, artifacts and report.")] = Path(
+        "out"
+    ),
     gguf_type: GgufType = None,
     onnx_type: OnnxType = None,
     method: Method = None,
@@ -180,7 +178,9 @@ def compress(
         from .converter.progress import ConsoleProgress
 
         done = run_compress(chosen, out, device=device, force=force, progress=ConsoleProgress())
-        summary = {key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")}
+        summary = {
+            key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")
+        }
         _show(None, {"path": str(done.path), "seconds": done.seconds, **summary}, as_json)
         _tell(
             f"{done.path}: retention {done.plan['retention']:.4f} of the linears (compression "
@@ -306,8 +306,8 @@ def inspect(
 ) -> None:
     """Show what an artifact holds: layout, sizes, every tensor's type."""
     with _one_line_errors():
-        from .runtime_tests.artifacts import describe
         from .runtime_tests.artifact_table import artifact_table
+        from .runtime_tests.artifacts import describe
 
         artifact = describe(path)
         _show(artifact_table(artifact), artifact.to_json(), as_json)
@@ -345,7 +345,9 @@ def runtime_status(as_json: Json = False) -> None:
 
         found = find_runtime()
         _show(None, {"built": found is not None, "path": str(found) if found else None}, as_json)
-        _tell(f"llama.cpp runtime: {found}" if found else "llama.cpp runtime: not built; `lowrank-export runtime build`")
+        _tell(
+            f"llama.cpp runtime: {found}" if found else "llama.cpp runtime: not built; `lowrank-export runtime build`"
+        )
 
 
 RECIPE_OPTIONS = (
@@ -385,9 +387,7 @@ def _recipe(path: Path | None, given: dict[str, Any]) -> Recipe:
     return make_recipe({**values, **given}, str(path) if path is not None and not given else "command line")
 
 
-def _exports(
-    formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None
-) -> list[tuple[str, str | None]]:
+def _exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str | None]]:
     """(format, type) pairs asked for; GGUF in its default type where nothing was asked for."""
     from .exporters.export import check_format
 

@@ -76,4 +76,3 @@ class StoppedForward:
         if not self._greenlet.dead:
             raise RuntimeError("the block has more input groups than its family says")
         return y
-

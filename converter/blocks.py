@@ -43,9 +43,7 @@ class BlockSource:
 
         prefix = f"{self.family.blocks}.{index}"
         block = copy.deepcopy(self._skeleton.get_submodule(prefix))
-        state = {
-            name: self._tensor(f"{prefix}.{name}", tuple(meta.shape)) for name, meta in block.state_dict().items()
-        }
+        state = {name: self._tensor(f"{prefix}.{name}", tuple(meta.shape)) for name, meta in block.state_dict().items()}
         block.load_state_dict(state, strict=True, assign=True)
         return block.requires_grad_(False)
 

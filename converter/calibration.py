@@ -173,9 +173,7 @@ def _dataset(name: str, split: str) -> str:
         raise InputError(f"datasets:{name}: needs the datasets package; pip install lowrank-export[datasets]") from None
     owner, _, configuration = name.partition(":")
     try:
-        rows = datasets.load_dataset(
-            owner, configuration or None, split="train" if split == "calibration" else "test"
-        )
+        rows = datasets.load_dataset(owner, configuration or None, split="train" if split == "calibration" else "test")
         return "\n\n".join(str(row["text"]) for row in rows)
     except Exception as error:
         raise InputError(f"datasets:{name}: cannot be read ({str(error).splitlines()[0]})") from None

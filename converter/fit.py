@@ -109,9 +109,7 @@ def fit_linear(
     return factors, _losses(target, truncated, factors, metric)
 
 
-def _losses(
-    target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric
-) -> FitLoss | None:
+def _losses(target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric) -> FitLoss | None:
     if metric.evaluation is None:
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]
@@ -12,18 +12,13 @@ Advance = Callable[[int], None]
 class Progress(Protocol):
     """What a long stage reports to."""
 
-    def stage(self, label: str, total: int) -> _Stage:
+    def stage(self, label: str, total: int) -> AbstractContextManager[Advance]:
         """Open a stage of `total` steps; the context yields a function that advances it by n steps."""
         ...
 
     def note(self, message: str) -> None:
         """One line worth keeping (a fallback that was applied, a file that was written)."""
         ...
-
-
-class _Stage(Protocol):
-    def __enter__(self) -> Advance: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class SilentProgress:

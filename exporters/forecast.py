@@ -32,9 +32,7 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
     }
 
 
-def _predict(
-    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], format: str, quantisation: str
-) -> int:
+def _predict(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], format: str, quantisation: str) -> int:
     if format == "gguf":
         from .gguf.quantisation import predict_bytes as predict_gguf
 

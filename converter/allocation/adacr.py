@@ -47,6 +47,8 @@ def adacr(
     """
     floor = DEFAULT_MIN_RETENTION_SHARE * target if minimum is None else minimum
     total = sum(shape.parameters for shape in shapes)
+    if target >= 1:
+        return [1.0] * len(shapes)
 
     def wanted(scale: float) -> list[float]:
         per_block = [min(1.0, max(0.0, floor + scale * i * (target - floor))) for i in importance]

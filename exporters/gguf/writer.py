@@ -234,7 +234,7 @@ def _weights(source: Source, reader: CheckpointReader, of: Family, hyper: Hyperp
     """One tensor's values in float32, factors multiplied out where there are two parts, rows in llama.cpp's order."""
     if not source.parts:
         factors = rope_frequency_factors(hyper)
-        assert factors is not None  # noqa: S101  planned only where there are some
+        assert factors is not None
         return factors
     parts: list[NDArray[np.float32]] = [reader.tensor(part).float().numpy() for part in source.parts]
     values = parts[0] @ parts[1] if len(parts) == 2 else parts[0]

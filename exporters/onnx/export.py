@@ -62,7 +62,7 @@ def export_onnx(
     with progress.stage(f"ONNX {quantisation}", 3) as advance, _staging(out, force=force) as folder:
         model = _load_float32(checkpoint)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        tokens = check_tokens(model.config.vocab_size, model.config.max_position_embeddings)
+        tokens = check_tokens(checkpoint, model.config.max_position_embeddings)
         reference = reference_logits(model, tokens)
         advance(1)
         build(model, checkpoint, folder, int8=quantisation == "int8", metadata=_metadata(reader))
@@ -70,8 +70,8 @@ def export_onnx(
         advance(1)
         difference = check_export(folder, tokens, reference, int8=quantisation == "int8")
         advance(1)
-    measure = "mean KLD" if quantisation == "int8" else "largest logit difference in standard deviations"
-    progress.note(f"{out}: {measure} to torch on {len(tokens)} random tokens {difference:.1e}")
+    measure = "median KLD" if quantisation == "int8" else "largest logit difference in standard deviations"
+    progress.note(f"{out}: {measure} to torch on {len(tokens)} tokens {difference:.1e}")
     return Artifact(
         path=out,
         format="onnx",
@@ -144,7 +144,7 @@ def _resource_error(error: BaseException, out: Path) -> ResourceError | None:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
-            return ResourceError(f"{out}: out of memory; an export needs about three times the model in float32")
+            return ResourceError(f"{out}: out of memory; an export needs about four times the model in float32")
         if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
             return ResourceError(f"{out}: no space left on the device")
         if isinstance(cause, OSError) and cause.errno in _NOT_WRITABLE:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lowrank_export.converter.compensation import adacomp, update_u, update_v
 from lowrank_export.converter.factorisation import LowRankFactors, factor, truncation_loss
 from lowrank_export.converter.whitening import whiten

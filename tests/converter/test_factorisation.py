@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lowrank_export.converter.factorisation import factor, output_energy, truncation_loss
 from lowrank_export.converter.whitening import damped_inverse, whiten
 

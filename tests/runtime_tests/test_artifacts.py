@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from lowrank_export.converter.errors import InputError
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests.artifacts import describe

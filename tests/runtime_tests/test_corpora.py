@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lowrank_export.converter.errors import InputError, UsageError
 from lowrank_export.runtime_tests.corpora import evaluation_windows
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from lowrank_export.runtime_tests.gates import OTHER_LIMITS, Limits, failed, gate, parity_gates, parity_limits
 from lowrank_export.runtime_tests.parity import Parity
 from lowrank_export.runtime_tests.perplexity import Perplexity

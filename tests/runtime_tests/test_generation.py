@@ -7,10 +7,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from lowrank_export.converter.errors import InputError
 from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend
 from lowrank_export.runtime_tests.generation import generate, sample
-from numpy.typing import NDArray
 
 
 class ScriptedBackend:

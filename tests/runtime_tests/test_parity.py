@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
 from lowrank_export.converter.errors import InputError
 from lowrank_export.runtime_tests.parity import divergence, parity
-from numpy.typing import NDArray
 
 LOGIT = st.floats(-80, 80, width=32)
 PAIR = st.integers(1, 20).flatmap(

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from lowrank_export.runtime_tests.perplexity import log_normaliser, perplexity, token_losses
 
 

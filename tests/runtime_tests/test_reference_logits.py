@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from lowrank_export.converter.errors import InputError, ResourceError
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests.perplexity import token_losses
 from lowrank_export.runtime_tests.reference_logits import ReferenceLogits
-from numpy.typing import NDArray
 
 WINDOWS = np.random.default_rng(0).integers(0, 30, (3, 6)).astype(np.int32)
 Usage = namedtuple("Usage", "total used free")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from lowrank_export.converter.errors import LowRankError
 from lowrank_export.runtime_tests.gates import gate
 from lowrank_export.runtime_tests.generation import Sample

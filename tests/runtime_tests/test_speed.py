@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from lowrank_export.runtime_tests import speed
 from lowrank_export.runtime_tests.speed import measure_speed
-from numpy.typing import NDArray
 
 TOKENS = np.arange(14, dtype=np.int32)
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from lowrank_export.converter.errors import InputError
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests import validate as module
 from lowrank_export.runtime_tests.corpora import evaluation_windows
 from lowrank_export.runtime_tests.llamacpp.runtime import find_runtime
 from lowrank_export.runtime_tests.validate import Settings, validate
-from numpy.typing import NDArray
 
 QUICK = Settings(speed=False, sample_tokens=4)
 TIMED = Settings(prompt_tokens=8, decode_tokens=2, repeats=1, sample_tokens=4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lowrank_export.converter.allocation.adacr import adacr, normalise, similarity
 from lowrank_export.converter.allocation.plan import LinearShape
 

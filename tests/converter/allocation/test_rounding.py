@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lowrank_export.converter.allocation.plan import LinearShape
 from lowrank_export.converter.allocation.rounding import round_ranks
 from lowrank_export.converter.errors import UsageError
@@ -52,9 +53,7 @@ def test_never_exceeds_the_budget(
             assert linear.rank >= multiple and linear.rank % multiple == 0
             assert linear.parameters < linear.shape.parameters
     step = min((multiple * s.per_rank for s in shapes), default=0)
-    grown = [
-        linear for linear in plan.linears if linear.rank and linear.rank + multiple < linear.shape.break_even_rank
-    ]
+    grown = [linear for linear in plan.linears if linear.rank and linear.rank + multiple < linear.shape.break_even_rank]
     if grown:
         assert target * original - plan.kept_parameters < max(multiple * g.shape.per_rank for g in grown) or step == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+
 from lowrank_export.converter.errors import ResourceError
 from lowrank_export.exporters.onnx import flavours
 

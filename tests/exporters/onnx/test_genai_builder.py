@@ -6,6 +6,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+
 from lowrank_export.converter.errors import InputError, LowRankError
 from lowrank_export.exporters.onnx import genai_builder
 

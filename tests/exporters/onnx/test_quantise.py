@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowrank_export.exporters.onnx.quantise import BLOCK, blocks, dequantise, quantise
 from torch import Tensor
+
+from lowrank_export.exporters.onnx.quantise import BLOCK, blocks, dequantise, quantise
 
 
 def slow_quantise(weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from lowrank_export.converter.errors import InputError, ResourceError
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.onnx.export import export_onnx

@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+
 from lowrank_export.converter.errors import InputError, UsageError
 from lowrank_export.runtime_tests.backends.protocol import Backend
 from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend, open_torch

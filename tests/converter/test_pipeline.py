@@ -1,0 +1,292 @@
+"""Whole compressions of tiny random models of every family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import lowrank_export
+from lowrank_export.converter.calibration import draw_windows, tokenize
+from lowrank_export.converter.checkpoint import CheckpointReader
+from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.lowrank_linear import LowRankLinear
+from lowrank_export.converter.methods import METHODS
+from lowrank_export.converter.pipeline import compress
+from lowrank_export.converter.recipe import Recipe, read_recipe
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(tiny.TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def recipe(text: Path) -> Any:
+    def build(model: Path, **options: Any) -> Recipe:
+        defaults: dict[str, Any] = {
+            "retention": 0.6,
+            "rank_multiple": 4,
+            "calibration": str(text),
+            "windows": 6,
+            "window_length": 32,
+            "held_out": 2,
+        }
+        return Recipe(model=str(model), **{**defaults, **options})
+
+    return build
+
+
+def logits(model: Any, seed: int = 0) -> torch.Tensor:
+    tokens = torch.randint(0, 320, (1, 24), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_every_family_end_to_end(tiny: ModuleType, recipe: Any, tmp_path: Path, family: str, tied: bool) -> None:
+    dense = tiny.save_dense(tmp_path / "dense", family, tied=tied)
+    done = compress(recipe(tmp_path / "dense"), tmp_path / "out")
+    reader = CheckpointReader(tmp_path / "out")
+    assert reader.lowrank["method"] == "adasvd"
+    assert done.plan["retention"] <= 0.6
+    model = lowrank_export.load(tmp_path / "out")
+    factored = {name for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+    assert factored == set(reader.ranks) and factored
+    if family == "qwen2":
+        bias = model.get_submodule("model.layers.0.self_attn.q_proj").bias
+        torch.testing.assert_close(bias, dense.get_submodule("model.layers.0.self_attn.q_proj").bias)
+    assert torch.isfinite(logits(model)).all()
+    small = sum(p.numel() for p in model.parameters())
+    assert small < sum(p.numel() for p in dense.parameters())
+    assert sum((tmp_path / "out" / f).stat().st_size for f in set(reader._shards.values())) < 4 * small * 1.3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_retention_one_is_the_dense_model(tiny: ModuleType, recipe: Any, tmp_path: Path, method: str) -> None:
+    dense = tiny.save_dense(tmp_path / "dense", "qwen2")
+    compress(recipe(tmp_path / "dense", method=method, retention=1.0), tmp_path / "out")
+    torch.testing.assert_close(logits(lowrank_export.load(tmp_path / "out")), logits(dense))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nearly_everything_kept_is_nearly_the_dense_model(
+    tiny: ModuleType, recipe: Any, tmp_path: Path, method: str
+) -> None:
+    """Low-rank weights lose nothing: every method must find the rank that is there."""
+    dense = tiny.model("llama")
+    with torch.no_grad():
+        for name, module in dense.named_modules():
+            if isinstance(module, torch.nn.Linear) and name.startswith("model.layers."):
+                u, s, vt = torch.linalg.svd(module.weight, full_matrices=False)
+                module.weight.copy_(u[:, :8] * s[:8] @ vt[:8])
+    dense.save_pretrained(tmp_path / "dense")
+    tiny.tokenizer().save_pretrained(tmp_path / "dense")
+    compress(recipe(tmp_path / "dense", method=method, retention=0.9, min_retention=0.8), tmp_path / "out")
+    torch.testing.assert_close(logits(lowrank_export.load(tmp_path / "out")), logits(dense), rtol=1e-3, atol=1e-3)
+
+
+def test_each_stage_lowers_the_output_error(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    """Whitening beats the plain SVD on the calibration tokens, measured at the logits."""
+    dense = tiny.save_dense(tmp_path / "dense", "llama")
+    errors = {}
+    for method in ("svd", "svd-llm"):
+        compress(recipe(tmp_path / "dense", method=method), tmp_path / method)
+        tokens = torch.tensor(tiny.tokenizer()(tiny.TEXT)["input_ids"][:200])[None]
+        with torch.no_grad():
+            got, want = lowrank_export.load(tmp_path / method)(tokens).logits, dense(tokens).logits
+        errors[method] = float((got - want).square().mean())
+    assert errors["svd-llm"] < errors["svd"]
+
+
+def test_matches_a_direct_computation_of_the_first_block(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    """svd-llm on block 0 equals whitening with the moment of inputs caught by an ordinary hook."""
+    dense = tiny.save_dense(tmp_path / "dense", "llama")
+    compress(recipe(tmp_path / "dense", method="svd-llm", held_out=0), tmp_path / "out")
+    tokens = draw_windows(tokenize(tiny.tokenizer(), tiny.TEXT), 6, 32, 0, "")
+    caught: list[torch.Tensor] = []
+    linear = dense.get_submodule("model.layers.0.mlp.down_proj")
+    handle = linear.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].reshape(-1, 160)))
+    with torch.no_grad():
+        dense(torch.from_numpy(tokens).long())
+    handle.remove()
+    x = torch.cat(caught).double()
+    s = torch.linalg.cholesky(x.T @ x)
+    u, values, vt = torch.linalg.svd(linear.weight.double() @ s, full_matrices=False)
+    rank = CheckpointReader(tmp_path / "out").ranks["model.layers.0.mlp.down_proj"]
+    expected = (u[:, :rank] * values[:rank]) @ vt[:rank] @ torch.linalg.inv(s)
+    found = lowrank_export.load(tmp_path / "out").get_submodule("model.layers.0.mlp.down_proj").dense_weight()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_later_groups_see_inputs_of_the_compressed_ones(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    """adasvd's o_proj of block 0 is fitted on what the already factored q, k and v produce."""
+    tiny.save_dense(tmp_path / "dense", "llama")
+    done = compress(recipe(tmp_path / "dense", held_out=0, iterations=0, retention=0.4), tmp_path / "out")
+    model = lowrank_export.load(tmp_path / "out")
+    dense = tiny.model("llama")
+    tokens = torch.from_numpy(draw_windows(tokenize(tiny.tokenizer(), tiny.TEXT), 6, 32, 0, "")).long()
+    name = "model.layers.0.self_attn.o_proj"
+    caught: list[torch.Tensor] = []
+    model.get_submodule(name).register_forward_pre_hook(lambda _, i: caught.append(i[0].reshape(-1, 64).double()))
+    with torch.no_grad():
+        model(tokens)
+    weight = dense.get_submodule(name).weight.detach().double()
+    residual = weight - model.get_submodule(name).dense_weight().detach().double()
+    loss = float((residual @ caught[0].T).square().sum() / (weight @ caught[0].T).square().sum())
+    assert done.plan["linears"][name]["relative_loss"]["truncated"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_stack_of_batch_of_single_windows_is_the_exact_moment(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    """With as many buckets as windows nothing is averaged."""
+    tiny.save_dense(tmp_path / "dense", "llama")
+    options = {"held_out": 0, "windows": 4}
+    compress(recipe(tmp_path / "dense", **options), tmp_path / "moments")
+    stacked = recipe(tmp_path / "dense", calibration_reduction="stack-of-batch", buckets=4, **options)
+    compress(stacked, tmp_path / "stacked")
+    a, b = (logits(lowrank_export.load(tmp_path / name)) for name in ("moments", "stacked"))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_same_seed_same_bytes(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "qwen3")
+    for name in ("a", "b"):
+        compress(recipe(tmp_path / "dense"), tmp_path / name)
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert names == sorted(file.name for file in (tmp_path / "b").iterdir())
+    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
+
+
+def test_calibration_from_the_model_itself(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    compress(recipe(tmp_path / "dense", calibration="self"), tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert record["text"] == "self" and record["windows"] == 6 and len(record["sha256"]) == 64
+
+
+def test_what_lies_beside_the_weights(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    (tmp_path / "dense" / "README.md").write_text("---\nlicense: mit\n---\n")
+    asked = recipe(tmp_path / "dense", keep_dense=("model.layers.1.mlp.*",))
+    compress(asked, tmp_path / "out")
+    assert read_recipe(tmp_path / "out" / "recipe.yaml") == asked
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["linears"]["model.layers.1.mlp.up_proj"]["rank"] == "dense"
+    loss = plan["linears"]["model.layers.0.mlp.up_proj"]["relative_loss"]
+    assert 0 <= loss["truncated"] <= 1 and loss["held_out_truncated"] >= 0
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+    tokenizer = tiny.tokenizer()
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("rank 31") == tokenizer.encode("rank 31")
+
+
+def test_save_pretrained_round_trips_at_the_small_size(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    compress(recipe(tmp_path / "dense"), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "again")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), logits(model))
+    first, second = (
+        sum(file.stat().st_size for file in (tmp_path / name).glob("*.safetensors")) for name in ("out", "again")
+    )
+    assert second == pytest.approx(first, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(tiny: ModuleType, recipe: Any, tmp_path: Path, dtype: str) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    compress(recipe(tmp_path / "dense", dtype=dtype), tmp_path / "out")
+    model = lowrank_export.load(tmp_path / "out")
+    assert model.dtype == getattr(torch, dtype)
+    assert torch.isfinite(logits(model)).all()
+
+
+def edit_weight(folder: Path, name: str, change: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = change(tensors[name])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def poke(value: float) -> Any:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor[1, 2] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_a_weight_is_named(tiny: ModuleType, recipe: Any, tmp_path: Path, value: float) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    edit_weight(tmp_path / "dense", "model.layers.1.mlp.up_proj.weight", poke(value))
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or Inf"):
+        compress(recipe(tmp_path / "dense"), tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*partial"))
+
+
+def test_overflowing_activations_are_named(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    edit_weight(tmp_path / "dense", "model.layers.0.mlp.gate_proj.weight", lambda w: w * 3e4)
+    with pytest.raises(InputError, match=r"activations at 'mlp out' of block 0 hold NaN or Inf in float16.*--dtype"):
+        compress(recipe(tmp_path / "dense", dtype="float16", method="svd-llm"), tmp_path / "out")
+
+
+def test_wrong_shape_and_truncation_are_named(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    edit_weight(tmp_path / "dense", "model.norm.weight", lambda w: w[:10].clone())
+    edit_weight(tmp_path / "dense", "model.layers.0.mlp.up_proj.weight", lambda w: w[:, :50].clone())
+    with pytest.raises(InputError, match=r"up_proj\.weight has shape \(160, 50\), but config\.json says \(160, 64\)"):
+        compress(recipe(tmp_path / "dense"), tmp_path / "out")
+    weights = tmp_path / "dense" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="truncated"):
+        compress(recipe(tmp_path / "dense"), tmp_path / "out")
+
+
+def test_existing_output_needs_force(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    compress(recipe(tmp_path / "dense", method="svd"), tmp_path / "out")
+    before = (tmp_path / "out" / "plan.json").read_bytes()
+    with pytest.raises(UsageError, match="--force"):
+        compress(recipe(tmp_path / "dense", method="svd", retention=0.5), tmp_path / "out")
+    assert (tmp_path / "out" / "plan.json").read_bytes() == before
+    compress(recipe(tmp_path / "dense", method="svd", retention=0.5), tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "plan.json").read_bytes() != before
+
+
+def test_window_longer_than_the_attention(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "mistral", sliding_window=16)
+    with pytest.raises(InputError, match="attends over 16 tokens.*--window-length"):
+        compress(recipe(tmp_path / "dense"), tmp_path / "out")
+
+
+def test_token_windows_given_as_an_array(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    windows = np.random.default_rng(0).integers(0, 320, size=(3, 16), dtype=np.int32)
+    np.save(tmp_path / "w.npy", windows)
+    compress(recipe(tmp_path / "dense", calibration=str(tmp_path / "w.npy")), tmp_path / "out")
+    np.save(tmp_path / "w.npy", windows + 300)
+    with pytest.raises(InputError, match="but the model has 320 tokens"):
+        compress(recipe(tmp_path / "dense", calibration=str(tmp_path / "w.npy")), tmp_path / "out2")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_what_the_cpu_gives(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    for device in ("cpu", "cuda"):
+        compress(recipe(tmp_path / "dense"), tmp_path / device, device=device)
+    a, b = (logits(lowrank_export.load(tmp_path / device)) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
