@@ -62,7 +62,8 @@ def export_onnx(
     with progress.stage(f"ONNX {quantisation}", 3) as advance, _staging(out, force=force) as folder:
         model = _load_float32(checkpoint)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        tokens = check_tokens(checkpoint, model.config.max_position_embeddings)
+        config = model.config
+        tokens = check_tokens(checkpoint, vocabulary=config.vocab_size, context=config.max_position_embeddings)
         reference = reference_logits(model, tokens)
         advance(1)
         build(model, checkpoint, folder, int8=quantisation == "int8", metadata=_metadata(reader))

@@ -33,17 +33,18 @@ _TEXT = (
 _THREADS = 2
 
 
-def check_tokens(checkpoint: Path, context: int) -> NDArray[np.int32]:
+def check_tokens(checkpoint: Path, *, vocabulary: int, context: int) -> NDArray[np.int32]:
     """The tokens every export is checked on, (T,): ordinary text.
 
     Random tokens would not do: on them 8-bit rounding alone moves a factored model by whole nats.
 
     Args:
         checkpoint: a directory with a tokenizer.
+        vocabulary: tokens the model knows.
         context: longest sequence of the model.
 
     Raises:
-        InputError: no usable tokenizer.
+        InputError: no usable tokenizer, or one made for another model.
     """
     from transformers import AutoTokenizer
 
@@ -54,6 +55,8 @@ def check_tokens(checkpoint: Path, context: int) -> NDArray[np.int32]:
         raise InputError(f"{checkpoint}: its tokenizer cannot be loaded: {one_line(error)}") from error
     if len(tokens) < 2:
         raise InputError(f"{checkpoint}: its tokenizer gives {len(tokens)} tokens for a sentence")
+    if max(tokens) >= vocabulary:
+        raise InputError(f"{checkpoint}: its tokenizer has token {max(tokens)}, the model knows {vocabulary} tokens")
     return np.asarray(tokens, dtype=np.int32)
 
 

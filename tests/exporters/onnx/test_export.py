@@ -29,6 +29,7 @@ from lowrank_export.exporters.onnx.selfcheck import kld
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.sizes import predict_bytes, rotary_elements
 
+VOCABULARY = 320  # of tests/tiny.py
 ODD_RANK = 37  # neither a multiple of the block nor of anything else
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 CASES = [
@@ -189,7 +190,7 @@ def test_some_linears_factored_and_the_head_too(tmp_path: Path, tiny: ModuleType
 
 
 def test_linear_as_wide_as_the_vocabulary_is_not_taken_for_the_head(tmp_path: Path, saved: Saved) -> None:
-    checkpoint, model = saved("llama", None, intermediate_size=160, vocab_size=160)
+    checkpoint, model = saved("llama", None, intermediate_size=VOCABULARY)
     export(checkpoint, tmp_path / "out")
     tokens = np.arange(20, dtype=np.int32)
     decoder = open_decoder(tmp_path / "out", threads=1)
@@ -252,6 +253,16 @@ def test_full_disk_or_memory_leaves_the_old_export(
     assert (out / "model.onnx").read_bytes() == b"old"
 
 
+def test_tokenizer_of_another_model(tmp_path: Path, saved: Saved) -> None:
+    checkpoint, _ = saved("llama", None, blocks=1, vocab_size=100)
+    with pytest.raises(InputError, match="the model knows 100 tokens"):
+        export(checkpoint, tmp_path / "out")
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="its tokenizer") as error:
+        export(checkpoint, tmp_path / "out")
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
 def test_wrong_result_is_not_delivered(tmp_path: Path, factored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = export_module.reference_logits
     monkeypatch.setattr(export_module, "reference_logits", lambda *arguments: honest(*arguments)[:, ::-1])
@@ -277,7 +288,7 @@ ROPES = {
 def test_rotary_embeddings(tmp_path: Path, saved: Saved, kind: str) -> None:
     checkpoint, model = saved("llama", None, blocks=1, rope_parameters=Frozen(rope_type=kind, **ROPES[kind]))
     export(checkpoint, tmp_path / "out")
-    tokens = np.random.default_rng(8).integers(0, 320, 200, dtype=np.int32)
+    tokens = np.random.default_rng(8).integers(0, VOCABULARY, 200, dtype=np.int32)
     decoder = open_decoder(tmp_path / "out", threads=1)
     logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
     np.testing.assert_allclose(logits, torch_logits(model, tokens), atol=1e-4)
