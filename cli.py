@@ -387,12 +387,13 @@ def _recipe(path: Path | None, given: dict[str, Any]) -> Recipe:
     return make_recipe({**values, **given}, str(path) if path is not None and not given else "command line")
 
 
-def _exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str | None]]:
+def _exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str]]:
     """(format, type) pairs asked for; GGUF in its default type where nothing was asked for."""
     from .exporters.export import check_format
 
-    types = {"gguf": gguf, "onnx": onnx}
-    chosen = [(kind, type) for kind in formats or ["gguf"] for type in types.get(kind) or [None]]
+    types: dict[str, list[str] | None] = {"gguf": gguf, "onnx": onnx}
+    defaults: list[str | None] = [None]
+    chosen = [(kind, type) for kind in formats or ["gguf"] for type in types.get(kind) or defaults]
     return [(kind, check_format(kind, type)) for kind, type in dict.fromkeys(chosen)]
 
 

@@ -25,7 +25,8 @@ class BlockSource:
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
         config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            self._skeleton: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            factory: Any = AutoModelForCausalLM
+            self._skeleton: nn.Module = factory.from_config(config, dtype=dtype)
         self._skeleton.eval()
         self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
         self.block_count = int(config.num_hidden_layers)

@@ -109,7 +109,7 @@ def read_token_windows(path: Path, vocabulary: int) -> Tokens:
         raise InputError(f"{path}: expected integer token windows (N, T), found {array.dtype} {array.shape}")
     if int(array.min()) < 0 or int(array.max()) >= vocabulary:
         raise InputError(f"{path}: token ids reach {int(array.max())}, but the model has {vocabulary} tokens")
-    return np.asarray(array, dtype=np.int32)
+    return np.array(array, dtype=np.int32)
 
 
 def read_text(spec: str, split: Literal["calibration", "evaluation"]) -> str:
@@ -206,14 +206,3 @@ def sample_from_model(
             advance(1)
     drawn = tokens.cpu().numpy().astype(np.int32)
     return Calibration(drawn[:windows], drawn[windows:], SELF, seed)
-
-
-__all__ = [
-    "Calibration",
-    "calibrate",
-    "draw_windows",
-    "read_text",
-    "read_token_windows",
-    "sample_from_model",
-    "tokenize",
-]

@@ -69,7 +69,8 @@ class CheckpointReader:
 
         self._header(name)
         with safe_open(self._shards[name], framework="pt") as shard:
-            return shard.get_tensor(name)
+            tensor: Tensor = shard.get_tensor(name)
+        return tensor
 
     @property
     def recipe_text(self) -> str:
@@ -128,7 +129,7 @@ def _shard_header(path: Path) -> dict[str, Any]:
         if size < 8 or not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
             raise InputError(f"{path}: not a safetensors file, or truncated")
         try:
-            header = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(length))
         except (UnicodeDecodeError, json.JSONDecodeError):
             raise InputError(f"{path}: damaged safetensors header") from None
     header.pop("__metadata__", None)
@@ -153,7 +154,8 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     from transformers import AutoModelForCausalLM
 
     CheckpointReader(Path(path))
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(path), dtype=dtype if dtype is not None else "auto", local_files_only=True, trust_remote_code=False
     )
-    return model.to(device).eval()
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded

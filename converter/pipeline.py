@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ class _Streams:
         family, run = self.job.source.family, self.job.blocks.run
         dense_block = TappedBlock(self.job.blocks.block(index), family) if self.dense else None
         tapped = TappedBlock(block, family)
-        dense = [StoppedForward(lambda x=x: run(dense_block.block, x)) for x in self.dense] if dense_block else []
-        compressed = [StoppedForward(lambda x=x: run(tapped.block, x)) for x in self.compressed]
+        dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense] if dense_block else []
+        compressed = [StoppedForward(partial(run, tapped.block, x)) for x in self.compressed]
         losses: dict[str, FitLoss] = {}
         for group in family.groups:
             metric = self._group_metric(index, group, dense, compressed)

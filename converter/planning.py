@@ -134,7 +134,7 @@ def block_similarities(
     blocks: BlockSource, calibration: Calibration, reading: str, progress: Progress
 ) -> tuple[float, ...]:
     """Similarity of input and output of every block of the dense model, one window at a time."""
-    windows = torch.from_numpy(calibration.windows[:IMPORTANCE_WINDOWS])
+    windows = torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS])
     streams = [blocks.embed(window[None]) for window in windows]
     result = []
     with progress.stage("block importance", blocks.block_count) as advance:

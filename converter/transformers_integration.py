@@ -19,7 +19,7 @@ METHOD = "lowrank"
 
 
 @register_quantization_config(METHOD)
-class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class LowRankConfig(QuantizationConfigMixin):
     """The `quantization_config` of a factored checkpoint's config.json."""
 
     def __init__(
@@ -30,7 +30,7 @@ class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
         method: str = "",
         quant_method: str = METHOD,
     ) -> None:
-        self.quant_method = quant_method
+        self.quant_method: Any = quant_method  # transformers types it as an enumeration of its own methods
         self.layout = layout
         self.ranks = dict(ranks or {})
         self.retention = retention
@@ -50,14 +50,15 @@ class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
+class LowRankQuantizer(HfQuantizer):
     """Builds the factored skeleton before weights are read; there is nothing to quantise."""
 
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        config: Any = self.quantization_config
         try:
-            replace_linears(model, self.quantization_config.ranks)
+            replace_linears(model, config.ranks)
         except KeyError as error:
             raise ValueError(f"factored checkpoint names a linear that the model does not have: {error}") from error
         return model

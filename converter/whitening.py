@@ -49,4 +49,5 @@ def damped_inverse(sigma: Tensor, damping: float = DAMPING_FLOOR) -> Tensor:
     """Inverse of a second moment with eigenvalues clamped to `damping` times their mean; (n, n) float64."""
     values, vectors = torch.linalg.eigh(sigma)
     floor = (damping * values.mean()).clamp(min=torch.finfo(sigma.dtype).tiny)
-    return (vectors / values.clamp(min=floor)) @ vectors.T
+    inverse: Tensor = (vectors / values.clamp(min=floor)) @ vectors.T
+    return inverse

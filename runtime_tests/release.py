@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..converter.calibration import read_text, read_token_windows
 from ..converter.checkpoint import CheckpointReader, read_json
 from ..converter.errors import InputError, UsageError
@@ -39,7 +42,7 @@ class Evaluation:
 
 def release(
     recipe: Recipe,
-    exports: Sequence[tuple[str, str | None]],
+    exports: Sequence[tuple[str, str]],
     out: Path,
     *,
     evaluation: Evaluation,
@@ -53,7 +56,7 @@ def release(
 
     Args:
         recipe: what to compress and how.
-        exports: (format, quantisation) pairs; quantisation None is the format's default.
+        exports: (format, quantisation) pairs.
         out: the folder to make.
         evaluation: text and size of the measurement.
         device: of the compression.
@@ -63,7 +66,7 @@ def release(
         UsageError: `out` holds a finished job or one of another recipe, and `force` is not set.
         InputError, ResourceError: from the stages.
     """
-    chosen = [(format, check_format(format, quantisation)) for format, quantisation in exports]
+    chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
     _enter(recipe, out, force)
     checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
@@ -93,7 +96,7 @@ def release(
     return report
 
 
-def load_windows(evaluation: Evaluation, model: Path) -> object:
+def load_windows(evaluation: Evaluation, model: Path) -> NDArray[np.int32]:
     """Evaluation windows (N, T) int32 for a model folder's tokenizer.
 
     Raises:

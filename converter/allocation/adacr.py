@@ -46,6 +46,8 @@ def adacr(
         minimum: mrr; half the target by default.
     """
     floor = DEFAULT_MIN_RETENTION_SHARE * target if minimum is None else minimum
+    if target >= 1:
+        return [1.0] * len(shapes)
     total = sum(shape.parameters for shape in shapes)
     if target >= 1:
         return [1.0] * len(shapes)

@@ -94,14 +94,9 @@ def _exchange(
 ) -> None:
     """Use up what no multiple fits into: take one from a cheaper linear and give one to a dearer, in place."""
     while True:
-        shrinkable = {
-            shapes[i].per_rank: i for i in sorted(ranks, key=lambda i: ranks[i] - ideal[i]) if ranks[i] > step
-        }
-        growable = {
-            shapes[i].per_rank: i
-            for i in sorted(ranks, key=lambda i: ideal[i] - ranks[i])
-            if ranks[i] + step < shapes[i].break_even_rank
-        }
+        by_surplus = sorted(ranks, key=lambda i: ranks[i] - ideal[i])
+        shrinkable = {shapes[i].per_rank: i for i in by_surplus if ranks[i] > step}
+        growable = {shapes[i].per_rank: i for i in reversed(by_surplus) if ranks[i] + step < shapes[i].break_even_rank}
         gains = {
             step * (dear - cheap): (shrinkable[cheap], growable[dear])
             for cheap in shrinkable

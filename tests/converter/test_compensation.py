@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,7 +48,7 @@ def test_loss_never_rises_on_the_data_it_is_given(m: int, n: int, seed: int, dat
     for _ in range(4):
         factors = adacomp(weight, factors, sigma, 1)
         losses.append(truncation_loss(weight, factors, sigma))
-    assert all(after <= before + 1e-9 * scale for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before + 1e-9 * scale for before, after in pairwise(losses))
 
 
 def test_cannot_improve_on_the_data_that_whitening_saw() -> None:

@@ -124,5 +124,5 @@ def test_damped_inverse_is_the_inverse_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("rank", [0, 9])
 def test_rank_out_of_range(rank: int) -> None:
-    with pytest.raises(ValueError, match="outside 1..8"):
+    with pytest.raises(ValueError, match=r"outside 1\.\.8"):
         factor(torch.ones(8, 12), rank)

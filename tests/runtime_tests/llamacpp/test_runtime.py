@@ -99,7 +99,7 @@ def test_another_llama_cpp_already_imported(cache: Path, monkeypatch: pytest.Mon
 
 
 def test_library_without_the_patch(cache: Path) -> None:
-    """A stock library in the cache's place (as LLAMA_CPP_LIB_PATH can put it there) is noticed by its missing symbol."""
+    """A stock library in the cache's place (LLAMA_CPP_LIB_PATH can do that) is noticed by its missing symbol."""
     package = cache / runtime.runtime_key() / "llama_cpp"
     (package / "lib").mkdir(parents=True)
     (package / "__init__.py").write_text("from types import SimpleNamespace as S\nllama_cpp = S(_lib=S())\n")

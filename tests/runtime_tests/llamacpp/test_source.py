@@ -86,7 +86,7 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return SimpleNamespace(returncode=1, stderr="WARNING: retrying\nERROR: No matching distribution found\n")
 
     monkeypatch.setattr(source.subprocess, "run", offline)
-    with pytest.raises(ResourceError, match="could not download.*No matching distribution") as caught:
+    with pytest.raises(ResourceError, match=r"could not download.*No matching distribution") as caught:
         source.download(tmp_path)
     assert "\n" not in str(caught.value)
     assert commands[0][0] == sys.executable and "--require-hashes" in commands[0]
