@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +142,21 @@ def _shard_header(path: Path) -> dict[str, Any]:
     return header
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers' own: this package shows its own progress."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a checkpoint (factored or dense) as a transformers model in evaluation mode.
 
@@ -154,8 +171,9 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     from transformers import AutoModelForCausalLM
 
     CheckpointReader(Path(path))
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(path), dtype=dtype if dtype is not None else "auto", local_files_only=True, trust_remote_code=False
-    )
+    with quiet_transformers():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype if dtype is not None else "auto", local_files_only=True, trust_remote_code=False
+        )
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded

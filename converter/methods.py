@@ -20,6 +20,8 @@ class Method:
         alpha: weight of the dense output W X in the target of the truncation, (1 - alpha) W X' + alpha W X.
         allocation: "uniform" or "adacr".
         compensation: "none", or "adacomp" on the compressed stream.
+        tolerance: share of the parameter budget that may stay unused after rounding ranks down. The published
+            baselines round down and leave it at that, so theirs is what that costs at rank multiple 1.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Method:
     allocation: Literal["uniform", "adacr"]
     compensation: Literal["none", "adacomp"]
     alpha: float = 0.0
+    tolerance: float = 0.0
 
     @property
     def needs_dense_stream(self) -> bool:
@@ -48,8 +51,10 @@ class Method:
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("svd", "Eckart-Young truncation of the weight", "none", "uniform", "none"),
-        Method("svd-llm", "SVD-LLM (ICLR 2025), section 3.1, whitening only", "dense", "uniform", "none"),
+        Method("svd", "Eckart-Young truncation of the weight", "none", "uniform", "none", tolerance=0.005),
+        Method(
+            "svd-llm", "SVD-LLM (ICLR 2025), section 3.1, whitening only", "dense", "uniform", "none", tolerance=0.005
+        ),
         Method("adasvd", "AdaSVD (2025), sections 3.1 and 3.2", "compressed", "adacr", "adacomp"),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ def gram(x: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return x.T @ x
     array = x.numpy()
-    return torch.from_numpy(array.T @ array)
+    with np.errstate(invalid="ignore", over="ignore"):  # the moment is checked for finiteness when it is used
+        return torch.from_numpy(array.T @ array)
 
 
 @dataclass

