@@ -18,7 +18,7 @@ def check_output(path: Path, force: bool) -> None:
     Raises:
         UsageError: `path` exists and `force` is not set, or its parent is not a folder.
     """
-    if path.exists() and not force:
+    if _occupied(path) and not force:
         raise UsageError(f"{path}: already exists; choose another name or add --force to replace it")
     if path.parent.exists() and not path.parent.is_dir():
         raise UsageError(f"{path.parent}: is not a folder")
@@ -45,7 +45,7 @@ def replacing(path: Path, *, force: bool, folder: bool) -> Iterator[Path]:
         if folder:
             beside.mkdir()
         yield beside
-        if path.exists():
+        if _occupied(path):
             _remove(path)
         beside.rename(path)
     except BaseException as error:
@@ -71,6 +71,11 @@ def cache_folder() -> Path:
     """The per-user cache: `$XDG_CACHE_HOME/lowrank-export`, by default `~/.cache/lowrank-export`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lowrank-export"
+
+
+def _occupied(path: Path) -> bool:
+    """Whether something is there; a link to nothing counts."""
+    return path.exists() or path.is_symlink()
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,111 @@
+"""Recipes: strict, frozen, and the same after a trip through YAML."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.methods import METHODS
+from lowrank_export.converter.recipe import Recipe, make_recipe, nearest, read_recipe, read_recipe_values
+
+WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    retention = draw(st.floats(0, 1, exclude_min=True))
+    return Recipe(
+        model=draw(WORDS),
+        method=draw(st.sampled_from(sorted(METHODS))),
+        retention=retention,
+        min_retention=draw(st.none() | st.floats(0, retention)),
+        rank_multiple=draw(st.integers(1, 512)),
+        keep_dense=tuple(draw(st.lists(WORDS, max_size=3))),
+        similarity=draw(st.sampled_from(["angular", "cosine"])),
+        calibration=draw(WORDS),
+        window_length=draw(st.integers(8, 4096)),
+        seed=draw(st.integers(0, 2**63)),
+        dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+    )
+
+
+@given(recipe=recipes())
+def test_yaml_gives_the_same_recipe_back(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "round-trip.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert read_recipe(path) == recipe
+
+
+def test_written_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: demo\nretention: 1\nkeep_dense: ['*.down_proj']\n", encoding="utf-8")
+    recipe = read_recipe(path)
+    assert (recipe.retention, recipe.keep_dense, recipe.method) == (1.0, ("*.down_proj",), "adasvd")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"retentoin": 0.5}, "unknown key 'retentoin'; did you mean 'retention'"),
+        ({"zzz": 1}, "unknown key 'zzz'; known: model, method"),
+        ({"method": "adsvd"}, "unknown method 'adsvd'; did you mean 'adasvd'"),
+        ({"method": "zzz"}, "unknown method 'zzz'; known: svd, svd-llm, adasvd"),
+        ({"similarity": "sine"}, r"similarity: Input should be 'angular' or 'cosine' \(given: 'sine'\)"),
+        ({"dtype": "float64"}, "dtype: .*'bfloat16'.*'float64'"),
+        ({"retention": 0.0}, r"retention: .*greater than 0 \(given: 0.0\)"),
+        ({"retention": 1.01}, r"retention: .*less than or equal to 1 \(given: 1.01\)"),
+        ({"retention": -0.2}, "retention"),
+        ({"retention": float("nan")}, "retention"),
+        ({"retention": 0.5, "min_retention": 0.6}, "min_retention: 0.6 is above retention 0.5"),
+        ({"rank_multiple": 0}, "rank_multiple"),
+        ({"window_length": 7}, "window_length"),
+        # strict: nothing is guessed from another type
+        ({"retention": "0.5"}, "retention: .*given: '0.5'"),
+        ({"windows": 3.0}, "windows"),
+        ({"seed": True}, "seed"),
+        ({"keep_dense": "*.mlp.*"}, "keep_dense"),
+        ({"model": 7}, "model"),
+    ],
+)
+def test_wrong_values_are_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        make_recipe({"model": "demo", **values}, "here")
+    assert str(error.value).startswith("here: ") and "\n" not in str(error.value)
+
+
+def test_a_model_is_needed() -> None:
+    with pytest.raises(UsageError, match="here: model: Field required$"):
+        make_recipe({}, "here")
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe(model="demo").retention = 0.5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"- a\n- b\n", "expected a YAML mapping"), (b"a: [1\n", "not readable as YAML"), (b"\xff\xfe\xff", "readable")],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        read_recipe_values(tmp_path / "r.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such recipe"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+@given(word=st.text(string.ascii_lowercase, max_size=8))
+def test_nearest_always_helps(word: str) -> None:
+    assert any(name in nearest(word, METHODS) for name in METHODS)
