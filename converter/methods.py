@@ -55,6 +55,6 @@ METHODS: Mapping[str, Method] = {
         Method(
             "svd-llm", "SVD-LLM (ICLR 2025), section 3.1, whitening only", "dense", "uniform", "none", tolerance=0.005
         ),
-        Method("adasvd", "AdaSVD (2025), sections 3.1 and 3.2", "compressed", "adacr", "adacomp"),
+        Method("adasvd", "AdaSVD (2025), sections 3.1 and 3.2", "dense", "adacr", "adacomp"),
     )
 }

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
+
+PANEL = 256  # rows per product: large enough for the matmul to run at full speed
 
 
 def gram(x: Tensor) -> Tensor:
     """X^T X of tokens x features (T, n), computed in float32, returned (n, n) in float32 on x's device.
 
-    On the CPU numpy recognises the product with its own transpose and calls BLAS syrk: half the multiplications.
+    Only the upper triangle is multiplied, one panel of rows at a time: little more than half the work.
     """
     x = x.float()
-    if x.device.type != "cpu":
-        return x.T @ x
-    array = x.numpy()
-    with np.errstate(invalid="ignore", over="ignore"):  # the moment is checked for finiteness when it is used
-        return torch.from_numpy(array.T @ array)
+    n = x.shape[1]
+    upper = x.new_zeros(n, n)
+    for start in range(0, n, PANEL):
+        stop = min(start + PANEL, n)
+        torch.mm(x[:, start:stop].T, x[:, start:], out=upper[start:stop, start:])
+    return upper.triu() + upper.triu(1).T
 
 
 @dataclass
