@@ -102,13 +102,14 @@ def read_token_windows(path: Path, vocabulary: int) -> Tokens:
         InputError: missing, not such an array, or a token outside the vocabulary.
     """
     try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
+        array = np.lib.format.open_memmap(path, mode="r")  # .npy only: no archive, no pickle
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as a numpy array ({error})") from None
     if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{path}: expected integer token windows (N, T), found {array.dtype} {array.shape}")
-    if int(array.min()) < 0 or int(array.max()) >= vocabulary:
-        raise InputError(f"{path}: token ids reach {int(array.max())}, but the model has {vocabulary} tokens")
+    lowest, highest = int(array.min()), int(array.max())
+    if lowest < 0 or highest >= vocabulary:
+        raise InputError(f"{path}: token ids {lowest} to {highest}, but the model has {vocabulary} tokens")
     return np.array(array, dtype=np.int32)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .safetensors_header import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 U_SUFFIX = ".lowrank_u.weight"
 V_SUFFIX = ".lowrank_v.weight"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-MAX_HEADER_BYTES = 100_000_000
 
 
 class CheckpointReader:
@@ -34,14 +34,9 @@ class CheckpointReader:
         if not self.path.is_dir():
             raise InputError(f"{path}: no such directory; give the folder of a Hugging Face checkpoint")
         self.config: dict[str, Any] = read_json(self.path / "config.json")
-        lowrank = self.config.get("quantization_config") or {}
-        self.lowrank: dict[str, Any] = lowrank if lowrank.get("quant_method") == "lowrank" else {}
-        if lowrank and not self.lowrank:
-            raise InputError(
-                f"{path}: already quantised ({lowrank.get('quant_method')}); start from the unquantised checkpoint"
-            )
-        self.ranks: dict[str, int] = dict(self.lowrank.get("ranks", {}))
-        self._shards = {name: shard for shard in self._shard_files() for name in _shard_header(shard)}
+        self.lowrank: dict[str, Any] = _lowrank_config(self.config, self.path)
+        self.ranks: dict[str, int] = self.lowrank.get("ranks", {})
+        self._shards = {name: shard for shard in self._shard_files() for name in read_header(shard)}
         self._check_factors()
 
     @cached_property
@@ -51,7 +46,7 @@ class CheckpointReader:
 
     @cached_property
     def _headers(self) -> dict[Path, dict[str, Any]]:
-        return {shard: _shard_header(shard) for shard in set(self._shards.values())}
+        return {shard: read_header(shard) for shard in set(self._shards.values())}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, from the file header.
@@ -93,7 +88,10 @@ class CheckpointReader:
             if not single.is_file():
                 raise InputError(f"{self.path}: no model.safetensors and no {SAFETENSORS_INDEX} (pickles are not read)")
             return [single]
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index}: no weight_map")
+        names = sorted(set(map(str, weight_map.values())))
         for name in names:
             if Path(name).name != name or not (self.path / name).is_file():
                 raise InputError(f"{index}: shard {name!r} is not a file of this folder")
@@ -106,6 +104,21 @@ class CheckpointReader:
                 raise InputError(f"{self.path}: {linear} has factors {u} and {v}, but rank {rank} in config.json")
 
 
+def _lowrank_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The `quantization_config` of a factored checkpoint; empty for a dense one."""
+    found = config.get("quantization_config")
+    if not found:
+        return {}
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if method != "lowrank":
+        raise InputError(f"{path}: already quantised ({method}); start from the unquantised checkpoint")
+    ranks = found.get("ranks", {})
+    if not isinstance(ranks, dict) or not all(isinstance(rank, int) for rank in ranks.values()):
+        raise InputError(f"{path}: config.json holds no ranks of the linears")
+    lowrank: dict[str, Any] = found
+    return lowrank
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -116,43 +129,26 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a JSON object")
     return data
 
 
-def _shard_header(path: Path) -> dict[str, Any]:
-    """Parse a safetensors header and check every offset against the file size before anything is allocated."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-            raise InputError(f"{path}: not a safetensors file, or truncated")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            raise InputError(f"{path}: damaged safetensors header") from None
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if not 0 <= begin <= end <= size - 8 - length:
-            raise InputError(f"{path}: truncated: tensor {name!r} lies beyond the end of the file")
-    return header
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers' own: this package shows its own progress."""
+    """No progress bars and warnings of transformers' own: this package reports in its own words."""
     from transformers.utils import logging as transformers_logging
 
     logging: Any = transformers_logging
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -171,9 +167,35 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     from transformers import AutoModelForCausalLM
 
     CheckpointReader(Path(path))
-    with quiet_transformers():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype if dtype is not None else "auto", local_files_only=True, trust_remote_code=False
-        )
+    factory: Any = AutoModelForCausalLM
+    try:
+        with quiet_transformers():
+            model, found = factory.from_pretrained(
+                str(path),
+                dtype=dtype if dtype is not None else "auto",
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # reported in `found`, and refused below
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: transformers cannot load this checkpoint ({str(error).splitlines()[0]})") from None
+    check_complete(Path(path), found)
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+def check_complete(path: Path, found: Mapping[str, Any]) -> None:
+    """Refuse a model in which transformers left a weight at random.
+
+    Args:
+        path: named in errors.
+        found: the loading information of `from_pretrained`.
+
+    Raises:
+        InputError: a tensor is missing or has another shape than the config says.
+    """
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        raise InputError(f"{path}: {name} has shape {tuple(stored)}, but config.json says {tuple(expected)}")
+    for name in sorted(found["missing_keys"]):
+        raise InputError(f"{path}: tensor {name!r} is missing")

