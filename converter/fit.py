@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .compensation import adacomp
-from .factorisation import LowRankFactors, factor, output_energy, truncation_loss
+from .factorisation import LowRankFactors, factor
 from .methods import Method
 from .moments import GroupMoments
 from .whitening import Whitener, damped_inverse, whiten
@@ -113,13 +113,24 @@ def _losses(target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, 
     if metric.evaluation is None:
         return None
 
-    def relative(candidate: LowRankFactors, sigma: Tensor) -> float:
-        return truncation_loss(target, candidate, sigma) / max(output_energy(target, sigma), 1e-300)
+    def losses_on(sigma: Tensor) -> list[float]:
+        seen = target @ sigma
+        energy = float((seen * target).sum())
+        found = [_loss(energy, seen, candidate, sigma) / max(energy, 1e-300) for candidate in candidates]
+        return found if len(found) == 2 else found * 2
 
-    before = relative(truncated, metric.evaluation)
-    after = before if factors is truncated else relative(factors, metric.evaluation)
+    candidates = [truncated] if factors is truncated else [truncated, factors]
+    before, after = losses_on(metric.evaluation)
     if metric.held_out is None:
         return FitLoss(before, after)
-    held_before = relative(truncated, metric.held_out)
-    held_after = held_before if factors is truncated else relative(factors, metric.held_out)
-    return FitLoss(before, after, held_before, held_after)
+    return FitLoss(before, after, *losses_on(metric.held_out))
+
+
+def _loss(energy: float, seen: Tensor, factors: LowRankFactors, sigma: Tensor) -> float:
+    """tr((W - U V^T) Sigma (W - U V^T)^T) from tr(W Sigma W^T) and W Sigma, without any product of the full shape.
+
+    Good to 1e-12 of the energy; `factorisation.truncation_loss` is the plain form.
+    """
+    crossed = (factors.u.T @ seen * factors.v).sum()
+    kept = ((factors.v @ sigma) @ factors.v.T * (factors.u.T @ factors.u)).sum()
+    return max(0.0, energy - 2 * float(crossed) + float(kept))

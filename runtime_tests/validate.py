@@ -26,6 +26,7 @@ from .backends.protocol import Backend
 from .environment import library_versions, machine_facts
 from .gates import parity_gates, parity_limits
 from .generation import Sample, sample
+from .llamacpp.runtime import ensure_runtime
 from .measure import Measured, compare, measure
 from .perplexity import Perplexity, perplexity
 from .reference_logits import ReferenceLogits
@@ -116,6 +117,8 @@ def validate(
     if beside and dense is None:
         raise InputError("dense artifacts were given without the dense model they were exported from")
     run = _prepare(reference, windows, threads, settings, progress or SilentProgress())
+    if any(item.format == "gguf" for item in [*candidates, *beside]):
+        ensure_runtime(run.progress)
     rows: list[Row] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lowrank-validate-", dir=scratch)))
