@@ -11,6 +11,8 @@ from pathlib import Path
 
 from .errors import LowRankError, ResourceError, UsageError
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def check_output(path: Path, force: bool) -> None:
     """Refuse to write over something that exists.
@@ -59,9 +61,9 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or what caused it, is a full disk. Libraries wrap it, some keeping only its text."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, LowRankError):
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(seen, OSError) and seen.errno in NO_SPACE:
             return True
-        if "No space left on device" in str(seen):
+        if any(os.strerror(code) in str(seen) for code in NO_SPACE):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

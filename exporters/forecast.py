@@ -20,7 +20,10 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
     Returns:
         "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}.
     """
-    dense = {name: reader.shape(name) for name in reader.names}
+    names = set(reader.names)
+    if reader.config.get("tie_word_embeddings"):
+        names.discard("lm_head.weight")  # the embedding again, which no export stores twice
+    dense = {name: reader.shape(name) for name in sorted(names)}
     factored = plan.shapes(dense)
     return {
         f"{format} {quantisation}": {

@@ -5,14 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...converter.errors import InputError
 from ..artifact import TensorRecord
-from .genai_builder import DATA_FILE, MODEL_FILE
-from .session import model_file
 
 if TYPE_CHECKING:
     from onnx import TensorProto
 
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+
 _TYPES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}  # others: ONNX's own name in lower case
+
+
+def model_file(folder: Path) -> Path:
+    """Path of the graph inside an exported folder.
+
+    Raises:
+        InputError: the folder or the graph is missing.
+    """
+    path = Path(folder) / MODEL_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: no {MODEL_FILE} here; give the folder an ONNX export wrote")
+    return path
 
 
 def tensor_records(folder: Path) -> tuple[TensorRecord, ...]:

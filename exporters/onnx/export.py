@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ...converter.checkpoint import CheckpointReader, load
 from ...converter.errors import ResourceError, UsageError
 from ..artifact import Artifact
-from .contents import model_bytes, tensor_records
+from .contents import MODEL_FILE, model_bytes, tensor_records
 from .flavours import check_single_flavour
-from .genai_builder import MODEL_FILE, build, check_family
+from .genai_builder import build, check_family
 from .selfcheck import check_export, check_tokens, reference_logits
 from .sizes import QUANTISATIONS
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...converter.errors import InputError, LowRankError, ResourceError
 from ...converter.lowrank_linear import LowRankLinear
+from .contents import DATA_FILE, MODEL_FILE
 from .quantise import ACCURACY_LEVEL, BLOCK, QuantisedMatrix, quantise
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ FAMILIES = {"llama": "LlamaModel", "mistral": "MistralModel", "qwen2": "QwenMode
 ROTARY = {"llama": ("default", "llama3")}
 """Rotary embeddings compared with torch; only "default" elsewhere. The builder ignores some it does not know."""
 
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
 TESTED_BUILDER = "0.18"
 
 _INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them

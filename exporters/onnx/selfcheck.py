@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...converter.errors import InputError
-from .session import model_file, one_line, open_decoder
+from .contents import model_file
+from .session import one_line, open_decoder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

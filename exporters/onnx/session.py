@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...converter.errors import InputError, ResourceError
-from .genai_builder import MODEL_FILE
+from .contents import model_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,18 +93,6 @@ def open_decoder(folder: Path, *, threads: int, provider: str = "cpu") -> Decode
             "GPU, its driver, and the CUDA and cuDNN libraries that the installed onnxruntime-gpu was built for"
         )
     return _decoder(session, path)
-
-
-def model_file(folder: Path) -> Path:
-    """Path of the graph inside an exported folder.
-
-    Raises:
-        InputError: the folder or the graph is missing.
-    """
-    path = Path(folder) / MODEL_FILE
-    if not path.is_file():
-        raise InputError(f"{folder}: no {MODEL_FILE} here; give the folder an ONNX export wrote")
-    return path
 
 
 def checked_model(folder: Path) -> Path:

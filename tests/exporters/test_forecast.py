@@ -1,0 +1,70 @@
+"""Predicted bytes against real exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lowrank_export.converter.allocation.plan import RankPlan
+from lowrank_export.converter.checkpoint import CheckpointReader
+from lowrank_export.converter.pipeline import compress
+from lowrank_export.converter.planning import prepare
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.recipe import Recipe
+from lowrank_export.exporters.export import QUANTISATIONS, export
+from lowrank_export.exporters.forecast import predict_exports
+
+SIZES = {"hidden_size": 256, "intermediate_size": 640, "head_dim": 64}  # large enough for the vocabulary not to count
+
+
+@pytest.fixture(scope="module")
+def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RankPlan]:
+    """A folder with "dense" and "factored", and the plan between them."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save_dense(folder / "dense", "llama", blocks=1, **SIZES)
+    recipe = Recipe(model=str(folder / "dense"), method="svd", retention=0.5, keep_dense=("*.o_proj",))
+    plan = prepare(recipe, device="cpu", progress=SilentProgress()).plan
+    compress(recipe, folder / "factored")
+    return folder, plan
+
+
+def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
+    folder, plan = models
+    forecast = predict_exports(CheckpointReader(folder / "dense"), plan)
+    expected = [f"{format} {quantisation}" for format, known in QUANTISATIONS.items() for quantisation in known]
+    assert list(forecast) == expected
+    assert all(0 < size["factored"] < size["dense"] for size in forecast.values())
+
+
+@pytest.mark.parametrize("model", ["dense", "factored"])
+@pytest.mark.parametrize("quantisation", QUANTISATIONS["gguf"])
+def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: str, model: str) -> None:
+    folder, plan = models
+    made = export(folder / model, tmp_path / "m.gguf", format="gguf", quantisation=quantisation)
+    predicted = predict_exports(CheckpointReader(folder / "dense"), plan)[f"gguf {quantisation}"][model]
+    assert predicted == pytest.approx(made.bytes, rel=0.03)
+    assert predicted < made.bytes  # metadata and vocabulary come on top
+
+
+def test_onnx_size(models: tuple[Path, RankPlan], tmp_path: Path) -> None:
+    folder, plan = models
+    made = export(folder / "factored", tmp_path / "onnx", format="onnx", quantisation="int8")
+    predicted = predict_exports(CheckpointReader(folder / "dense"), plan)["onnx int8"]["factored"]
+    assert predicted == pytest.approx(made.bytes, rel=0.05)
+
+
+def test_head_stored_beside_a_tied_embedding_counts_once(tiny: ModuleType, tmp_path: Path) -> None:
+    """Some checkpoints of tied models hold the embedding twice; no export does."""
+    from safetensors.torch import load_file, save_file
+
+    tiny.save_dense(tmp_path / "m", "llama")
+    plan = prepare(
+        Recipe(model=str(tmp_path / "m"), method="svd", rank_multiple=4), device="cpu", progress=SilentProgress()
+    ).plan
+    once = predict_exports(CheckpointReader(tmp_path / "m"), plan)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    assert predict_exports(CheckpointReader(tmp_path / "m"), plan) == once
