@@ -232,12 +232,15 @@ def export(
 ) -> None:
     """Export a checkpoint to GGUF and ONNX."""
     with _one_line_errors():
+        from .converter.files import check_output
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
         from .exporters.export import export as run_export
 
         progress = ConsoleProgress()
-        out.mkdir(parents=True, exist_ok=True)
+        wanted = _exports(format, gguf_type, onnx_type)
+        for kind, type in wanted:
+            check_output(out / artifact_name(kind, type), force)
         artifacts = [
             run_export(
                 checkpoint,
@@ -248,7 +251,7 @@ def export(
                 force=force,
                 progress=progress,
             )
-            for kind, type in _exports(format, gguf_type, onnx_type)
+            for kind, type in wanted
         ]
         _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
         for artifact in artifacts:
@@ -435,6 +438,8 @@ def _one_line_errors() -> Iterator[None]:
         _fail("interrupted; nothing half-written was left, and the same command goes on", 130)
     except MemoryError:
         _fail("out of memory; use fewer or shorter --windows, or a smaller model", 5)
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}", 5)
     except Exception as error:
         if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
             _fail("out of memory; use fewer or shorter --windows, --device cpu, or a smaller model", 5)

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import LowRankError, ResourceError, UsageError
@@ -40,20 +40,34 @@ def replacing(path: Path, *, force: bool, folder: bool) -> Iterator[Path]:
         ResourceError: the disk is full; nothing is left behind.
     """
     check_output(path, force)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(beside)
+    with parent_folder(path):
+        try:
+            remove(beside)
+            if folder:
+                beside.mkdir()
+            yield beside
+            if _occupied(path):
+                remove(path)
+            beside.rename(path)
+        except BaseException as error:
+            remove(beside)
+            if is_disk_full(error):
+                raise ResourceError(f"{path.parent}: no space left on the disk; free some and run again") from None
+            raise
+
+
+@contextmanager
+def parent_folder(path: Path) -> Iterator[None]:
+    """Make the folder that `path` lies in; if the block fails, remove it again unless it was there before."""
+    existed = path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if folder:
-            beside.mkdir()
-        yield beside
-        if _occupied(path):
-            _remove(path)
-        beside.rename(path)
-    except BaseException as error:
-        _remove(beside)
-        if is_disk_full(error):
-            raise ResourceError(f"{path.parent}: no space left on the disk; free some and run again") from None
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # something else was put there meanwhile
+                path.parent.rmdir()
         raise
 
 
@@ -80,7 +94,8 @@ def _occupied(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder; a link is never followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

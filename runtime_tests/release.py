@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from ..converter.calibration import read_text, read_token_windows
 from ..converter.checkpoint import CheckpointReader, read_json
 from ..converter.errors import InputError, UsageError
-from ..converter.files import check_output
+from ..converter.files import check_output, remove
 from ..converter.pipeline import compress
 from ..converter.progress import Progress
 from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.source import open_source
 from ..exporters.artifact import Artifact
-from ..exporters.export import artifact_name, check_format, export
+from ..exporters.export import QUANTISATIONS, artifact_name, check_format, export
+from ..exporters.onnx.flavours import check_single_flavour
 from .corpora import evaluation_windows
+from .llamacpp.build import check_compiler
+from .llamacpp.runtime import find_runtime
 from .report import Report, write_report
 from .validate import Settings, validate
 
@@ -67,12 +70,15 @@ def release(
         InputError, ResourceError: from the stages.
     """
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
-    _enter(recipe, out, force)
+    _check_place(recipe, out, force)
+    _check_tools({format for format, _ in chosen})
+    source = open_source(recipe.model, progress)
+    windows = load_windows(evaluation, source.path)
+    if force:
+        _clear(out)
     checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
         compress(recipe, checkpoint, device=device, progress=progress)
-    source = open_source(recipe.model, progress)
-    windows = load_windows(evaluation, checkpoint)
     factored = [_export(checkpoint, out, format, type, progress) for format, type in chosen]
     dense = [_export(source.path, out / DENSE, format, type, progress) for format, type in chosen]
     report = validate(
@@ -114,22 +120,33 @@ def load_windows(evaluation: Evaluation, model: Path) -> NDArray[np.int32]:
     return evaluation_windows(tokenizer, text, windows=evaluation.windows, length=evaluation.window_length)
 
 
-def _enter(recipe: Recipe, out: Path, force: bool) -> None:
-    """Make `out` ready: empty, or holding finished stages of this very job."""
-    if force and out.is_dir():
-        if any(out.iterdir()) and not (out / CHECKPOINT).exists():
-            raise UsageError(f"{out}: is not a folder this tool made; choose another --out")
-        shutil.rmtree(out)
+def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
+    """Refuse a folder that is neither new, nor holds finished stages of this very job, nor may be replaced."""
     check_output(out / REPORT, force)
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file; choose another --out")
-    unfinished = out / CHECKPOINT / RECIPE_FILE
-    if unfinished.is_file():
-        if read_recipe(unfinished) != recipe:
-            raise UsageError(f"{out}: holds an unfinished job of another recipe; choose another --out or add --force")
-    elif out.is_dir() and any(entry for entry in out.iterdir() if not entry.name.startswith(".")):
-        raise UsageError(f"{out}: exists and is not empty; choose another --out or add --force")
-    out.mkdir(parents=True, exist_ok=True)
+    if not out.is_dir():
+        return
+    made = out / CHECKPOINT / RECIPE_FILE
+    foreign = [entry for entry in out.iterdir() if not entry.name.startswith(".")]
+    if foreign and not made.is_file():
+        hint = "it is not a folder this tool made" if force else "or add --force"
+        raise UsageError(f"{out}: exists and is not empty; choose another --out{', ' if force else ' '}{hint}")
+    if foreign and not force and read_recipe(made) != recipe:
+        raise UsageError(f"{out}: holds an unfinished job of another recipe; choose another --out or add --force")
+
+
+def _check_tools(formats: set[str]) -> None:
+    """Miss what the runtimes need now rather than after hours of work."""
+    if "gguf" in formats and find_runtime() is None:
+        check_compiler()
+    if "onnx" in formats:
+        check_single_flavour()
+
+
+def _clear(out: Path) -> None:
+    """Remove what a job makes, and nothing else."""
+    names = {artifact_name(format, type) for format, types in QUANTISATIONS.items() for type in types}
+    for name in (CHECKPOINT, DENSE, REPORT, *names):
+        remove(out / name)
 
 
 def _export(checkpoint: Path, folder: Path, format: str, quantisation: str, progress: Progress) -> Artifact:

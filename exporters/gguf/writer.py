@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,13 @@ from numpy.typing import NDArray
 
 from ...converter.checkpoint import U_SUFFIX, V_SUFFIX, CheckpointReader
 from ...converter.errors import InputError, ResourceError, UsageError
+from ...converter.files import is_disk_full, parent_folder
 from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .metadata import Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
 from .names import Family, family, gguf_name, interleave_rows, rotary_heads
 from .quantisation import choose_type, encode, fallbacks, storage_type, tensor_bytes
+from .shapes import check_shapes
 from .vocabulary import add_vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 LAYOUTS = ("native", "dense")
 LOWRANK_VERSION = 1
 ROPE_FREQUENCIES = "rope_freqs.weight"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def export_gguf(
     hyperparameters = read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyperparameters, native=native)
+    check_shapes({source.name: source.shape for source in sources}, of, hyperparameters)
     records = _records(sources, quantisation)
     for name, type in fallbacks({source.name: source.shape for source in sources}, quantisation).items():
         progress.note(f"{name}: stored as {type}, its rows do not divide into {quantisation} blocks")
@@ -247,12 +248,13 @@ def _beside(out: Path, expected: int) -> Iterator[Path]:
     """A path to write to; renamed to `out` if the block succeeds, removed if it does not."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(out)
+        with parent_folder(out):
+            try:
+                yield partial
+                partial.replace(out)
+            finally:
+                partial.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno in NO_SPACE:
+        if is_disk_full(error):
             raise ResourceError(f"{out}: no space left, the file needs {expected / 1e6:.0f} MB") from None
         raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)

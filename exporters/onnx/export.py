@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint import CheckpointReader, load
 from ...converter.errors import ResourceError, UsageError
+from ...converter.files import is_disk_full, parent_folder
 from ..artifact import Artifact
 from .contents import MODEL_FILE, model_bytes, tensor_records
 from .flavours import check_single_flavour
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ...converter.progress import Progress
 
 FORMAT_VERSION = "1"
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -124,30 +124,32 @@ def _staging(out: Path, *, force: bool) -> Iterator[Path]:
     folder = out.parent / f".{out.name}.{os.getpid()}.partial"
     replaced = out.parent / f".{out.name}.{os.getpid()}.replaced"
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        if force and out.exists():
-            out.rename(replaced)
-        folder.rename(out)
+        with parent_folder(out):
+            try:
+                folder.mkdir()
+                yield folder
+                if force and out.exists():
+                    out.rename(replaced)
+                folder.rename(out)
+            finally:
+                if replaced.exists() and not out.exists():
+                    replaced.rename(out)
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:
         if (resource := _resource_error(error, out)) is not None:
             raise resource from error
         raise
-    finally:
-        if replaced.exists() and not out.exists():
-            replaced.rename(out)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _resource_error(error: BaseException, out: Path) -> ResourceError | None:
     """The error as a resource problem, if that is what is at its root."""
+    if is_disk_full(error):
+        return ResourceError(f"{out}: no space left on the device")
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
             return ResourceError(f"{out}: out of memory; an export needs about four times the model in float32")
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-            return ResourceError(f"{out}: no space left on the device")
         if isinstance(cause, OSError) and cause.errno in _NOT_WRITABLE:
             return ResourceError(f"{out}: not writable ({cause.strerror})")
         cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,290 @@
+"""The command line: options, output streams, and one line with the documented exit code for every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import lowrank_export
+from lowrank_export.cli import EXIT_CODES, app
+from lowrank_export.exporters.export import export
+from lowrank_export.exporters.onnx import flavours
+
+LIGHT = """
+import sys
+from lowrank_export.cli import app
+sys.argv[0] = "lowrank-export"
+try:
+    app(prog_name="lowrank-export")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = sorted({"torch", "transformers", "onnxruntime"} & set(sys.modules))
+assert not heavy, heavy
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with "dense", "factored", "m.gguf" (factored), "onnx" and "text.txt"."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save_dense(folder / "dense", "llama")
+    tiny.save_factored(folder / "factored", "llama", rank=16)
+    export(folder / "factored", folder / "m.gguf", format="gguf")
+    export(folder / "factored", folder / "onnx", format="onnx")
+    (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def quick(models: Path) -> list[str]:
+    """Options of a compression that takes no time."""
+    options = {"calibration": models / "text.txt", "windows": 4, "window-length": 32, "rank-multiple": 4}
+    return ["--model", str(models / "dense"), *(str(p) for k, v in options.items() for p in (f"--{k}", v))]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test starts in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: Any) -> Any:
+    """Run in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_apart(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the installed entry in a process of its own."""
+    command = [sys.executable, "-m", "lowrank_export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def assert_one_line(result: Any, code: int, *needles: str, work_began: bool = False) -> None:
+    """The last line of stderr is the error and, unless work began (progress, notes), the only one; stdout is empty."""
+    found = result.returncode if isinstance(result, subprocess.CompletedProcess) else result.exit_code
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert (found, errors, result.stdout) == (code, lines[-1:] if work_began else lines, ""), result.stderr
+    assert "Traceback" not in result.stderr
+    assert all(needle in errors[0] for needle in needles), errors[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "needles"),
+    [
+        (["--model", "/none/at/all"], 3, ["/none/at/all", "no such folder or file"]),
+        (["--method", "adsvd"], 2, ["'adsvd'", "did you mean 'adasvd'"]),
+        (["--similarity", "cosin"], 2, ["similarity", "'cosin'"]),
+        (["--dtype", "float64"], 2, ["dtype", "'float64'"]),
+        (["--device", "tpu"], 2, ["--device tpu", "auto, cpu or cuda"]),
+        (["--retention", "0"], 2, ["retention", "greater than 0"]),
+        (["--retention", "1.5"], 2, ["retention", "less than or equal to 1", "1.5"]),
+        (["--retention", "-1"], 2, ["retention"]),
+        (["--retention", "nan"], 2, ["retention"]),
+        (["--min-retention", "0.9"], 2, ["min_retention", "above retention 0.8"]),
+        (["--rank-multiple", "512"], 2, ["rank multiple 512 is too large for model.layers.0.", "--rank-multiple"]),
+        (["--retention", "0.01"], 2, ["retention 0.01 cannot be met with rank multiple 4"]),
+        (["--keep-dense", "q_prj"], 2, ["q_prj", "matches no linear"]),
+        (["--window-length", "100000"], 3, ["fewer than one window of 100000", "--window-length"]),
+        (["--calibration", "none.txt"], 3, ["none.txt", "no such text", "python-docs"]),
+        (["--recipe", "none.yaml"], 3, ["none.yaml", "no such recipe"]),
+    ],
+)
+def test_bad_options(quick: list[str], empty_folder: Path, options: list[str], code: int, needles: list[str]) -> None:
+    for command in (["plan"], ["compress", "--out", "out"]):
+        result = run(*command, *quick, *options)
+        assert_one_line(result, code, *needles, work_began="block importance" in result.stderr)
+    assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "needles"),
+    [
+        (["--format", "ggfu"], ["unknown format", "did you mean 'gguf'"]),
+        (["--format", "gguf", "--gguf-type", "q8"], ["--gguf-type q8", "did you mean 'q8_0'"]),
+        (["--format", "onnx", "--onnx-type", "int4"], ["--onnx-type int4", "unknown type"]),
+    ],
+)
+def test_unknown_formats(
+    quick: list[str], models: Path, empty_folder: Path, options: list[str], needles: list[str]
+) -> None:
+    assert_one_line(run(*quick, *options), 2, *needles)
+    assert_one_line(run("export", models / "factored", "--out", "out", *options), 2, *needles)
+    assert not list(empty_folder.iterdir())
+
+
+def test_evaluation_text_is_looked_at_before_any_work(quick: list[str], empty_folder: Path) -> None:
+    assert_one_line(run(*quick, "--evaluate", "none.txt"), 3, "none.txt")
+    assert_one_line(run(*quick, "--evaluation-length", "500000"), 3, "one window needs 500000")
+    assert not list(empty_folder.iterdir())
+
+
+def test_unknown_family(tiny: ModuleType, quick: list[str], empty_folder: Path) -> None:
+    tiny.save_dense(empty_folder / "m", "gemma")
+    for command in ([], ["plan"], ["compress", "--out", "out"]):
+        result = run(*command, *quick, "--model", "m")
+        assert_one_line(result, 3, "'gemma' is not supported", "llama, mistral, qwen2, qwen3")
+    assert_one_line(run("export", "m", "--out", "out"), 3, "gemma")
+    assert [entry.name for entry in empty_folder.iterdir()] == ["m"]
+
+
+def poke(folder: Path, name: str, value: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[5] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut(folder: Path, name: str, value: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name][:, :-1].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def truncate(folder: Path, name: str, value: float) -> None:
+    os.truncate(folder / "model.safetensors", 100_000)
+
+
+@pytest.mark.parametrize("stored", ["dense", "factored"])
+@pytest.mark.parametrize(
+    ("damage", "value", "message"),
+    [(poke, float("nan"), ""), (poke, float("inf"), ""), (cut, 0, ""), (truncate, 0, "truncated")],
+)
+def test_damaged_weights(
+    models: Path, quick: list[str], empty_folder: Path, stored: str, damage: Any, value: float, message: str
+) -> None:
+    name = "model.layers.1.mlp.up_proj." + ("weight" if stored == "dense" else "lowrank_v.weight")
+    shutil.copytree(models / stored, "m")
+    damage(Path("m"), name, value)
+    if stored == "dense":
+        measured = ["--evaluate", models / "text.txt", "--evaluation-length", 64]
+        assert_one_line(run("compress", *quick, "--model", "m", "--out", "out"), 3, message or name, work_began=True)
+        assert_one_line(run(*quick, "--model", "m", *measured), 3, message or name, work_began=True)
+    for format in ("gguf", "onnx"):
+        assert_one_line(run("export", "m", "--out", "exported", "--format", format), 3, work_began=True)
+    assert [entry.name for entry in empty_folder.iterdir()] == ["m"]
+
+
+def test_existing_outputs_need_force(models: Path, quick: list[str], empty_folder: Path) -> None:
+    out = empty_folder / "out"
+    out.mkdir()
+    (out / "model-q8_0.gguf").write_text("mine")
+    (out / "onnx-int8").mkdir()
+    assert_one_line(run("compress", *quick, "--out", out), 2, "already exists", "--force")
+    assert_one_line(run(*quick, "--out", out), 2, "exists and is not empty", "--force")
+    assert_one_line(run(*quick, "--out", out, "--force"), 2, "not a folder this tool made")
+    for format in ("gguf", "onnx"):
+        assert_one_line(run("export", models / "factored", "--out", out, "--format", format), 2, "already exists")
+    (empty_folder / "file").touch()
+    assert_one_line(run("export", models / "factored", "--out", "file"), 2, "file: is not a folder")
+    assert_one_line(run(*quick, "--out", "file"), 2, "file: is not a folder")
+    assert (out / "model-q8_0.gguf").read_text() == "mine"
+    assert run("export", models / "factored", "--out", out, "--force").exit_code == 0
+    assert (out / "model-q8_0.gguf").read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.parametrize("command", ["compress", "gguf", "onnx"])
+def test_full_disk(models: Path, quick: list[str], empty_folder: Path, command: str) -> None:
+    """A limit on the size of files stands in for a full disk; writing beyond it fails in the same way."""
+    arguments = ["compress", *quick] if command == "compress" else ["export", models / "factored", "--format", command]
+    result = run_apart(
+        *arguments, "--out", "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    )
+    assert_one_line(result, 5, "space", work_began=True)
+    assert not list(empty_folder.iterdir())
+
+
+def test_no_compiler(models: Path, quick: list[str], empty_folder: Path) -> None:
+    keep = {key: value for key, value in os.environ.items() if key not in ("CC", "CXX")}
+    environment = {**keep, "PATH": "", "XDG_CACHE_HOME": str(empty_folder / "cache")}
+    validated = ["validate", models / "m.gguf", "--reference", models / "factored", "--evaluate", models / "text.txt"]
+    for arguments in (["runtime", "build"], [*quick, "--evaluate", models / "text.txt"], validated):
+        result = run_apart(*arguments, env=environment)
+        assert_one_line(result, 5, "no C++ compiler found", "build-essential")
+    assert not (empty_folder / "out").exists()
+    assert not [path for path in empty_folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_both_flavours_of_onnxruntime(models: Path, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [SimpleNamespace(name=name, version="1") for name in ("onnxruntime", "onnxruntime-gpu")]
+    monkeypatch.setattr(flavours, "distributions", lambda: both)
+    assert_one_line(run("export", models / "factored", "--out", "out", "--format", "onnx"), 5, "pip uninstall")
+    assert not list(empty_folder.iterdir())
+    result = run("doctor", "--json")
+    assert result.exit_code == 5
+    document = json.loads(result.stdout)
+    assert not document["ok"] and "pip uninstall" in document["problems"][0]
+
+
+def test_nothing_to_do(empty_folder: Path) -> None:
+    for command in ([], ["plan"], ["compress", "--out", "out"]):
+        assert_one_line(run(*command), 2, "--model demo", "recipe.yaml")
+    assert not list(empty_folder.iterdir())
+
+
+def test_recipe_of_the_current_folder(models: Path, empty_folder: Path) -> None:
+    text = f"model: {models / 'dense'}\nmethod: svd\nrank_multiple: 4\nretention: 0.5\n"
+    (empty_folder / "recipe.yaml").write_text(text)
+    assert json.loads(run("plan", "--json").stdout)["target_retention"] == 0.5
+    assert json.loads(run("plan", "--retention", "0.6", "--json").stdout)["target_retention"] == 0.6
+    (empty_folder / "recipe.yaml").write_text(text + "retentoin: 0.5\n")
+    assert_one_line(run("plan"), 2, "recipe.yaml: unknown key 'retentoin'; did you mean 'retention'")
+
+
+@pytest.mark.parametrize("command", ["plan", "compress", "export", "inspect", "doctor", "runtime status"])
+def test_json_is_the_only_thing_on_stdout(models: Path, quick: list[str], command: str) -> None:
+    arguments: dict[str, list[Any]] = {
+        "plan": quick,
+        "compress": [*quick, "--out", "out"],
+        "export": [models / "factored", "--out", "out", "--format", "gguf", "--format", "onnx"],
+        "inspect": [models / "onnx"],
+    }
+    for as_json in ([], ["--json"]):
+        shutil.rmtree("out", ignore_errors=True)
+        result = run(*command.split(), *arguments.get(command, []), *as_json)
+        assert result.exit_code == 0, result.stderr
+        assert bool(result.stdout) == bool(as_json)
+    json.loads(result.stdout, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    "what", ["--version", "--help", "runtime status", "compress --help", "dense", "m.gguf", "onnx"]
+)
+def test_answers_at_once(models: Path, what: str) -> None:
+    """CPU seconds, since the wall clock says more about the machine's other work."""
+    arguments = ["inspect", str(models / what)] if (models / what).exists() else what.split()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert after.ru_utime - before.ru_utime < 1.5
+    if what == "--version":
+        assert done.stdout.strip() == lowrank_export.__version__
+
+
+def test_help_names_the_exit_codes() -> None:
+    shown = " ".join(run("--help").stdout.replace("│", " ").split())
+    assert EXIT_CODES in shown
+    assert run("--frmat", "gguf").exit_code == 2
+    assert run("plam").exit_code == 2
+
+
+def test_bugs_are_one_line_too(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
+        raise ZeroDivisionError("first\nsecond")
+
+    monkeypatch.setattr("lowrank_export.runtime_tests.artifacts.describe", broken)
+    assert_one_line(run("inspect", models / "onnx"), 1, "bug: ZeroDivisionError: first second", "LOWRANK_DEBUG")
+    monkeypatch.setenv("LOWRANK_DEBUG", "1")
+    assert isinstance(run("inspect", models / "onnx").exception, ZeroDivisionError)
