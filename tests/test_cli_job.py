@@ -1,0 +1,146 @@
+"""The main job from the command line: whole, repeated, resumed and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lowrank_export.cli import app
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.runtime_tests import release
+from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
+
+
+@pytest.fixture(scope="module")
+def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with "dense", "deep" (many blocks) and "text.txt"."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save_dense(folder / "dense", "llama")
+    tiny.save_dense(folder / "deep", "llama", blocks=48)
+    (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def job(models: Path, tmp_path: Path) -> list[str]:
+    """The main job on the tiny model, into tmp_path/out."""
+    options = {
+        "model": models / "dense",
+        "out": tmp_path / "out",
+        "calibration": models / "text.txt",
+        "evaluate": models / "text.txt",
+        "windows": 4,
+        "window-length": 32,
+        "rank-multiple": 4,
+        "evaluation-windows": 2,
+        "evaluation-length": 32,
+        "threads": 1,
+    }
+    return ["--no-speed", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_whole_job(job: list[str], tmp_path: Path) -> None:
+    ensure_runtime(SilentProgress())
+    both = [*job, "--format", "gguf", "--format", "onnx"]
+    result = run(*both, "--json")
+    assert result.exit_code == 0, result.stderr
+    out = tmp_path / "out"
+    assert sorted(entry.name for entry in out.iterdir()) == [
+        "checkpoint",
+        "model-q8_0.gguf",
+        "onnx-int8",
+        "report.json",
+    ]
+    report = json.loads((out / "report.json").read_text(), parse_constant=pytest.fail)
+    assert json.loads(result.stdout) == report
+    rows = {(row["model"], row["backend"]) for row in report["rows"]}
+    backends = ("torch", "llama.cpp", "onnxruntime", "onnxruntime-genai")
+    assert rows == {(model, backend) for model in ("dense", "factored") for backend in backends}
+    assert report["provenance"]["recipe"]["retention"] == 0.8 and report["windows"]["count"] == 2
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = run(*both)
+    assert again.exit_code == 2 and again.stderr.startswith("error: ") and "--force" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    (out / "notes.txt").write_text("mine")
+    forced = run(*job, "--format", "onnx", "--force")
+    assert forced.exit_code == 0 and forced.stdout == ""
+    assert sorted(entry.name for entry in out.iterdir()) == ["checkpoint", "notes.txt", "onnx-int8", "report.json"]
+
+
+def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowrank_export.runtime_tests.report import Report
+
+    monkeypatch.setattr(Report, "passed", property(lambda self: False))
+    result = run(*job, "--format", "onnx", "--onnx-type", "fp32")
+    assert result.exit_code == 4 and (tmp_path / "out" / "report.json").is_file()
+
+
+def test_interrupted_job_goes_on(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    onnx = [*job, "--format", "onnx"]
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "validate", interrupted)
+        stopped = run(*onnx)
+    assert stopped.exit_code == 130 and "the same command goes on" in stopped.stderr.splitlines()[-1]
+    kept = tmp_path / "out" / "checkpoint"
+    assert kept.is_dir() and not (tmp_path / "out" / "report.json").exists()
+    other = run(*onnx, "--retention", "0.7")
+    assert other.exit_code == 2 and "unfinished job of another recipe" in other.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "compress", interrupted)
+        patch.setattr("lowrank_export.exporters.onnx.export.build", interrupted)
+        patch.setattr(release, "validate", lambda *_, **__: pytest.fail("went on too far"))
+        shutil.rmtree(tmp_path / "out" / "onnx-int8")
+        stopped = run(*onnx)
+        assert stopped.exit_code == 130
+        assert not [path for path in (tmp_path / "out").rglob("*") if "partial" in path.name]
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "compress", interrupted)
+        done = run(*onnx)
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "out" / "report.json").is_file() and not (tmp_path / "out" / "dense").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_nothing_half_written(models: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lowrank_export",
+        "compress",
+        "--model",
+        models / "deep",
+        "--out",
+        tmp_path / "out",
+    ]
+    command += ["--calibration", models / "text.txt", "--windows", "4", "--window-length", "64", "--rank-multiple", "4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.*.partial/model-block-00001*")):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("error: interrupted; nothing half-written was left")
+    assert not list(tmp_path.iterdir())
