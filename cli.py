@@ -353,6 +353,7 @@ def runtime_status(as_json: Json = False) -> None:
         )
 
 
+LOG_WIDTH = 120  # columns of tables written to a file or pipe
 RECIPE_OPTIONS = (
     "model",
     "method",
@@ -413,7 +414,10 @@ def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
     elif table is not None:
         from rich.console import Console
 
-        Console(stderr=True, highlight=False).print(table)
+        console = Console(stderr=True, highlight=False)
+        if not console.is_terminal:
+            console = Console(stderr=True, highlight=False, width=LOG_WIDTH)
+        console.print(table)
 
 
 def _tell(line: str) -> None:
