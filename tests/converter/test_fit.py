@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from lowrank_export.converter.factorisation import output_energy, truncation_loss
 from lowrank_export.converter.fit import fit_linear, group_metric
 from lowrank_export.converter.methods import METHODS, Method
