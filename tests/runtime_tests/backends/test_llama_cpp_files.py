@@ -19,12 +19,13 @@ from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 from lowrank_export.runtime_tests.llamacpp.inspection import GgufSummary, check_loadable, inspect_gguf
 
 STOCK = """
-import sys, xllamacpp
+import os, sys, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
 params.n_ctx = 64
-xllamacpp.Server(params)
-print("loaded")
+server = xllamacpp.Server(params)
+print("loaded", flush=True)
+os._exit(0)  # stopping the server can wait for itself forever
 """
 MUTATIONS = """
 import random, sys
