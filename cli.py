@@ -331,13 +331,15 @@ def doctor(as_json: Json = False) -> None:
 
 
 @runtime_app.command("build")
-def runtime_build() -> None:
+def runtime_build(as_json: Json = False) -> None:
     """Build the patched llama.cpp into the per-user cache (once)."""
     with _one_line_errors():
         from .converter.progress import ConsoleProgress
         from .runtime_tests.llamacpp.runtime import ensure_runtime
 
-        _tell(f"llama.cpp runtime: {ensure_runtime(ConsoleProgress())}")
+        built = ensure_runtime(ConsoleProgress())
+        _show(None, {"built": True, "path": str(built)}, as_json)
+        _tell(f"llama.cpp runtime: {built}")
 
 
 @runtime_app.command("status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,11 +33,11 @@ class BlockSource:
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = _window_limit(config)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, T) -> residual stream (B, T, d)."""
+    def embed(self, chunks: Sequence[Tensor]) -> list[Tensor]:
+        """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is read once and let go."""
         name = self.family.embedding + ".weight"
         weight = self._tensor(name, tuple(self._skeleton.get_parameter(name).shape))
-        return nn.functional.embedding(tokens.to(self.device).long(), weight)
+        return [nn.functional.embedding(tokens.to(self.device).long(), weight) for tokens in chunks]
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from .errors import LowRankError, ResourceError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def check_output(path: Path, force: bool) -> None:
@@ -37,9 +39,11 @@ def replacing(path: Path, *, force: bool, folder: bool) -> Iterator[Path]:
 
     Raises:
         UsageError: the output exists and `force` is not set.
-        ResourceError: the disk is full; nothing is left behind.
+        ResourceError: the disk or the memory is full, or the place is not writable; nothing is left behind, and what
+            was to be replaced is as it was.
     """
     check_output(path, force)
+    _remove_leftovers(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with parent_folder(path):
         try:
@@ -47,13 +51,11 @@ def replacing(path: Path, *, force: bool, folder: bool) -> Iterator[Path]:
             if folder:
                 beside.mkdir()
             yield beside
-            if _occupied(path):
-                remove(path)
-            beside.rename(path)
+            _move_into_place(beside, path)
         except BaseException as error:
             remove(beside)
-            if is_disk_full(error):
-                raise ResourceError(f"{path.parent}: no space left on the disk; free some and run again") from None
+            if (resource := _resource_error(error, path)) is not None:
+                raise resource from None
             raise
 
 
@@ -71,16 +73,59 @@ def parent_folder(path: Path) -> Iterator[None]:
         raise
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is a full disk. Libraries wrap it, some keeping only its text."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed left beside `path`."""
+    import psutil
+
+    for leftover in path.parent.glob(f".{escape(path.name)}.*.partial"):
+        process = leftover.name.split(".")[-2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            remove(leftover)
+
+
+def _move_into_place(beside: Path, path: Path) -> None:
+    """Rename, setting aside what is there until that has worked."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.replaced")
+    if _occupied(path):
+        path.rename(aside)
+    try:
+        beside.rename(path)
+    except BaseException:
+        if _occupied(aside):
+            aside.rename(path)
+        raise
+    remove(aside)
+
+
+def _resource_error(error: BaseException, path: Path) -> ResourceError | None:
+    """The error as a resource problem, if that is what is at its root."""
+    if isinstance(error, LowRankError):
+        return None
+    if is_disk_full(error):
+        return ResourceError(f"{path.parent}: no space left on the disk; free some and run again")
+    for cause in _causes(error):
+        if isinstance(cause, MemoryError):
+            return ResourceError(f"{path}: out of memory while it was made; free some, or use a larger machine")
+        if isinstance(cause, OSError) and cause.errno in NOT_WRITABLE:
+            return ResourceError(f"{path}: not writable ({cause.strerror})")
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from, up to the first that has its clear line already."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, LowRankError):
-        if isinstance(seen, OSError) and seen.errno in NO_SPACE:
-            return True
-        if any(os.strerror(code) in str(seen) for code in NO_SPACE):
-            return True
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return False
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is a full disk. Libraries wrap it, some keeping only its text."""
+    return any(
+        (isinstance(cause, OSError) and cause.errno in NO_SPACE)
+        or any(os.strerror(code) in str(cause) for code in NO_SPACE)
+        for cause in _causes(error)
+    )
 
 
 def cache_folder() -> Path:

@@ -106,51 +106,64 @@ class _Streams:
         self.fitted_chunks = len(chunks)
         if len(job.calibration.held_out):
             chunks.append(torch.from_numpy(job.calibration.held_out))
+        embedded = job.blocks.embed(chunks)
         if method.needs_dense_stream:
-            self.dense = [job.blocks.embed(chunk) for chunk in chunks]
-        if method.needs_compressed_stream or (method.needs_dense_stream and method.alpha > 0):
-            self.compressed = [job.blocks.embed(chunk) for chunk in chunks]
+            self.dense = list(embedded)
+        if method.needs_compressed_stream or method.alpha > 0:
+            self.compressed = list(embedded)
 
     def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
         """Replace the block's linears by factors, in place, and carry the streams through it."""
         family, run = self.job.source.family, self.job.blocks.run
-        dense_block = TappedBlock(self.job.blocks.block(index), family) if self.dense else None
         tapped = TappedBlock(block, family)
-        dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense] if dense_block else []
-        compressed = [StoppedForward(partial(run, tapped.block, x)) for x in self.compressed]
+        moments = [GroupMoments() for _ in family.groups]
+        paired: list[StoppedForward] = []
+        if self.job.method.alpha > 0:  # the two streams are compared token by token: they stop side by side
+            dense_block = TappedBlock(self.job.blocks.block(index), family)
+            paired = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
+        else:  # the dense stream goes first, a chunk at a time, through the linears as they still are
+            for chunk, x in enumerate(self.dense):
+                self.dense[chunk] = self._gather_dense(chunk, StoppedForward(partial(run, block, x)), moments)
+        compressed = [StoppedForward(partial(run, block, x)) for x in self.compressed]
         losses: dict[str, FitLoss] = {}
-        for group in family.groups:
-            metric = self._group_metric(index, group, dense, compressed)
-            losses.update(self._install_group(index, group, tapped, metric, progress))
+        for group, found in zip(family.groups, moments, strict=True):
+            for chunk, forward in enumerate(compressed):
+                pair = paired[chunk].next_input() if paired else None
+                self._gather_compressed(chunk, forward.next_input(), pair, found)
+            losses.update(self._install_group(index, group, tapped, self._group_metric(index, group, found), progress))
         if index + 1 < self.job.blocks.block_count:
-            self.dense = [forward.finish() for forward in dense]
             self.compressed = [forward.finish() for forward in compressed]
+            if paired:
+                self.dense = [forward.finish() for forward in paired]
         tapped.unwrap()
         return losses
 
-    def _group_metric(
-        self, index: int, group: InputGroup, dense: list[StoppedForward], compressed: list[StoppedForward]
-    ) -> GroupMetric:
-        """Stop every chunk at the group and gather what the method needs of its inputs."""
+    def _gather_dense(self, chunk: int, forward: StoppedForward, moments: list[GroupMoments]) -> Tensor:
+        """Carry a chunk of the dense stream through the block, adding to each group's moments; returns its output."""
+        for found in moments:
+            x = forward.next_input()
+            if chunk < self.fitted_chunks:
+                found.dense.add(x)
+            elif not self.compressed:
+                found.held_out.add(x)
+        return forward.finish()
+
+    def _gather_compressed(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
+        """Add a group's inputs in the compressed stream, and the same tokens in the dense one where they are paired."""
+        if chunk >= self.fitted_chunks:
+            found.held_out.add(y)
+            return
+        found.compressed.add(y)
+        if self.job.recipe.calibration_reduction == "stack-of-batch" and self.job.method.compensation == "adacomp":
+            length = self.compressed[chunk].shape[1]
+            found.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
+        if x is not None:
+            found.dense.add(x)
+            found.cross.add_cross(x, y)
+
+    def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
+        """What the group's linears are fitted with."""
         method, reduction = self.job.method, self.job.recipe.calibration_reduction
-        moments = GroupMoments()
-        for chunk in range(max(len(dense), len(compressed))):
-            x = dense[chunk].next_input() if dense else None
-            y = compressed[chunk].next_input() if compressed else None
-            if chunk >= self.fitted_chunks:
-                seen = y if y is not None else x
-                assert seen is not None
-                moments.held_out.add(seen)
-                continue
-            if x is not None:
-                moments.dense.add(x)
-            if y is not None:
-                moments.compressed.add(y)
-                if reduction == "stack-of-batch" and method.compensation == "adacomp":
-                    length = self.compressed[chunk].shape[1]
-                    moments.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
-            if x is not None and y is not None and method.alpha > 0:
-                moments.cross.add_cross(x, y)
         try:
             return group_metric(method, moments, reduction)
         except ValueError:

@@ -136,7 +136,7 @@ def block_similarities(
 ) -> tuple[float, ...]:
     """Similarity of input and output of every block of the dense model, one window at a time."""
     windows = torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS])
-    streams = [blocks.embed(window[None]) for window in windows]
+    streams = blocks.embed([window[None] for window in windows])
     result = []
     with progress.stage("block importance", blocks.block_count) as advance:
         for index in range(blocks.block_count):

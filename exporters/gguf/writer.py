@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.checkpoint import U_SUFFIX, V_SUFFIX, CheckpointReader
-from ...converter.errors import InputError, ResourceError, UsageError
-from ...converter.files import is_disk_full, parent_folder
+from ...converter.errors import InputError, UsageError
+from ...converter.files import replacing
 from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .metadata import Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
@@ -89,7 +87,7 @@ def export_gguf(
         progress.note(f"{name}: stored as {type}, its rows do not divide into {quantisation} blocks")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
-    with _beside(out, sum(record.bytes for record in records)) as partial:
+    with replacing(out, force=force, folder=False) as partial:
         writer = _open(partial, reader, of, hyperparameters, quantisation, native=native)
         try:
             with progress.stage(f"writing {out.name}", len(sources)) as advance:
@@ -241,20 +239,3 @@ def _weights(source: Source, reader: CheckpointReader, of: Family, hyper: Hyperp
     values = parts[0] @ parts[1] if len(parts) == 2 else parts[0]
     heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
     return values if heads is None else interleave_rows(values, heads)
-
-
-@contextmanager
-def _beside(out: Path, expected: int) -> Iterator[Path]:
-    """A path to write to; renamed to `out` if the block succeeds, removed if it does not."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with parent_folder(out):
-            try:
-                yield partial
-                partial.replace(out)
-            finally:
-                partial.unlink(missing_ok=True)
-    except OSError as error:
-        if is_disk_full(error):
-            raise ResourceError(f"{out}: no space left, the file needs {expected / 1e6:.0f} MB") from None
-        raise ResourceError(f"{out}: cannot be written: {error.strerror or error}") from None

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint import CheckpointReader, load
-from ...converter.errors import ResourceError, UsageError
-from ...converter.files import is_disk_full, parent_folder
+from ...converter.errors import UsageError
+from ...converter.files import replacing
 from ..artifact import Artifact
 from .contents import MODEL_FILE, model_bytes, tensor_records
 from .flavours import check_single_flavour
@@ -20,14 +16,11 @@ from .selfcheck import check_export, check_tokens, reference_logits
 from .sizes import QUANTISATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedModel
 
     from ...converter.progress import Progress
 
 FORMAT_VERSION = "1"
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def export_onnx(
@@ -59,7 +52,7 @@ def export_onnx(
     check_single_flavour()
     reader = CheckpointReader(checkpoint)
     check_family(str(reader.config.get("model_type")))
-    with progress.stage(f"ONNX {quantisation}", 3) as advance, _staging(out, force=force) as folder:
+    with progress.stage(f"ONNX {quantisation}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         config = model.config
@@ -112,45 +105,3 @@ def _check_destination(out: Path, *, force: bool) -> None:
         raise UsageError(f"{out} exists; choose another folder, or allow replacing it (--force)")
     if not out.is_dir() or (any(out.iterdir()) and not (out / MODEL_FILE).is_file()):
         raise UsageError(f"{out} is not an ONNX export; remove it yourself, only an export is replaced")
-
-
-@contextmanager
-def _staging(out: Path, *, force: bool) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all went well, and leaves nothing behind otherwise.
-
-    Raises:
-        ResourceError: the disk or the memory is full, or the place is not writable.
-    """
-    folder = out.parent / f".{out.name}.{os.getpid()}.partial"
-    replaced = out.parent / f".{out.name}.{os.getpid()}.replaced"
-    try:
-        with parent_folder(out):
-            try:
-                folder.mkdir()
-                yield folder
-                if force and out.exists():
-                    out.rename(replaced)
-                folder.rename(out)
-            finally:
-                if replaced.exists() and not out.exists():
-                    replaced.rename(out)
-                shutil.rmtree(folder, ignore_errors=True)
-                shutil.rmtree(replaced, ignore_errors=True)
-    except Exception as error:
-        if (resource := _resource_error(error, out)) is not None:
-            raise resource from error
-        raise
-
-
-def _resource_error(error: BaseException, out: Path) -> ResourceError | None:
-    """The error as a resource problem, if that is what is at its root."""
-    if is_disk_full(error):
-        return ResourceError(f"{out}: no space left on the device")
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MemoryError):
-            return ResourceError(f"{out}: out of memory; an export needs about four times the model in float32")
-        if isinstance(cause, OSError) and cause.errno in _NOT_WRITABLE:
-            return ResourceError(f"{out}: not writable ({cause.strerror})")
-        cause = cause.__cause__ or cause.__context__
-    return None

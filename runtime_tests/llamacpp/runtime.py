@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ...converter.errors import InputError, ResourceError
+from ...converter.files import cache_folder as user_cache
 from ...converter.progress import Progress
 from .build import CMAKE_OPTIONS, build_runtime
 from .source import HASHES, PATCH, VERSION
@@ -23,9 +24,8 @@ MARKER = "llama_lowrank_version"  # the symbol that only a patched library expor
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/lowrank-export/llama.cpp`, under `~/.cache` by default."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lowrank-export" / "llama.cpp"
+    """Where built runtimes are kept, in the user's cache."""
+    return user_cache() / "llama.cpp"
 
 
 def runtime_key() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,17 @@ def test_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is not a folder"):
         check_output(tmp_path / "file" / "out", force=True)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".out.{dead.pid}.partial").mkdir()
+    living = tmp_path / f".out.{os.getppid()}.partial"
+    living.mkdir()
+    with replacing(tmp_path / "out", force=False, folder=False) as beside:
+        beside.write_text("new")
+    assert sorted(tmp_path.iterdir()) == sorted([living, tmp_path / "out"])
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
