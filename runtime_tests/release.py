@@ -79,6 +79,8 @@ def release(
     checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
         compress(recipe, checkpoint, device=device, progress=progress)
+    elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
+        raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     factored = [_export(checkpoint, out, format, type, progress) for format, type in chosen]
     dense = [_export(source.path, out / DENSE, format, type, progress) for format, type in chosen]
     report = validate(

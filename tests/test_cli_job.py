@@ -107,6 +107,10 @@ def test_interrupted_job_goes_on(job: list[str], tmp_path: Path, monkeypatch: py
     other = run(*onnx, "--retention", "0.7")
     assert other.exit_code == 2 and "unfinished job of another recipe" in other.stderr
     with monkeypatch.context() as patch:
+        patch.setattr("lowrank_export.converter.source.Source.fingerprint", lambda _: "other weights")
+        other = run(*onnx)
+        assert other.exit_code == 2 and "unfinished job of another" in other.stderr
+    with monkeypatch.context() as patch:
         patch.setattr(release, "compress", interrupted)
         patch.setattr("lowrank_export.exporters.onnx.export.build", interrupted)
         patch.setattr(release, "validate", lambda *_, **__: pytest.fail("went on too far"))
