@@ -25,6 +25,8 @@ class Family:
     blocks: str
     embedding: str
     rotary: str
+    norm: str
+    head: str
     groups: tuple[InputGroup, ...]  # in the order a block's forward reaches them
 
     @property
@@ -45,7 +47,7 @@ _GATED = (
 )
 
 FAMILIES: Mapping[str, Family] = {
-    name: Family(name, "model.layers", "model.embed_tokens", "model.rotary_emb", _GATED)
+    name: Family(name, "model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", _GATED)
     for name in ("llama", "mistral", "qwen2", "qwen3")
 }
 

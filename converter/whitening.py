@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
-DAMPING_FLOOR = 1e-9  # eigenvalues below this fraction of their mean carry no direction
+GRADIENT_DAMPING = 1e-2  # added to G, relative to its mean eigenvalue
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,30 @@ def whiten(sigma: Tensor) -> Whitener:
     return Whitener(vectors * values.clamp(min=0).sqrt(), "eigen")
 
 
-def damped_inverse(sigma: Tensor, damping: float = DAMPING_FLOOR) -> Tensor:
-    """Inverse of a second moment with eigenvalues clamped to `damping` times their mean; (n, n) float64."""
-    values, vectors = torch.linalg.eigh(sigma)
-    floor = (damping * values.mean()).clamp(min=torch.finfo(sigma.dtype).tiny)
-    inverse: Tensor = (vectors / values.clamp(min=floor)) @ vectors.T
-    return inverse
+def regression(cross: Tensor, sigma: Tensor, damping: float) -> Tensor:
+    """Gamma (Sigma' + damping mean I)^-1, (n, n) float64: what predicts X from X' in the least-squares sense.
+
+    Args:
+        cross: Gamma = X X'^T / T (n, n) float64.
+        sigma: Sigma' (n, n) float64, symmetric positive semi-definite.
+        damping: relative to the mean of Sigma's diagonal.
+    """
+    lower = torch.linalg.cholesky(_damped(sigma, damping))
+    solved: Tensor = torch.cholesky_solve(cross.T, lower)
+    return solved.T
+
+
+def gradient_root(gradient: Tensor, damping: float = GRADIENT_DAMPING) -> Tensor:
+    """R (m, m) float64, upper triangular, R^T R = G + damping mean I: ||R dW S||_F^2 = tr(G dW Sigma dW^T).
+
+    A few sequences leave G far from settled; the damping keeps directions it has not seen from looking free.
+    """
+    lower: Tensor = torch.linalg.cholesky(_damped(gradient, damping))
+    return lower.T.contiguous()
+
+
+def _damped(moment: Tensor, damping: float) -> Tensor:
+    damped = moment.clone()
+    mean = moment.diagonal().mean()
+    damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    return damped
