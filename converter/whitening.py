@@ -53,8 +53,7 @@ def regression(cross: Tensor, sigma: Tensor, damping: float) -> Tensor:
         sigma: Sigma' (n, n) float64, symmetric positive semi-definite.
         damping: relative to the mean of Sigma's diagonal.
     """
-    lower = torch.linalg.cholesky(_damped(sigma, damping))
-    solved: Tensor = torch.cholesky_solve(cross.T, lower)
+    solved: Tensor = torch.cholesky_solve(cross.T, _damped_cholesky(sigma, damping))
     return solved.T
 
 
@@ -63,12 +62,20 @@ def gradient_root(gradient: Tensor, damping: float = GRADIENT_DAMPING) -> Tensor
 
     A few sequences leave G far from settled; the damping keeps directions it has not seen from looking free.
     """
-    lower: Tensor = torch.linalg.cholesky(_damped(gradient, damping))
-    return lower.T.contiguous()
+    return _damped_cholesky(gradient, damping).T.contiguous()
 
 
-def _damped(moment: Tensor, damping: float) -> Tensor:
-    damped = moment.clone()
+def _damped_cholesky(moment: Tensor, damping: float) -> Tensor:
+    """L (n, n) with L L^T = moment + damping mean I; the damping is raised tenfold while rounding makes that fail."""
+    if not bool(torch.isfinite(moment).all()):
+        raise ValueError("second moment is not finite")
     mean = moment.diagonal().mean()
-    damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
-    return damped
+    if mean <= 0:
+        return torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    while True:
+        damped = moment.clone()
+        damped.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed) == 0:
+            return lower
+        damping *= 10
