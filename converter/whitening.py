@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
-GRADIENT_DAMPING = 1e-2  # added to G, relative to its mean eigenvalue
+GRADIENT_DAMPING = 0.1  # added to G, relative to its mean eigenvalue
 
 
 @dataclass(frozen=True)
