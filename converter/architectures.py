@@ -34,6 +34,11 @@ class Family:
         """Every linear of a block."""
         return tuple(name for group in self.groups for name in group.linears)
 
+    @property
+    def residual_linear(self) -> str:
+        """The linear whose output is added to the residual stream last: its output gradient is the block's."""
+        return self.groups[-1].linears[-1]
+
     def linear_name(self, block: int, linear: str) -> str:
         """Full module name of one linear, as in the checkpoint."""
         return f"{self.blocks}.{block}.{linear}"

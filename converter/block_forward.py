@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from .architectures import Family
@@ -76,3 +76,7 @@ class StoppedForward:
         if not self._greenlet.dead:
             raise RuntimeError("the block has more input groups than its family says")
         return y
+
+    def abandon(self) -> None:
+        """Give up the rest of the forward and free what it holds."""
+        self._greenlet.throw(GreenletExit)

@@ -79,6 +79,14 @@ def spectrum(weight: Tensor, whitener: Tensor | None = None, output_root: Tensor
     return values.flip(0).clamp(min=0)
 
 
+def balanced(factors: LowRankFactors) -> LowRankFactors:
+    """The same product with |u_i| = |v_i| for every latent i, so that neither
+    leaves the range of a narrow storage type and one step size of a refinement suits both."""
+    u, v = factors.u.norm(dim=0), factors.v.norm(dim=1)
+    scale = torch.where((u > 0) & (v > 0), (v / u.clamp(min=1e-300)).sqrt(), torch.ones_like(u))
+    return LowRankFactors(factors.u * scale, factors.v / scale[:, None])
+
+
 def truncation_loss(weight: Tensor, factors: LowRankFactors, sigma: Tensor) -> float:
     """tr((W - U V^T) Sigma (W - U V^T)^T): the mean squared output error per token."""
     residual = weight.double() - factors.product()

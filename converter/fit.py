@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .compensation import adacomp
-from .factorisation import LowRankFactors, factor
+from .factorisation import LowRankFactors, balanced, factor
 from .methods import Method
 from .moments import GroupMoments
 from .whitening import Whitener, gradient_root, regression, whiten
@@ -114,7 +114,7 @@ def fit_linear(
         factors = adacomp(target, truncated, metric.compensation, iterations)
     if not bool(torch.isfinite(factors.u).all() and torch.isfinite(factors.v).all()):
         raise ValueError("factors are not finite")
-    return factors, _losses(target, truncated, factors, metric)
+    return balanced(factors), _losses(target, truncated, factors, metric)
 
 
 def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:

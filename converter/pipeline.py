@@ -20,12 +20,15 @@ from .device import fast_matmul
 from .errors import InputError
 from .files import check_output, replacing
 from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
+from .gathering import GRADIENT
 from .lowrank_linear import LowRankLinear
 from .model_card import model_card
 from .moments import GroupMoments
 from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
+from .refinement import HELD_OUT_SHARE, refine_block
+from .whitening import gradient_root
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,12 @@ class _Streams:
         self.dense: list[Tensor] = []
         self.compressed: list[Tensor] = []
         self.fitted_chunks = len(job.chunks)
+        self.refines = job.recipe.refine != "none"
         # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
         self.aligned_dense = {linear.shape.name for linear in job.plan.linears if linear.compressed}
-        if job.method.needs_compressed_stream:
+        if job.method.needs_compressed_stream or self.refines:
             self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
-            self.dense = list(self.compressed) if job.method.alpha > 0 else []
+            self.dense = list(self.compressed) if job.method.alpha > 0 or self.refines else []
 
     def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
         """Replace the block's linears by factors, in place, and carry the streams through it."""
@@ -132,11 +136,49 @@ class _Streams:
                 self._gather(chunk, y, x, found)
             metric = self._group_metric(index, group, found)
             losses.update(self._install_group(index, group, tapped, metric, gradients, progress))
-        if index + 1 < self.job.blocks.block_count:
+        last = index + 1 == self.job.blocks.block_count
+        if self.refines:
+            for forward in compressed:
+                forward.abandon()
+            tapped.unwrap()
+            self._refine(index, block, [forward.finish() for forward in dense], progress)
+        elif not last:
             self.compressed = [forward.finish() for forward in compressed]
             self.dense = [forward.finish() for forward in dense]
         tapped.unwrap()
         return losses
+
+    def _refine(self, index: int, block: nn.Module, dense_outputs: list[Tensor], progress: Progress) -> None:
+        """Fit the block's parameters to the dense block's output, then carry both streams through."""
+        job, recipe = self.job, self.job.recipe
+        dense_block, run = job.blocks.block(index), job.blocks.run
+        share, targets = recipe.refine_alpha, []
+        for x, y in zip(self.compressed, dense_outputs, strict=True):
+            targets.append(y if share == 1 else share * y + (1 - share) * run(dense_block, x))
+        windows = [w for x in self.compressed for w in x]
+        wanted = [w for y in targets for w in y]
+        fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])
+        if fitted == len(windows):  # the recipe holds nothing out
+            fitted -= max(1, fitted // HELD_OUT_SHARE)
+        gradients = job.statistics.read("gradients", index, job.blocks.device)
+        root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
+        dtype = job.blocks.dtype
+        done = refine_block(
+            block.float(),
+            run,
+            windows[:fitted],
+            wanted[:fitted],
+            (windows[fitted:], wanted[fitted:]),
+            root=root,
+            frozen=[],
+            epochs=recipe.refine_epochs,
+            learning_rate=recipe.refine_rate,
+            seed=recipe.seed,
+        )
+        block.to(dtype)
+        progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
+        self.dense = dense_outputs
+        self.compressed = [run(block, x) for x in self.compressed]
 
     def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
         """Add a group's inputs in the compressed stream, and the same tokens in the dense one where both run."""

@@ -7,8 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_export.converter.factorisation import factor, output_energy, truncation_loss
-from lowrank_export.converter.whitening import regression, whiten
+from lowrank_export.converter.factorisation import (
+    LowRankFactors,
+    balanced,
+    factor,
+    output_energy,
+    spectrum,
+    truncation_loss,
+)
+from lowrank_export.converter.whitening import gradient_root, regression, whiten
 
 
 def problem(m: int, n: int, tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,3 +137,62 @@ def test_regression_is_least_squares_where_there_is_a_solution() -> None:
 def test_rank_out_of_range(rank: int) -> None:
     with pytest.raises(ValueError, match=r"outside 1\.\.8"):
         factor(torch.ones(8, 12), rank)
+
+
+def two_sided_loss(weight: torch.Tensor, product: torch.Tensor, sigma: torch.Tensor, g: torch.Tensor) -> float:
+    """tr(G dW Sigma dW^T), as written."""
+    error = weight - product
+    return float(torch.trace(g @ error @ sigma @ error.T))
+
+
+@settings(max_examples=40, deadline=None)
+@given(m=st.integers(2, 20), n=st.integers(2, 20), seed=st.integers(0, 999), data=st.data())
+def test_two_sided_loss_is_the_discarded_energy(m: int, n: int, seed: int, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(1, min(m, n)))
+    weight, x = problem(m, n, 3 * n, seed)
+    _, gradient = problem(1, m, 4 * m, seed + 1)
+    sigma, g = x.T @ x / len(x), gradient.T @ gradient / len(gradient)
+    factors, energies = factor(weight, rank, whiten(sigma).matrix, gradient_root(g, 1e-12))
+    scale = two_sided_loss(weight, torch.zeros_like(weight), sigma, g)
+    found = two_sided_loss(weight, factors.product(), sigma, g)
+    assert found == pytest.approx(float(energies[rank:].sum()), rel=1e-4, abs=1e-8 * scale)
+    torch.testing.assert_close(
+        spectrum(weight, whiten(sigma).matrix, gradient_root(g, 1e-12)), energies, rtol=1e-6, atol=1e-9 * scale
+    )
+
+
+@pytest.mark.parametrize("tokens", [60, 6])  # 6: both moments are rank-deficient
+def test_no_random_candidate_beats_the_two_sided_optimum(tokens: int) -> None:
+    weight, x = problem(16, 12, tokens, 3)
+    _, gradient = problem(1, 16, tokens, 4)
+    sigma, g = x.T @ x / tokens, gradient.T @ gradient / tokens
+    root = gradient_root(g)
+    damped, rank = root.T @ root, 4
+    factors, _ = factor(weight, rank, whiten(sigma).matrix, root)
+    best = two_sided_loss(weight, factors.product(), sigma, damped)
+    one_sided, _ = factor(weight, rank, whiten(sigma).matrix)
+    assert best <= two_sided_loss(weight, one_sided.product(), sigma, damped)
+    generator = torch.Generator().manual_seed(2)
+    for scale in (1e-4, 1e-2, 1.0):
+        for _ in range(30):
+            u = factors.u * (1 + scale * torch.randn(factors.u.shape, generator=generator, dtype=torch.float64))
+            v = factors.v * (1 + scale * torch.randn(factors.v.shape, generator=generator, dtype=torch.float64))
+            assert two_sided_loss(weight, u @ v, sigma, damped) >= best * (1 - 1e-9)
+
+
+def test_without_gradients_to_tell_apart_two_sided_is_svd_llm() -> None:
+    weight, x = problem(9, 14, 50, 5)
+    whitener = whiten(x.T @ x).matrix
+    plain, _ = factor(weight, 3, whitener)
+    two_sided, _ = factor(weight, 3, whitener, gradient_root(7 * torch.eye(9, dtype=torch.float64)))
+    torch.testing.assert_close(two_sided.product(), plain.product())
+
+
+def test_balanced_factors_have_one_product_and_equal_norms() -> None:
+    weight, x = problem(9, 14, 50, 5)
+    factors, _ = factor(weight, 3, whiten(x.T @ x).matrix)
+    even = balanced(LowRankFactors(1e6 * factors.u, factors.v))
+    torch.testing.assert_close(even.product(), 1e6 * factors.product())
+    torch.testing.assert_close(even.u.norm(dim=0), even.v.norm(dim=1))
+    dead = balanced(LowRankFactors(factors.u, 0 * factors.v))
+    assert torch.isfinite(dead.u).all() and not dead.product().any()
