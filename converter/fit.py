@@ -13,7 +13,7 @@ from .methods import Method
 from .moments import GroupMoments
 from .whitening import Whitener, gradient_root, regression, whiten
 
-ALIGNMENT_DAMPING = 1e-6
+ALIGNMENT_DAMPING = 1e-3
 
 
 @dataclass(frozen=True)

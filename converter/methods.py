@@ -76,7 +76,7 @@ METHODS: Mapping[str, Method] = {
             "compressed",
             "threshold",
             two_sided=True,
-            alpha=0.25,
+            alpha=0.4,
         ),
     )
 }

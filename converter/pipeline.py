@@ -27,7 +27,7 @@ from .moments import GroupMoments
 from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
-from .refinement import HELD_OUT_SHARE, refine_block
+from .refinement import HELD_OUT_SHARE, Schedule, refine_block
 from .whitening import gradient_root
 
 
@@ -113,7 +113,7 @@ class _Streams:
         self.fitted_chunks = len(job.chunks)
         self.refines = job.recipe.refine != "none"
         # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
-        self.aligned_dense = {linear.shape.name for linear in job.plan.linears if linear.compressed}
+        self.counted = {linear.shape.name for linear in job.plan.linears if linear.compressed}
         if job.method.needs_compressed_stream or self.refines:
             self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
             self.dense = list(self.compressed) if job.method.alpha > 0 or self.refines else []
@@ -162,23 +162,26 @@ class _Streams:
             fitted -= max(1, fitted // HELD_OUT_SHARE)
         gradients = job.statistics.read("gradients", index, job.blocks.device)
         root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
-        dtype = job.blocks.dtype
         done = refine_block(
             block.float(),
             run,
-            windows[:fitted],
-            wanted[:fitted],
-            (windows[fitted:], wanted[fitted:]),
+            windows,
+            wanted,
+            fitted,
             root=root,
-            frozen=[],
-            epochs=recipe.refine_epochs,
-            learning_rate=recipe.refine_rate,
-            seed=recipe.seed,
+            frozen=self._excluded_parameters(index, block),
+            schedule=Schedule(recipe.refine_epochs, recipe.refine_rate, recipe.seed),
         )
-        block.to(dtype)
+        block.to(job.blocks.dtype)
         progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
         self.dense = dense_outputs
         self.compressed = [run(block, x) for x in self.compressed]
+
+    def _excluded_parameters(self, index: int, block: nn.Module) -> list[nn.Parameter]:
+        """Parameters of the linears that the user keeps as they are."""
+        family = self.job.source.family
+        kept = [name for name in family.linears if family.linear_name(index, name) not in self.counted]
+        return [parameter for name in kept for parameter in block.get_submodule(name).parameters()]
 
     def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
         """Add a group's inputs in the compressed stream, and the same tokens in the dense one where both run."""
@@ -221,7 +224,7 @@ class _Streams:
             linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
             assert isinstance(linear, nn.Linear)
             if rank is None:
-                if full_name in self.aligned_dense:
+                if full_name in self.counted:
                     linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
                 continue
             iterations, gradient = self.job.recipe.iterations, gradients.get(name)

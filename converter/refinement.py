@@ -1,27 +1,96 @@
-"""Refinement of one block: its parameters fitted to the dense block's output by gradient descent."""
+"""Refinement: gradient descent on factors, first block by block against the dense block, then on the whole model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .progress import Advance
+
 BATCH_TOKENS = 2048
 BETAS = (0.9, 0.95)
 HELD_OUT_SHARE = 8  # one window in eight tells when to stop, where the recipe holds out none
 PATIENCE = 3  # epochs without a better held-out loss
+HEAD_ROWS = 256  # tokens whose logits are in memory at once
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        epochs: at most.
+        rate: of the first step; a tensor moves by `rate` times its RMS. Falls to zero along a cosine.
+        seed: of the order of windows.
+    """
+
+    epochs: int
+    rate: float
+    seed: int
 
 
 @dataclass(frozen=True)
 class Refined:
-    """Weighted squared output error per token on held-out windows, before and after, and the epochs that took."""
+    """Held-out loss before and after, and the epochs that took."""
 
     before: float
     after: float
     epochs: int
+
+
+def descend(
+    trained: Sequence[nn.Parameter],
+    examples: int,
+    batch: int,
+    backward: Callable[[list[int]], None],
+    held_out_loss: Callable[[], float],
+    schedule: Schedule,
+    advance: Advance = lambda steps: None,
+) -> Refined:
+    """Adam with cosine decay, in place; the parameters of the epoch with the least held-out loss are kept.
+
+    Args:
+        trained: parameters, float32.
+        examples: number of training examples.
+        batch: examples per step.
+        backward: given the numbers of a batch's examples, adds gradients to the parameters.
+        held_out_loss: of the parameters as they are.
+        schedule: epochs, rate, seed.
+        advance: told about steps.
+    """
+    groups = [{"params": [p], "scale": float(p.detach().square().mean().sqrt())} for p in trained]
+    optimiser = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(schedule.seed)
+    steps = schedule.epochs * -(-examples // batch)
+    best = before = held_out_loss()
+    kept = [parameter.detach().clone() for parameter in trained]
+    step = stale = epoch = 0
+    while epoch < schedule.epochs and stale < PATIENCE:
+        epoch += 1
+        order = torch.randperm(examples, generator=generator).tolist()
+        for start in range(0, examples, batch):
+            for group in optimiser.param_groups:
+                group["lr"] = group["scale"] * schedule.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimiser.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                backward(order[start : start + batch])
+            optimiser.step()
+            step += 1
+            advance(1)
+        now = held_out_loss()
+        stale += 1
+        if now < best:
+            best, stale = now, 0
+            kept = [parameter.detach().clone() for parameter in trained]
+    with torch.no_grad():
+        for parameter, value in zip(trained, kept, strict=True):
+            parameter.copy_(value)
+    return Refined(before, best, epoch)
 
 
 def refine_block(
@@ -29,81 +98,138 @@ def refine_block(
     run: Callable[[nn.Module, Tensor], Tensor],
     inputs: Sequence[Tensor],
     targets: Sequence[Tensor],
-    held_out: tuple[Sequence[Tensor], Sequence[Tensor]],
+    fitted: int,
     *,
     root: Tensor | None,
-    frozen: Iterable[nn.Parameter],
-    epochs: int,
-    learning_rate: float,
-    seed: int,
+    frozen: Sequence[nn.Parameter],
+    schedule: Schedule,
 ) -> Refined:
-    """Adam with cosine decay on all parameters of a block, in place; the epoch with the best held-out loss is kept.
+    """Fit all parameters of a block to given outputs, in place.
 
     minimise mean_t || R (y'_t - y_t) ||^2 with R^T R = G, the second moment of the loss gradient at the block's output:
-    the error counts where the loss feels it. Steps are relative: each tensor moves by `learning_rate` times its RMS.
+    an error counts as far as the loss feels it.
 
     Args:
-        block: in float32; bfloat16 autocast is used on CUDA.
+        block: in float32; its forward is autocast to bfloat16 on CUDA.
         run: the block's forward over (B, T, d).
         inputs: windows (T, d) of the compressed stream.
         targets: what the block should give for each, (T, d).
-        held_out: inputs and targets that no step sees.
+        fitted: that many windows are trained on, the others tell when to stop.
         root: R (d, d); None weighs all directions alike.
         frozen: parameters that stay as they are.
-        epochs: at most.
-        learning_rate: of the first epoch, relative.
-        seed: of the order of windows.
+        schedule: epochs, rate, seed.
     """
-    fixed = {id(parameter) for parameter in frozen}
-    trained = [parameter for parameter in block.parameters() if id(parameter) not in fixed]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    groups = [{"params": [p], "base": learning_rate * float(p.detach().square().mean().sqrt())} for p in trained]
-    optimiser = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, weight_decay=0.0)
-    weight = None if root is None else root.to(inputs[0].device, torch.float32)
     size = max(1, BATCH_TOKENS // len(inputs[0]))
-    steps = epochs * -(-len(inputs) // size)
-    generator = torch.Generator().manual_seed(seed)
+    metric = None if root is None else root.to(inputs[0].device, torch.float32)
 
-    def loss_of(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-        found = torch.stack(list(x)).float()
-        with torch.autocast(found.device.type, dtype=torch.bfloat16, enabled=found.device.type == "cuda"):
-            error = run(block, found) - torch.stack(list(y))
-        error = error.float()
-        return (error if weight is None else error @ weight.T).square().sum(-1).mean()
+    def loss_of(chosen: Sequence[int]) -> Tensor:
+        x = torch.stack([inputs[i] for i in chosen]).float()
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.device.type == "cuda"):
+            y = run(block, x)
+        error = y.float() - torch.stack([targets[i] for i in chosen]).float()
+        return (error if metric is None else error @ metric.T).square().sum(-1).mean()
+
+    def backward(chosen: list[int]) -> None:
+        loss_of(chosen).backward()  # type: ignore[no-untyped-call]
 
     def held_out_loss() -> float:
-        x, y = held_out
         with torch.no_grad():
-            losses = [float(loss_of(x[i : i + size], y[i : i + size])) for i in range(0, len(x), size)]
+            losses = [float(loss_of([i])) for i in range(fitted, len(inputs))]
         return sum(losses) / len(losses)
 
-    best = before = held_out_loss()
-    kept = [parameter.detach().clone() for parameter in trained]
-    step = stale = epoch = 0
-    while epoch < epochs:
-        epoch += 1
-        order = torch.randperm(len(inputs), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            rate = 0.5 * (1 + math.cos(math.pi * step / steps))
-            for group in optimiser.param_groups:
-                group["lr"] = group["base"] * rate
-            chosen = order[start : start + size]
-            with torch.enable_grad():
-                loss = loss_of([inputs[i] for i in chosen], [targets[i] for i in chosen])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            step += 1
-        now = held_out_loss()
-        if now < best:
-            best, stale = now, 0
-            kept = [parameter.detach().clone() for parameter in trained]
-        else:
-            stale += 1
-            if stale >= PATIENCE:
-                break
-    for parameter, value in zip(trained, kept, strict=True):
-        parameter.detach_().copy_(value)
+    fixed = {id(parameter) for parameter in frozen}
+    trained = [parameter for parameter in block.parameters() if id(parameter) not in fixed]
+    with _gradients_wanted(trained):
+        return descend(trained, fitted, size, backward, held_out_loss, schedule)
+
+
+def refine_model(
+    student: nn.Module,
+    teacher: nn.Module,
+    windows: Tensor,
+    fitted: int,
+    *,
+    trained: Sequence[nn.Parameter],
+    schedule: Schedule,
+    advance: Advance = lambda steps: None,
+) -> Refined:
+    """Fit parameters of a compressed model to the dense model's distribution of the next token, in place.
+
+    minimise KL(teacher || student), mean over tokens. Its gradient at the head is p_student - p_teacher, so logits are
+    in memory for a few rows at a time only; blocks are recomputed in the backward pass.
+
+    Args:
+        student: a transformers causal language model, float32; its forward is autocast to bfloat16 on CUDA.
+        teacher: the dense model, on the same device.
+        windows: token ids (N, T).
+        fitted: that many windows are trained on, the others tell when to stop.
+        trained: parameters of the student that move.
+        schedule: epochs, rate, seed.
+        advance: told about steps.
+    """
+    size = max(1, BATCH_TOKENS // windows.shape[1])
+    device = next(student.parameters()).device
+
+    def hidden(model: nn.Module, chosen: Sequence[int]) -> Tensor:
+        tokens = windows[list(chosen)].to(device).long()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            states: Tensor = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
+        return states
+
+    def compared(chosen: Sequence[int]) -> tuple[float, Tensor, Tensor]:
+        """Mean KL of the chosen windows, the student's last hidden states and the gradient there."""
+        with torch.no_grad():
+            wanted = hidden(teacher, chosen)
+        found = hidden(student, chosen)
+        loss, gradient = _head_divergence(student, teacher, found.detach(), wanted)
+        return loss, found, gradient
+
+    def backward(chosen: list[int]) -> None:
+        _, found, gradient = compared(chosen)
+        found.backward(gradient)  # type: ignore[no-untyped-call]
+
+    def held_out_loss() -> float:
+        with torch.no_grad():
+            losses = [compared([i])[0] for i in range(fitted, len(windows))]
+        return sum(losses) / len(losses)
+
+    student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    student.train()  # transformers checkpoints in training mode only; these families have no dropout by default
+    for parameter in student.parameters():
         parameter.requires_grad_(False)
-    return Refined(before, best, epoch)
+    try:
+        with _gradients_wanted(trained):
+            return descend(trained, fitted, size, backward, held_out_loss, schedule, advance)
+    finally:
+        student.eval()
+        student.gradient_checkpointing_disable()  # type: ignore[operator]
+
+
+@torch.no_grad()
+def _head_divergence(student: nn.Module, teacher: nn.Module, found: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+    """Mean KL(teacher || student) over tokens and its gradient at the student's last hidden states (B, T, d)."""
+    mine, theirs = (model.get_output_embeddings().weight for model in (student, teacher))  # type: ignore[operator]
+    gradient = torch.empty_like(found)
+    rows, goal, out = found.flatten(0, 1), wanted.flatten(0, 1), gradient.flatten(0, 1)
+    total = 0.0
+    for start in range(0, len(rows), HEAD_ROWS):
+        part = slice(start, start + HEAD_ROWS)
+        log_p = (goal[part].to(theirs.dtype) @ theirs.T).float().log_softmax(-1)
+        log_q = (rows[part].to(mine.dtype) @ mine.T).float().log_softmax(-1)
+        p = log_p.exp()
+        total += float((p * (log_p - log_q)).sum())
+        out[part] = ((log_q.exp() - p).to(mine.dtype) @ mine).to(out.dtype) / len(rows)
+    return total / len(rows), gradient
+
+
+@contextmanager
+def _gradients_wanted(trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Parameters require gradients inside the context only."""
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+            parameter.grad = None
