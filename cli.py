@@ -51,6 +51,10 @@ Retention = Annotated[
 ]
 MinRetention = Annotated[float | None, typer.Option(help="Floor of adaCR's retention per block.", show_default=False)]
 RankMultiple = Annotated[int | None, typer.Option(help="Ranks are multiples of this. Default 32.", show_default=False)]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="How factors are stored: two-factor (default) or pivot, smaller.", show_default=False),
+]
 KeepDense = Annotated[
     list[str] | None, typer.Option(help="Leave matching linears dense (glob; repeatable).", show_default=False)
 ]
@@ -103,6 +107,7 @@ def run(
     method: Method = None,
     retention: Retention = None,
     min_retention: MinRetention = None,
+    layout: Layout = None,
     rank_multiple: RankMultiple = None,
     keep_dense: KeepDense = None,
     iterations: Iterations = None,
@@ -156,6 +161,7 @@ def compress(
     method: Method = None,
     retention: Retention = None,
     min_retention: MinRetention = None,
+    layout: Layout = None,
     rank_multiple: RankMultiple = None,
     keep_dense: KeepDense = None,
     iterations: Iterations = None,
@@ -195,6 +201,7 @@ def plan(
     method: Method = None,
     retention: Retention = None,
     min_retention: MinRetention = None,
+    layout: Layout = None,
     rank_multiple: RankMultiple = None,
     keep_dense: KeepDense = None,
     similarity: Similarity = None,
@@ -361,6 +368,7 @@ RECIPE_OPTIONS = (
     "method",
     "retention",
     "min_retention",
+    "layout",
     "rank_multiple",
     "keep_dense",
     "iterations",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.checkpoint import U_SUFFIX, V_SUFFIX, CheckpointReader
+from ...converter.checkpoint import CheckpointReader
 from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
+from ...converter.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .metadata import Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
