@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,15 @@ def test_pivot_layout(pivot: Path, tmp_path: Path) -> None:
     weights = [reader.tensor(name) for name in reader.names if reader.dtype(name) == "F32"]
     assert artifact.parameters == sum(weight.numel() for weight in weights)
     assert artifact.bytes == artifact.path.stat().st_size
+
+
+@pytest.mark.parametrize(("key", "needle"), [("intermediate_size", "ffn_"), ("num_key_value_heads", "attn_")])
+def test_pivot_rows_that_disagree_with_the_config(pivot: Path, tmp_path: Path, key: str, needle: str) -> None:
+    source = Path(shutil.copytree(pivot, tmp_path / "m"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, key: config[key] * 2}))
+    with pytest.raises(InputError, match=needle):
+        export(source, tmp_path / "m.gguf")
 
 
 def test_pivot_rows_multiplied_out(pivot: Path, tmp_path: Path) -> None:
