@@ -44,7 +44,9 @@ RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", help="Recipe file; options override it. Default: ./recipe.yaml without --model."),
 ]
-Method = Annotated[str | None, typer.Option(help="adasvd (default), svd-llm or svd.", show_default=False)]
+Method = Annotated[
+    str | None, typer.Option(help="adasvd (default), loss-aware (recommended), svd-llm, svd.", show_default=False)
+]
 Retention = Annotated[
     float | None,
     typer.Option(help="Kept / original parameters of the linears, in (0, 1]. Default 0.8.", show_default=False),
@@ -216,14 +218,14 @@ def plan(
     """Show ranks, retention and predicted bytes of every export, before any work."""
     with _one_line_errors():
         chosen = _recipe(recipe, _given(locals()))
-        from .converter.planning import prepare
+        from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
         from .exporters.forecast import predict_exports
         from .exporters.plan_table import plan_table
 
-        job = prepare(chosen, device=device, progress=ConsoleProgress())
-        forecast = predict_exports(job.blocks.reader, job.plan)
-        _show(plan_table(job.plan, forecast), {**job.plan.to_json(), "predicted_bytes": forecast}, as_json)
+        with prepared(chosen, device=device, progress=ConsoleProgress()) as job:
+            forecast = predict_exports(job.blocks.reader, job.plan)
+            _show(plan_table(job.plan, forecast), {**job.plan.to_json(), "predicted_bytes": forecast}, as_json)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from lowrank_export.converter.checkpoint import quiet_transformers
 from lowrank_export.converter.lowrank_linear import replace_linears
-from lowrank_export.converter.planning import prepare
+from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.converter.transformers_integration import LowRankConfig
@@ -62,7 +62,8 @@ def make_checkpoints(folder: Path, arguments: argparse.Namespace) -> dict[str, P
     save_random_llama(sources["dense"], arguments.width, arguments.blocks, arguments.prompt + arguments.decode)
     for layout in LAYOUTS[1:]:
         recipe = Recipe(model=str(sources["dense"]), method="svd", retention=arguments.retention, layout=layout)
-        ranks = prepare(recipe, device="cpu", progress=SilentProgress()).plan.ranks
+        with prepared(recipe, device="cpu", progress=SilentProgress()) as job:
+            ranks = job.plan.ranks
         model = AutoModelForCausalLM.from_pretrained(sources["dense"])
         in_order = [name for name in ranks if name.endswith(("gate_proj", "up_proj"))]
         replace_linears(model, ranks, layout, in_order)

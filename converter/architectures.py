@@ -38,6 +38,8 @@ class Family:
     blocks: str
     embedding: str
     rotary: str
+    norm: str
+    head: str
     groups: tuple[InputGroup, ...]  # in the order a block's forward reaches them
     shared_orders: tuple[SharedOrder, ...] = ()
 
@@ -60,7 +62,9 @@ _GATED = (
 _GATED_ORDER = (SharedOrder(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),)
 
 FAMILIES: Mapping[str, Family] = {
-    name: Family(name, "model.layers", "model.embed_tokens", "model.rotary_emb", _GATED, _GATED_ORDER)
+    name: Family(
+        name, "model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", _GATED, _GATED_ORDER
+    )
     for name in ("llama", "mistral", "qwen2", "qwen3")
 }
 

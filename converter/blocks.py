@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +42,6 @@ class BlockSource:
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""
-        import copy
-
         prefix = f"{self.family.blocks}.{index}"
         block = copy.deepcopy(self._skeleton.get_submodule(prefix))
         state = {name: self._tensor(f"{prefix}.{name}", tuple(meta.shape)) for name, meta in block.state_dict().items()}
@@ -55,6 +54,15 @@ class BlockSource:
         y = block(x, position_embeddings=self._rotary(x, position_ids=positions), position_ids=positions)
         result: Tensor = y[0] if isinstance(y, tuple) else y
         return result
+
+    def head(self) -> tuple[nn.Module, Tensor]:
+        """The final norm and the head's weight (vocabulary, d), on the device."""
+        norm_path, head_path = self.family.norm, self.family.head + ".weight"
+        norm = copy.deepcopy(self._skeleton.get_submodule(norm_path))
+        state = {name: self._tensor(f"{norm_path}.{name}", tuple(t.shape)) for name, t in norm.state_dict().items()}
+        norm.load_state_dict(state, strict=True, assign=True)
+        stored = head_path if head_path in self.reader.names else self.family.embedding + ".weight"  # tied
+        return norm.requires_grad_(False), self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Full name -> (out, in) of every linear of the blocks, from the file headers."""

@@ -25,12 +25,15 @@ class LowRankFactors:
         return self.u @ self.v
 
 
-def factor(weight: Tensor, rank: int, whitener: Tensor | None = None) -> tuple[LowRankFactors, Tensor]:
-    """The rank-r minimiser of ||(W - U V^T) S||_F, which is the minimiser of ||(W - U V^T) X||_F for S S^T = X X^T.
+def factor(
+    weight: Tensor, rank: int, whitener: Tensor | None = None, output_root: Tensor | None = None
+) -> tuple[LowRankFactors, Tensor]:
+    """The rank-r minimiser of ||R (W - U V^T) S||_F. With S S^T = Sigma and R^T R = G that is tr(G dW Sigma dW^T).
 
-    With U_r an orthonormal basis of the leading left singular vectors of A = W S, U = U_r and V^T = U_r^T W. This is
-    the same product as SVD-LLM's U_r s_r V_r^T S^-1 (algorithms, section 1), because U_r^T W S = s_r V_r^T, but it
-    needs no inverse of S, so a rank-deficient second moment is as good as any other; U is orthonormal.
+    With U_r an orthonormal basis of the leading left singular vectors of A = R W S, U = R^-1 U_r and V^T = U_r^T R W.
+    This is the same product as R^-1 U_r s_r V_r^T S^-1, because U_r^T R W S = s_r V_r^T, but it needs no inverse of S,
+    so a rank-deficient second moment is as good as any other. Without R this is SVD-LLM's truncation, and U is
+    orthonormal.
 
     The basis comes from the eigenvectors of the smaller of A A^T and A^T A, in float64: an order of magnitude faster
     than the SVD of A. Directions whose singular value is below 1e-8 of the largest are not told apart, and carry less
@@ -40,9 +43,10 @@ def factor(weight: Tensor, rank: int, whitener: Tensor | None = None) -> tuple[L
         weight: W (m, n), any float dtype; computed in float64.
         rank: r, at most min(m, n).
         whitener: S (n, n) float64; the identity (plain SVD) by default.
+        output_root: R (m, m) float64, upper triangular and invertible; the identity by default.
 
     Returns:
-        The factors and all squared singular values of W S, descending, (min(m, n),) float64. The truncation loss is
+        The factors and all squared singular values of R W S, descending, (min(m, n),) float64. The truncation loss is
         the sum of those from index r on.
 
     Raises:
@@ -52,14 +56,27 @@ def factor(weight: Tensor, rank: int, whitener: Tensor | None = None) -> tuple[L
     m, n = weight.shape
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"rank {rank} is outside 1..{min(m, n)}")
-    scaled = weight if whitener is None else weight @ whitener
+    rooted = weight if output_root is None else output_root @ weight
+    scaled = rooted if whitener is None else rooted @ whitener
     if m <= n:
         values, vectors = torch.linalg.eigh(scaled @ scaled.T)
-        u = vectors[:, -rank:].flip(1)
+        u = vectors[:, -rank:].flip(1).contiguous()
     else:
         values, vectors = torch.linalg.eigh(scaled.T @ scaled)
         u = torch.linalg.qr(scaled @ vectors[:, -rank:].flip(1)).Q
-    return LowRankFactors(u.contiguous(), u.T @ weight), values.flip(0).clamp(min=0)
+    v = u.T @ rooted
+    if output_root is not None:
+        u = torch.linalg.solve_triangular(output_root, u, upper=True)
+    return LowRankFactors(u, v), values.flip(0).clamp(min=0)
+
+
+def spectrum(weight: Tensor, whitener: Tensor | None = None, output_root: Tensor | None = None) -> Tensor:
+    """The squared singular values that `factor` finds, descending (min(m, n),) float64, without the factors."""
+    rooted = weight.double() if output_root is None else output_root @ weight.double()
+    scaled = rooted if whitener is None else rooted @ whitener
+    gram = scaled @ scaled.T if len(scaled) <= scaled.shape[1] else scaled.T @ scaled
+    values: Tensor = torch.linalg.eigvalsh(gram)
+    return values.flip(0).clamp(min=0)
 
 
 def truncation_loss(weight: Tensor, factors: LowRankFactors, sigma: Tensor) -> float:

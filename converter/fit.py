@@ -11,7 +11,7 @@ from .compensation import adacomp
 from .factorisation import LowRankFactors, factor
 from .methods import Method
 from .moments import GroupMoments
-from .whitening import Whitener, damped_inverse, whiten
+from .whitening import Whitener, gradient_root, regression, whiten
 
 ALIGNMENT_DAMPING = 1e-6
 
@@ -37,14 +37,16 @@ class GroupMetric:
     """What the linears of one input group share: computed once, used for each.
 
     Attributes:
-        whitener: of the stream that the method whitens with; None for the plain SVD.
+        whitener: of the stream that the truncation sees; None for the plain SVD.
+        whitens_compressed: whether that stream is X', so that the truncation has the aligned target too.
         evaluation: Sigma the losses are reported on; None where there are no activations.
-        compensation: Sigma that adaComp fits; None where the method has no compensation.
+        compensation: Sigma that the compensation fits; None where the method has none.
         alignment: (n, n); W times this is the weight whose output on X' is the target; None for W itself.
-        held_out: Sigma' of held-out windows, where there are any.
+        held_out: second moment of held-out windows, where there are any.
     """
 
     whitener: Whitener | None
+    whitens_compressed: bool
     evaluation: Tensor | None
     compensation: Tensor | None
     alignment: Tensor | None
@@ -64,7 +66,7 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     """
     compressed = moments.compressed.mean() if moments.compressed.tokens else None
     dense = moments.dense.mean() if moments.dense.tokens else None
-    seen = {"none": None, "dense": dense, "compressed": compressed}[method.whitening]
+    seen = {"none": None, "dense": dense, "compressed": compressed}[method.metric]
     compensation = None
     if method.compensation == "adacomp":
         compensation = compressed if reduction == "moments" else moments.stacked.mean()
@@ -72,10 +74,11 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     if method.alpha > 0:
         assert compressed is not None
         # (1 - alpha) W X' + alpha W X, regressed on X': W ((1 - alpha) I + alpha Gamma Sigma'^-1)
-        alignment = method.alpha * moments.cross.mean() @ damped_inverse(compressed, ALIGNMENT_DAMPING)
+        alignment = method.alpha * regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
         alignment.diagonal().add_(1 - method.alpha)
     return GroupMetric(
         whitener=None if seen is None else whiten(seen),
+        whitens_compressed=method.metric == "compressed",
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
         alignment=alignment,
@@ -84,7 +87,7 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
 
 
 def fit_linear(
-    weight: Tensor, rank: int, metric: GroupMetric, *, iterations: int
+    weight: Tensor, rank: int, metric: GroupMetric, *, iterations: int, gradient: Tensor | None = None
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
 
@@ -93,20 +96,37 @@ def fit_linear(
         rank: r.
         metric: of its input group.
         iterations: of adaComp.
+        gradient: G (m, m) float64 where the method is two-sided.
 
     Returns:
         The factors, and their losses where there are activations to measure them on.
     """
-    target = weight.double()
-    if metric.alignment is not None:
-        target = target @ metric.alignment
-    truncated, _ = factor(target, rank, None if metric.whitener is None else metric.whitener.matrix)
+    weight = weight.double()
+    target = weight if metric.alignment is None else weight @ metric.alignment
+    truncated, _ = factor(
+        target if metric.whitens_compressed else weight,
+        rank,
+        None if metric.whitener is None else metric.whitener.matrix,
+        None if gradient is None else gradient_root(gradient),
+    )
     factors = truncated
     if metric.compensation is not None:
         factors = adacomp(target, truncated, metric.compensation, iterations)
     if not bool(torch.isfinite(factors.u).all() and torch.isfinite(factors.v).all()):
         raise ValueError("factors are not finite")
     return factors, _losses(target, truncated, factors, metric)
+
+
+def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
+    """The dense weight (m, n), in its dtype, whose output on X' is the target: what a linear that keeps its rank gains.
+
+    Args:
+        weight: W (m, n).
+        metric: of its input group; without alignment W itself is the answer.
+    """
+    if metric.alignment is None:
+        return weight
+    return (weight.double() @ metric.alignment).to(weight.dtype)
 
 
 def _losses(target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric) -> FitLoss | None:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Stream = Literal["none", "dense", "compressed"]
+Metric = Literal["none", "dense", "compressed"]
+Allocation = Literal["uniform", "adacr", "threshold"]
+Compensation = Literal["none", "adacomp"]
+ROUNDED_DOWN = 0.005  # what rounding every rank down costs at rank multiple 1 on small models
 
 
 @dataclass(frozen=True)
@@ -16,45 +19,64 @@ class Method:
     Attributes:
         name: as on the command line.
         source: where the method was published.
-        whitening: the activation stream whose second moment the truncation sees; "none" is the plain SVD.
-        alpha: weight of the dense output W X in the target of the truncation, (1 - alpha) W X' + alpha W X.
-        allocation: "uniform" or "adacr".
-        compensation: "none", or "adacomp" on the compressed stream.
+        metric: what the truncation sees on the input side: "none" is the plain SVD, "dense" Sigma of the dense model's
+            activations X, "compressed" Sigma' of X'.
+        two_sided: the truncation sees G, the second moment of the loss gradient, on the output side.
+        allocation: how ranks are chosen.
+        compensation: what is fitted again on X' after the truncation.
+        alpha: weight of the dense output W X in the target (1 - alpha) W X' + alpha W X of whatever is fitted on X'.
         tolerance: share of the parameter budget that may stay unused after rounding ranks down. The published
-            baselines round down and leave it at that, so theirs is what that costs at rank multiple 1.
+            baselines round down and leave it at that.
     """
 
     name: str
     source: str
-    whitening: Stream
-    allocation: Literal["uniform", "adacr"]
-    compensation: Literal["none", "adacomp"]
+    metric: Metric
+    allocation: Allocation
+    two_sided: bool = False
+    compensation: Compensation = "none"
     alpha: float = 0.0
     tolerance: float = 0.0
 
     @property
-    def needs_dense_stream(self) -> bool:
-        """Whether activations of the dense model are wanted."""
-        return self.whitening == "dense" or self.alpha > 0
+    def needs_dense_moments(self) -> bool:
+        """Whether Sigma of the dense model is wanted."""
+        return self.metric == "dense"
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether G is wanted."""
+        return self.two_sided or self.allocation == "threshold"
 
     @property
     def needs_compressed_stream(self) -> bool:
         """Whether activations of the model compressed so far are wanted."""
-        return self.whitening == "compressed" or self.compensation != "none"
+        return self.metric == "compressed" or self.compensation != "none"
 
     @property
     def needs_calibration(self) -> bool:
         """Whether any calibration text is read."""
-        return self.needs_dense_stream or self.needs_compressed_stream or self.allocation == "adacr"
+        return (
+            self.needs_dense_moments
+            or self.needs_gradients
+            or self.needs_compressed_stream
+            or self.allocation == "adacr"
+        )
 
 
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("svd", "Eckart-Young truncation of the weight", "none", "uniform", "none", tolerance=0.005),
+        Method("svd", "Eckart-Young truncation of the weight", "none", "uniform", tolerance=ROUNDED_DOWN),
+        Method("svd-llm", "SVD-LLM (ICLR 2025), whitening only", "dense", "uniform", tolerance=ROUNDED_DOWN),
+        Method("adasvd", "AdaSVD (2025), sections 3.1 and 3.2", "dense", "adacr", compensation="adacomp"),
         Method(
-            "svd-llm", "SVD-LLM (ICLR 2025), section 3.1, whitening only", "dense", "uniform", "none", tolerance=0.005
+            "loss-aware",
+            "this project: KFAC metric, one threshold in loss units, compressed-stream target",
+            "compressed",
+            "threshold",
+            two_sided=True,
+            alpha=0.25,
         ),
-        Method("adasvd", "AdaSVD (2025), sections 3.1 and 3.2", "dense", "adacr", "adacomp"),
     )
 }

@@ -71,7 +71,7 @@ class GroupMoments:
         compressed: Sigma' of X', the same inputs when everything before is already compressed.
         cross: Gamma = X^T X' / T.
         stacked: second moment of the stack-of-batch activations of X' (AdaSVD eq. 14, 15).
-        held_out: Sigma' over windows that no factor was fitted on.
+        held_out: over windows that no factor was fitted on: of X', or of X where the method sees only that.
     """
 
     dense: Moment = field(default_factory=Moment)

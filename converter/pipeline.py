@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .architectures import InputGroup
 from .block_forward import StoppedForward, TappedBlock
 from .checkpoint_writer import CheckpointWriter
+from .device import fast_matmul
 from .errors import InputError
 from .files import check_output, replacing
-from .fit import FitLoss, GroupMetric, fit_linear, group_metric
+from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
 from .lowrank_linear import LowRankLinear
 from .model_card import model_card
 from .moments import GroupMoments
 from .pivot_block import pivot_block
-from .planning import Job, prepare
+from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
-
-CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,13 @@ class Compression:
 
 
 def compress(
-    recipe: Recipe, out: Path, *, device: str = "auto", force: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    statistics: Path | None = None,
+    progress: Progress | None = None,
 ) -> Compression:
     """Compress a model into a factored checkpoint.
 
@@ -56,13 +60,17 @@ def compress(
         out: the folder to make; it appears whole or not at all.
         device: "auto", "cpu", "cuda".
         force: replace `out` if it exists.
+        statistics: a folder where statistics of the dense model are kept for other recipes on the same model and
+            calibration text; a temporary one by default.
+        progress: told about stages.
 
     Raises:
         UsageError, InputError, ResourceError: one line each, see converter.errors.
     """
     check_output(out, force)
     progress = progress or SilentProgress()
-    return execute(prepare(recipe, device=device, progress=progress), out, force=force, progress=progress)
+    with prepared(recipe, device=device, statistics=statistics, progress=progress) as job:
+        return execute(job, out, force=force, progress=progress)
 
 
 @torch.no_grad()
@@ -70,7 +78,7 @@ def execute(job: Job, out: Path, *, force: bool, progress: Progress) -> Compress
     """Carry out a prepared job."""
     started = time.perf_counter()
     losses: dict[str, FitLoss] = {}
-    with replacing(out, force=force, folder=True) as folder:
+    with fast_matmul(), replacing(out, force=force, folder=True) as folder:
         writer = CheckpointWriter(folder)
         with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
             for index, tensors, block_losses in _compressed_blocks(job, progress):
@@ -96,63 +104,45 @@ def _compressed_blocks(job: Job, progress: Progress) -> Iterator[tuple[int, dict
 
 
 class _Streams:
-    """The residual streams of the dense and of the compressed model between two blocks, in chunks of windows."""
+    """The residual streams of the compressed and, where they are compared, of the dense model between two blocks."""
 
     def __init__(self, job: Job) -> None:
-        self.job, method = job, job.method
+        self.job = job
         self.dense: list[Tensor] = []
         self.compressed: list[Tensor] = []
-        self.fitted_chunks = 0
-        if job.calibration is None:
-            return
-        chunks = _chunks(job)
-        self.fitted_chunks = len(chunks)
-        if len(job.calibration.held_out):
-            chunks.append(torch.from_numpy(job.calibration.held_out))
-        embedded = job.blocks.embed(chunks)
-        if method.needs_dense_stream:
-            self.dense = list(embedded)
-        if method.needs_compressed_stream or method.alpha > 0:
-            self.compressed = list(embedded)
+        self.fitted_chunks = len(job.chunks)
+        # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
+        self.aligned_dense = {linear.shape.name for linear in job.plan.linears if linear.compressed}
+        if job.method.needs_compressed_stream:
+            self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
+            self.dense = list(self.compressed) if job.method.alpha > 0 else []
 
     def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
         """Replace the block's linears by factors, in place, and carry the streams through it."""
         family, run = self.job.source.family, self.job.blocks.run
         tapped = TappedBlock(block, family)
-        moments = [GroupMoments() for _ in family.groups]
-        paired: list[StoppedForward] = []
-        if self.job.method.alpha > 0:  # the two streams are compared token by token: they stop side by side
-            dense_block = TappedBlock(self.job.blocks.block(index), family)
-            paired = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
-        else:  # the dense stream goes first, a chunk at a time, through the linears as they still are
-            for chunk, x in enumerate(self.dense):
-                self.dense[chunk] = self._gather_dense(chunk, StoppedForward(partial(run, block, x)), moments)
         compressed = [StoppedForward(partial(run, block, x)) for x in self.compressed]
+        dense: list[StoppedForward] = []
+        if self.dense:  # compared token by token: the two streams stop side by side
+            dense_block = TappedBlock(self.job.blocks.block(index), family)
+            dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
+        moments, gradients = self.job.dense_moments(index), self.job.gradients(index)
         losses: dict[str, FitLoss] = {}
-        for group, found in zip(family.groups, moments, strict=True):
+        for group in family.groups:
+            found = moments[group.name]
             for chunk, forward in enumerate(compressed):
-                pair = paired[chunk].next_input() if paired else None
-                self._gather_compressed(chunk, forward.next_input(), pair, found)
-            losses.update(self._install_group(index, group, tapped, self._group_metric(index, group, found), progress))
+                y, x = forward.next_input(), dense[chunk].next_input() if dense else None
+                self._gather(chunk, y, x, found)
+            metric = self._group_metric(index, group, found)
+            losses.update(self._install_group(index, group, tapped, metric, gradients, progress))
         if index + 1 < self.job.blocks.block_count:
             self.compressed = [forward.finish() for forward in compressed]
-            if paired:
-                self.dense = [forward.finish() for forward in paired]
+            self.dense = [forward.finish() for forward in dense]
         tapped.unwrap()
         return losses
 
-    def _gather_dense(self, chunk: int, forward: StoppedForward, moments: list[GroupMoments]) -> Tensor:
-        """Carry a chunk of the dense stream through the block, adding to each group's moments; returns its output."""
-        for found in moments:
-            x = forward.next_input()
-            if chunk < self.fitted_chunks:
-                found.dense.add(x)
-            elif not self.compressed:
-                found.held_out.add(x)
-        return forward.finish()
-
-    def _gather_compressed(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
-        """Add a group's inputs in the compressed stream, and the same tokens in the dense one where they are paired."""
+    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
+        """Add a group's inputs in the compressed stream, and the same tokens in the dense one where both run."""
         if chunk >= self.fitted_chunks:
             found.held_out.add(y)
             return
@@ -161,7 +151,6 @@ class _Streams:
             length = self.compressed[chunk].shape[1]
             found.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
         if x is not None:
-            found.dense.add(x)
             found.cross.add_cross(x, y)
 
     def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
@@ -176,7 +165,13 @@ class _Streams:
             ) from None
 
     def _install_group(
-        self, index: int, group: InputGroup, tapped: TappedBlock, metric: GroupMetric, progress: Progress
+        self,
+        index: int,
+        group: InputGroup,
+        tapped: TappedBlock,
+        metric: GroupMetric,
+        gradients: Mapping[str, Tensor],
+        progress: Progress,
     ) -> dict[str, FitLoss]:
         """Factor the group's linears and put the factors in their place."""
         losses = {}
@@ -184,28 +179,18 @@ class _Streams:
             progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
         for name in group.linears:
             full_name = self.job.source.family.linear_name(index, name)
-            rank = self.job.plan.ranks.get(full_name)
-            if rank is None:
-                continue
-            linear = tapped.linear(name)
+            linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
             assert isinstance(linear, nn.Linear)
-            factors, loss = fit_linear(linear.weight, rank, metric, iterations=self.job.recipe.iterations)
+            if rank is None:
+                if full_name in self.aligned_dense:
+                    linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
+                continue
+            iterations, gradient = self.job.recipe.iterations, gradients.get(name)
+            factors, loss = fit_linear(linear.weight, rank, metric, iterations=iterations, gradient=gradient)
             tapped.install(name, _as_module(linear, factors.u, factors.v))
             if loss is not None:
                 losses[full_name] = loss
         return losses
-
-
-def _chunks(job: Job) -> list[Tensor]:
-    """Shuffled calibration windows in chunks: buckets for stack-of-batch, else as many as memory likes."""
-    assert job.calibration is not None
-    windows, recipe = job.calibration.windows, job.recipe
-    order = np.random.default_rng(recipe.seed).permutation(len(windows))
-    if recipe.calibration_reduction == "stack-of-batch":
-        size = -(-len(windows) // min(recipe.buckets, len(windows)))
-    else:
-        size = max(1, CHUNK_TOKENS // windows.shape[1])
-    return [torch.from_numpy(windows[order[i : i + size]]) for i in range(0, len(order), size)]
 
 
 def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:

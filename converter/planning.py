@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from .allocation.adacr import adacr, normalise, similarity
+from .allocation.adacr import adacr, normalise
 from .allocation.plan import LinearShape, RankPlan
 from .allocation.rounding import round_ranks
+from .allocation.threshold import threshold
 from .allocation.uniform import uniform
 from .blocks import BlockSource
 from .calibration import SELF, Calibration, calibrate, sample_from_model
 from .checkpoint import load
-from .device import DTYPES, pick_device
+from .device import DTYPES, fast_matmul, pick_device
 from .errors import InputError, UsageError
+from .gathering import GRADIENT, HELD_OUT, SIGMA, gather_dense, gather_gradients
 from .methods import METHODS, Method
+from .moments import GroupMoments, Moment
 from .progress import Progress
 from .recipe import Recipe, nearest
+from .sensitivity import block_similarities, loss_energies
 from .source import Source, open_source
+from .statistics import Statistics, open_statistics
 
-IMPORTANCE_WINDOWS = 4  # similarity is a mean over tokens: four windows of 1024 settle it
+CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,11 @@ class Job:
 
     Attributes:
         recipe: as asked.
-        method: its row of the method table.
+        method: its row of the method table, with what the recipe changes of it.
         source: the dense model.
         blocks: its weights, block by block.
         calibration: token windows; None for a method that needs none.
+        statistics: of the dense model; those that the method needs are there.
         plan: ranks of every linear.
     """
 
@@ -42,20 +53,89 @@ class Job:
     source: Source
     blocks: BlockSource
     calibration: Calibration | None
+    statistics: Statistics
     plan: RankPlan
 
+    @property
+    def chunks(self) -> list[Tensor]:
+        """Calibration windows as the streams run them."""
+        return window_chunks(self.recipe, self.calibration) if self.calibration else []
 
-def prepare(recipe: Recipe, *, device: str, progress: Progress) -> Job:
-    """Open the source, draw the calibration windows, allocate ranks.
+    @property
+    def held_out_chunks(self) -> list[Tensor]:
+        """Windows that no factor is fitted on."""
+        return _held_out_chunks(self.calibration) if self.calibration else []
+
+    def dense_moments(self, block: int) -> dict[str, GroupMoments]:
+        """Input group -> its moments, with those of the dense model where the method sees them."""
+        moments = {group.name: GroupMoments() for group in self.blocks.family.groups}
+        if self.method.needs_dense_moments:
+            found = self.statistics.read("dense", block, self.blocks.device)
+            for name, group in moments.items():
+                group.dense = Moment(found[SIGMA + name], tokens=1)
+                if not self.method.needs_compressed_stream and HELD_OUT + name in found:
+                    group.held_out = Moment(found[HELD_OUT + name], tokens=1)
+        return moments
+
+    def gradients(self, block: int) -> dict[str, Tensor]:
+        """Linear (path inside the block) -> G, where the method is two-sided."""
+        if not self.method.two_sided:
+            return {}
+        found = self.statistics.read("gradients", block, self.blocks.device)
+        return {name.removeprefix(GRADIENT): g for name, g in found.items() if name.startswith(GRADIENT)}
+
+
+@contextmanager
+def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, progress: Progress) -> Iterator[Job]:
+    """Open the source, draw the calibration windows, gather statistics of the dense model, allocate ranks.
+
+    Args:
+        recipe: what to do.
+        device: "auto", "cpu", "cuda".
+        statistics: a folder to keep statistics in; by default a temporary one, removed when the context ends.
+        progress: told about stages.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
     method = METHODS[recipe.method]
+    if recipe.alpha is not None:
+        method = replace(method, alpha=recipe.alpha)
     source = open_source(recipe.model, progress)
     blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
     calibration = _calibration(recipe, source, blocks, progress) if method.needs_calibration else None
-    return Job(recipe, method, source, blocks, calibration, _allocate(recipe, method, blocks, calibration, progress))
+    with open_statistics(statistics) as store:
+        with fast_matmul():
+            if calibration is not None:
+                _gather(recipe, method, blocks, calibration, store, progress)
+            plan = _allocate(recipe, method, blocks, calibration, store, progress)
+        yield Job(recipe, method, source, blocks, calibration, store, plan)
+
+
+def _gather(
+    recipe: Recipe, method: Method, blocks: BlockSource, calibration: Calibration, store: Statistics, progress: Progress
+) -> None:
+    if method.needs_dense_moments:
+        chunks, held_out = window_chunks(recipe, calibration), _held_out_chunks(calibration)
+        gather_dense(blocks, chunks, held_out, store, progress)
+    if method.needs_gradients:
+        windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
+        gather_gradients(blocks, windows, recipe.seed, store, progress)
+
+
+def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:
+    """Shuffled calibration windows in chunks: buckets for stack-of-batch, else as many as memory likes."""
+    windows = calibration.windows
+    order = np.random.default_rng(recipe.seed).permutation(len(windows))
+    if recipe.calibration_reduction == "stack-of-batch":
+        size = -(-len(windows) // min(recipe.buckets, len(windows)))
+    else:
+        size = max(1, CHUNK_TOKENS // windows.shape[1])
+    return [torch.from_numpy(windows[order[i : i + size]]) for i in range(0, len(order), size)]
+
+
+def _held_out_chunks(calibration: Calibration) -> list[Tensor]:
+    return [torch.from_numpy(calibration.held_out)] if len(calibration.held_out) else []
 
 
 def _calibration(recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
@@ -86,7 +166,12 @@ def _calibration(recipe: Recipe, source: Source, blocks: BlockSource, progress: 
 
 
 def _allocate(
-    recipe: Recipe, method: Method, blocks: BlockSource, calibration: Calibration | None, progress: Progress
+    recipe: Recipe,
+    method: Method,
+    blocks: BlockSource,
+    calibration: Calibration | None,
+    store: Statistics,
+    progress: Progress,
 ) -> RankPlan:
     per_block = len(blocks.family.linears)
     shapes = [
@@ -94,24 +179,21 @@ def _allocate(
         for index, (name, shape) in enumerate(blocks.linear_shapes().items())
     ]
     keep_dense = _excluded(recipe.keep_dense, [shape.name for shape in shapes])
+    counted = [shape for shape in shapes if shape.name not in keep_dense]
     importance: tuple[float, ...] = ()
     if method.allocation == "adacr":
         assert calibration is not None
         importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress))
-        counted = [shape for shape in shapes if shape.name not in keep_dense]
-        per_name = dict(
-            zip(
-                [shape.name for shape in counted],
-                adacr(counted, importance, recipe.retention, recipe.min_retention),
-                strict=True,
-            )
-        )
-        wanted = [per_name.get(shape.name, 1.0) for shape in shapes]
+        wanted = adacr(counted, importance, recipe.retention, recipe.min_retention)
+    elif method.allocation == "threshold":
+        energies = loss_energies(blocks, store, progress)
+        wanted = threshold(counted, [energies[shape.name] for shape in counted], recipe.retention)
     else:
-        wanted = uniform(shapes, recipe.retention)
+        wanted = uniform(counted, recipe.retention)
+    retentions = dict(zip([shape.name for shape in counted], wanted, strict=True))
     return round_ranks(
         shapes,
-        wanted,
+        [retentions.get(shape.name, 1.0) for shape in shapes],
         target=recipe.retention,
         rank_multiple=recipe.rank_multiple,
         keep_dense=keep_dense,
@@ -128,22 +210,3 @@ def _excluded(patterns: tuple[str, ...], names: list[str]) -> frozenset[str]:
             raise UsageError(f"--keep-dense {pattern!r}: matches no linear{nearest(pattern, names[:7])}")
         excluded.update(matched)
     return frozenset(excluded)
-
-
-@torch.no_grad()
-def block_similarities(
-    blocks: BlockSource, calibration: Calibration, reading: str, progress: Progress
-) -> tuple[float, ...]:
-    """Similarity of input and output of every block of the dense model, one window at a time."""
-    windows = torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS])
-    streams = blocks.embed([window[None] for window in windows])
-    result = []
-    with progress.stage("block importance", blocks.block_count) as advance:
-        for index in range(blocks.block_count):
-            block = blocks.block(index)
-            outputs = [blocks.run(block, x) for x in streams]
-            values = [similarity(x, y, reading) for x, y in zip(streams, outputs, strict=True)]
-            result.append(sum(values) / len(values))
-            streams = outputs
-            advance(1)
-    return tuple(result)

@@ -31,6 +31,8 @@ class Recipe(BaseModel):
     keep_dense: tuple[str, ...] = ()
     similarity: Literal["angular", "cosine"] = "angular"
     iterations: int = Field(1, ge=0, le=100)
+    alpha: float | None = Field(None, ge=0, le=1)
+    gradient_windows: int = Field(8, ge=1)
     calibration: str = "python-docs"
     windows: int = Field(32, ge=1)
     window_length: int = Field(1024, ge=8)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
-DAMPING_FLOOR = 1e-9  # eigenvalues below this fraction of their mean carry no direction
+GRADIENT_DAMPING = 0.1  # added to G, relative to its mean eigenvalue
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,42 @@ def whiten(sigma: Tensor) -> Whitener:
     return Whitener(vectors * values.clamp(min=0).sqrt(), "eigen")
 
 
-def damped_inverse(sigma: Tensor, damping: float = DAMPING_FLOOR) -> Tensor:
-    """Inverse of a second moment with eigenvalues clamped to `damping` times their mean; (n, n) float64."""
-    values, vectors = torch.linalg.eigh(sigma)
-    floor = (damping * values.mean()).clamp(min=torch.finfo(sigma.dtype).tiny)
-    inverse: Tensor = (vectors / values.clamp(min=floor)) @ vectors.T
-    return inverse
+def regression(cross: Tensor, sigma: Tensor, damping: float) -> Tensor:
+    """(Gamma + d I) (Sigma' + d I)^-1, (n, n) float64, d = damping x mean of Sigma's diagonal: predicts X from X'.
+
+    The least-squares prediction where the calibration text says something, and X' itself where it says nothing.
+
+    Args:
+        cross: Gamma = X X'^T / T (n, n) float64.
+        sigma: Sigma' (n, n) float64, symmetric positive semi-definite.
+        damping: relative.
+    """
+    lower, added = _damped_cholesky(sigma, damping)
+    anchored = cross.clone()
+    anchored.diagonal().add_(added)
+    solved: Tensor = torch.cholesky_solve(anchored.T, lower)
+    return solved.T
+
+
+def gradient_root(gradient: Tensor, damping: float = GRADIENT_DAMPING) -> Tensor:
+    """R (m, m) float64, upper triangular, R^T R = G + damping mean I: ||R dW S||_F^2 = tr(G dW Sigma dW^T).
+
+    A few sequences leave G far from settled; the damping keeps directions it has not seen from looking free.
+    """
+    return _damped_cholesky(gradient, damping)[0].T.contiguous()
+
+
+def _damped_cholesky(moment: Tensor, damping: float) -> tuple[Tensor, float]:
+    """L (n, n) with L L^T = moment + d I, and d = damping x mean; d grows tenfold while rounding makes that fail."""
+    if not bool(torch.isfinite(moment).all()):
+        raise ValueError("second moment is not finite")
+    mean = float(moment.diagonal().mean())
+    if mean <= 0:
+        return torch.eye(len(moment), dtype=moment.dtype, device=moment.device), 1.0
+    while True:
+        damped = moment.clone()
+        damped.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed) == 0:
+            return lower, damping * mean
+        damping *= 10

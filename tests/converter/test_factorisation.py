@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_export.converter.factorisation import factor, output_energy, truncation_loss
-from lowrank_export.converter.whitening import damped_inverse, whiten
+from lowrank_export.converter.whitening import regression, whiten
 
 
 def problem(m: int, n: int, tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,11 +115,15 @@ def test_whitener_is_a_square_root_and_says_how() -> None:
         whiten(torch.full((2, 2), float("nan"), dtype=torch.float64))
 
 
-def test_damped_inverse_is_the_inverse_where_there_is_one() -> None:
+def test_regression_is_least_squares_where_there_is_a_solution() -> None:
     _, x = problem(1, 8, 60, 6)
-    sigma = x.T @ x / len(x)
-    torch.testing.assert_close(damped_inverse(sigma) @ sigma, torch.eye(8, dtype=torch.float64), rtol=1e-6, atol=1e-6)
-    assert torch.isfinite(damped_inverse(x[:2].T @ x[:2])).all()
+    _, y = problem(1, 8, 60, 7)
+    found = regression(x.T @ y, y.T @ y, 1e-12)
+    expected = torch.linalg.lstsq(y, x).solution.T
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    unseen = torch.eye(8, dtype=torch.float64)[0]
+    x[:, 0], y[:, 0] = 0, 0
+    torch.testing.assert_close(regression(x.T @ y, y.T @ y, 1e-6) @ unseen, unseen)  # no data: X' stands for X
 
 
 @pytest.mark.parametrize("rank", [0, 9])

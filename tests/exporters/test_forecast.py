@@ -11,7 +11,7 @@ from lowrank_export.converter.allocation.plan import RankPlan
 from lowrank_export.converter.checkpoint import CheckpointReader
 from lowrank_export.converter.layouts import LAYOUTS
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.planning import prepare
+from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.export import QUANTISATIONS, export
@@ -29,7 +29,8 @@ def models(
     tiny.save_dense(folder / "dense", "llama", blocks=1, **SIZES)
     options = {"method": "svd", "retention": 0.5, "keep_dense": ("*.o_proj",), "layout": request.param}
     recipe = Recipe(model=str(folder / "dense"), **options)
-    plan = prepare(recipe, device="cpu", progress=SilentProgress()).plan
+    with prepared(recipe, device="cpu", progress=SilentProgress()) as job:
+        plan = job.plan
     compress(recipe, folder / "factored")
     return folder, plan
 
@@ -67,9 +68,9 @@ def test_head_stored_beside_a_tied_embedding_counts_once(tiny: ModuleType, tmp_p
     from safetensors.torch import load_file, save_file
 
     tiny.save_dense(tmp_path / "m", "llama")
-    plan = prepare(
-        Recipe(model=str(tmp_path / "m"), method="svd", rank_multiple=4), device="cpu", progress=SilentProgress()
-    ).plan
+    recipe = Recipe(model=str(tmp_path / "m"), method="svd", rank_multiple=4)
+    with prepared(recipe, device="cpu", progress=SilentProgress()) as job:
+        plan = job.plan
     once = predict_exports(CheckpointReader(tmp_path / "m"), plan)
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()

@@ -1,0 +1,112 @@
+"""Passes over the dense model that fill the statistics: each runs once per folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .block_forward import StoppedForward, TappedBlock
+from .blocks import BlockSource
+from .gradients import backward_blocks
+from .moments import Moment
+from .progress import Progress
+from .statistics import Statistics
+
+SIGMA, HELD_OUT, GRADIENT, MEAN_ABS, ROWS = "sigma/", "held-out/", "gradient/", "mean-abs/", "rows/"
+"""Prefixes of the stored names, before an input group's or a linear's."""
+
+
+@torch.no_grad()
+def gather_dense(
+    blocks: BlockSource, chunks: Sequence[Tensor], held_out: Sequence[Tensor], store: Statistics, progress: Progress
+) -> None:
+    """Per input group: Sigma, mean |x|, and Sigma of held-out windows, over the dense model's activations.
+
+    Args:
+        blocks: the dense model.
+        chunks: calibration windows, (B, T) each.
+        held_out: windows that no factor is fitted on.
+        store: filled with kind "dense".
+        progress: told about blocks.
+    """
+    if store.has("dense", blocks.block_count):
+        return
+    streams = blocks.embed([*chunks, *held_out])
+    with progress.stage("activations of the dense model", blocks.block_count) as advance:
+        for index in range(blocks.block_count):
+            block = blocks.block(index)
+            TappedBlock(block, blocks.family)
+            fitted = {group.name: Moment() for group in blocks.family.groups}
+            kept = {group.name: Moment() for group in blocks.family.groups}
+            mean_abs: dict[str, Tensor] = {}
+            for chunk, stream in enumerate(streams):
+                forward = StoppedForward(lambda block=block, stream=stream: blocks.run(block, stream))  # type: ignore[misc]
+                for group in blocks.family.groups:
+                    x = forward.next_input()
+                    (fitted if chunk < len(chunks) else kept)[group.name].add(x)
+                    if chunk < len(chunks):
+                        _add(mean_abs, group.name, x.abs().float().sum(dim=0))
+                streams[chunk] = forward.finish()
+            tokens = sum(chunk.numel() for chunk in chunks)
+            found = {SIGMA + name: moment.mean() for name, moment in fitted.items()}
+            found |= {MEAN_ABS + name: total / tokens for name, total in mean_abs.items()}
+            found |= {HELD_OUT + name: moment.mean() for name, moment in kept.items() if moment.tokens}
+            store.save("dense", index, found)
+            advance(1)
+
+
+def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Statistics, progress: Progress) -> None:
+    """Per linear G, the second moment of the loss gradient at its outputs; per input group Sigma over the same windows.
+
+    Labels are drawn from the model, so that G and Sigma are the Kronecker factors of its Fisher information (KFAC).
+
+    Args:
+        blocks: the dense model.
+        windows: token ids (N, T); a handful is enough.
+        seed: of the labels.
+        store: filled with kind "gradients".
+        progress: told about blocks.
+    """
+    if store.has("gradients", blocks.block_count):
+        return
+    groups = {group.linears[0]: group.name for group in blocks.family.groups}
+    moments: dict[str, Moment] = {}
+
+    def observe(linear: str, x: Tensor, gradient: Tensor) -> None:
+        moments.setdefault(GRADIENT + linear, Moment()).add(gradient.flatten(0, -2))
+        if linear in groups:
+            moments.setdefault(SIGMA + groups[linear], Moment()).add(x.flatten(0, -2))
+
+    for index in backward_blocks(blocks, windows, "sampled", seed, observe, progress):
+        store.save("gradients", index, {name: moment.mean() for name, moment in moments.items()})
+        moments.clear()
+
+
+def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progress: Progress) -> None:
+    """Per linear and input feature: the Fisher information of its weights, meaned over windows and output features.
+
+    The empirical Fisher of FWSVD (ICLR 2022): squares of the gradient of each window's loss against the text itself.
+
+    Args:
+        blocks: the dense model.
+        windows: token ids (N, T).
+        store: filled with kind "fisher".
+        progress: told about blocks.
+    """
+    if store.has("fisher", blocks.block_count):
+        return
+    rows: dict[str, Tensor] = {}
+
+    def observe(linear: str, x: Tensor, gradient: Tensor) -> None:
+        for inputs, outputs in zip(x.float(), gradient.float(), strict=True):  # one window's weight gradient at a time
+            _add(rows, ROWS + linear, (outputs.T @ inputs).square().mean(dim=0).double())
+
+    for index in backward_blocks(blocks, windows, "data", 0, observe, progress):
+        store.save("fisher", index, {name: total / len(windows) for name, total in rows.items()})
+        rows.clear()
+
+
+def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:
+    totals[name] = totals[name] + value if name in totals else value

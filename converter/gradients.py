@@ -1,0 +1,101 @@
+"""The dense model run backwards over calibration windows, one block at a time, last block first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import BlockSource
+from .progress import Progress
+
+Labels = Literal["sampled", "data"]
+Observer = Callable[[str, Tensor, Tensor], None]
+"""Called with a linear's path inside the block, its inputs and the loss gradient at its outputs, (B, T, n or m)."""
+
+CHUNK_WINDOWS = 2
+HEAD_ROWS = 256  # tokens whose logits are in memory at once
+
+
+def backward_blocks(
+    blocks: BlockSource, windows: Tensor, labels: Labels, seed: int, observe: Observer, progress: Progress
+) -> Iterator[int]:
+    """Run the dense model forwards, then backwards; yields each block's index once `observe` has seen all of it.
+
+    The loss is the cross-entropy summed over the positions of a window. Labels "sampled" are drawn from the model's own
+    distribution, which makes E[g g^T] a block of the true Fisher information (KFAC, Martens & Grosse 2015); labels
+    "data" are the next tokens of the text.
+
+    Memory: the residual stream of every window at every block, and one block. Each block runs forwards twice.
+
+    Args:
+        blocks: the dense model; parameters get no gradient.
+        windows: token ids (N, T).
+        labels: what the loss is taken against.
+        seed: of the drawn labels.
+        observe: sees every linear of every chunk of windows.
+        progress: told about blocks.
+    """
+    chunks = [windows[i : i + CHUNK_WINDOWS] for i in range(0, len(windows), CHUNK_WINDOWS)]
+    with progress.stage("gradients of the dense model", 2 * blocks.block_count) as advance:
+        streams = [blocks.embed(chunks)]
+        with torch.no_grad():
+            for index in range(blocks.block_count):
+                block = blocks.block(index)
+                streams.append([blocks.run(block, x) for x in streams[-1]])
+                advance(1)
+        generator = torch.Generator(device=blocks.device).manual_seed(seed)
+        gradients = _at_last_block(blocks, streams.pop(), chunks if labels == "data" else None, generator)
+        for index in reversed(range(blocks.block_count)):
+            block = blocks.block(index)
+            for name in blocks.family.linears:
+                block.get_submodule(name).register_forward_hook(_watch(name, observe))
+            for chunk, x in enumerate(streams.pop()):
+                x.requires_grad_(True)
+                with torch.enable_grad():
+                    y = blocks.run(block, x)
+                (gradients[chunk],) = torch.autograd.grad(y, x, gradients[chunk])
+            advance(1)
+            yield index
+
+
+def _watch(name: str, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(module: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> None:
+        x = arguments[0].detach()
+        y.register_hook(lambda gradient: observe(name, x, gradient))  # type: ignore[no-untyped-call]
+
+    return hook
+
+
+def _at_last_block(
+    blocks: BlockSource, streams: list[Tensor], tokens: list[Tensor] | None, generator: torch.Generator
+) -> list[Tensor]:
+    """dL/dx at the last block's output, (B, T, d) per chunk. The head's gradient is p - onehot(label)."""
+    norm, weight = blocks.head()
+    result = []
+    for chunk, x in enumerate(streams):
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            normed = norm(x)
+        at_head = torch.zeros_like(normed)
+        for window in range(len(x)):
+            given = None if tokens is None else tokens[chunk][window].to(x.device).long()
+            _head_gradient(normed[window].detach(), weight, given, generator, at_head[window])
+        (found,) = torch.autograd.grad(normed, x, at_head)
+        result.append(found)
+    return result
+
+
+def _head_gradient(x: Tensor, weight: Tensor, tokens: Tensor | None, generator: torch.Generator, out: Tensor) -> None:
+    """Gradient (T, d) at the head's input x (T, d) for one window, written to `out`; the last row predicts nothing."""
+    for start in range(0, len(x) - 1, HEAD_ROWS):
+        stop = min(start + HEAD_ROWS, len(x) - 1)
+        gradient = (x[start:stop] @ weight.T).float().softmax(-1)
+        if tokens is None:
+            label = torch.multinomial(gradient, 1, generator=generator)
+        else:
+            label = tokens[start + 1 : stop + 1, None]
+        gradient.scatter_add_(1, label, gradient.new_full((len(label), 1), -1.0))
+        out[start:stop] = gradient.to(weight.dtype) @ weight

@@ -1,0 +1,53 @@
+"""What rank allocations need to know of the dense model, measured block by block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .allocation.adacr import similarity
+from .blocks import BlockSource
+from .calibration import Calibration
+from .factorisation import spectrum
+from .gathering import GRADIENT, SIGMA
+from .progress import Progress
+from .statistics import Statistics
+from .whitening import gradient_root, whiten
+
+IMPORTANCE_WINDOWS = 4  # similarity is a mean over tokens: four windows of 1024 settle it
+
+
+@torch.no_grad()
+def block_similarities(
+    blocks: BlockSource, calibration: Calibration, reading: str, progress: Progress
+) -> tuple[float, ...]:
+    """Similarity of input and output of every block of the dense model, one window at a time."""
+    windows = torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS])
+    streams = blocks.embed([window[None] for window in windows])
+    result = []
+    with progress.stage("block importance", blocks.block_count) as advance:
+        for index in range(blocks.block_count):
+            block = blocks.block(index)
+            outputs = [blocks.run(block, x) for x in streams]
+            values = [similarity(x, y, reading) for x, y in zip(streams, outputs, strict=True)]
+            result.append(sum(values) / len(values))
+            streams = outputs
+            advance(1)
+    return tuple(result)
+
+
+@torch.no_grad()
+def loss_energies(blocks: BlockSource, store: Statistics, progress: Progress) -> dict[str, Tensor]:
+    """Linear -> squared singular values in the two-sided metric, descending: twice the loss that dropping each adds."""
+    energies = {}
+    with progress.stage("loss of every rank", blocks.block_count) as advance:
+        for index in range(blocks.block_count):
+            block, found = blocks.block(index), store.read("gradients", index, blocks.device)
+            for group in blocks.family.groups:
+                whitener = whiten(found[SIGMA + group.name]).matrix
+                for name in group.linears:
+                    weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
+                    root = gradient_root(found[GRADIENT + name])
+                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, whitener, root)
+            advance(1)
+    return energies

@@ -1,0 +1,66 @@
+"""Statistics of the dense model on disk, one file per block and kind: made once, used by rank allocations and fits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .files import replacing
+
+Kind = Literal["dense", "gradients", "fisher"]
+
+
+class Statistics:
+    """A folder of named tensors, float32.
+
+    Files appear whole, so that a job that was stopped goes on with those that are there. Whoever shares a folder
+    between jobs sees to it that they read the same model and the same windows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def has(self, kind: Kind, blocks: int) -> bool:
+        """Whether every one of `blocks` blocks has its file of this kind."""
+        return all(self._file(kind, index).is_file() for index in range(blocks))
+
+    def save(self, kind: Kind, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a block's tensors.
+
+        Raises:
+            ResourceError: no space left.
+        """
+        from safetensors.torch import save_file
+
+        with replacing(self._file(kind, index), force=True, folder=False) as beside:
+            save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, beside)
+
+    def read(self, kind: Kind, index: int, device: torch.device) -> dict[str, Tensor]:
+        """A block's tensors, float64, on a device.
+
+        Raises:
+            FileNotFoundError: never saved.
+        """
+        from safetensors.torch import load_file
+
+        return {name: t.to(device).double() for name, t in load_file(self._file(kind, index)).items()}
+
+    def _file(self, kind: Kind, index: int) -> Path:
+        return self.folder / f"{kind}-{index:05d}.safetensors"
+
+
+@contextmanager
+def open_statistics(folder: Path | None) -> Iterator[Statistics]:
+    """Statistics in `folder`, which stays, or in a temporary one that is removed afterwards."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield Statistics(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="lowrank-statistics-") as temporary:
+        yield Statistics(Path(temporary))
