@@ -313,3 +313,16 @@ def test_pivot_layout_end_to_end(tiny: ModuleType, recipe: Any, tmp_path: Path, 
         best = (u[:, :rank] * s[:rank]) @ vt[:rank]
         torch.testing.assert_close(model.get_submodule(name).dense_weight().double(), best, rtol=0, atol=1e-5)
     assert torch.isfinite(logits(model)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pivot_layout_of_every_method(tiny: ModuleType, recipe: Any, tmp_path: Path, method: str) -> None:
+    tiny.save_dense(tmp_path / "dense", "qwen2")
+    done = compress(recipe(tmp_path / "dense", method=method, layout="pivot"), tmp_path / "out")
+    assert 0.57 < done.plan["retention"] <= 0.6
+    reader = CheckpointReader(done.path)
+    assert reader.layout == "pivot" and reader.ranks
+    for name, rank in reader.ranks.items():
+        assert rank < min(done.plan["linears"][name]["shape"]) and rank % 4 == 0
+        assert float(reader.tensor(name + ".lowrank_c.weight").abs().max()) < 10
+    assert torch.isfinite(logits(lowrank_export.load(done.path))).all()
