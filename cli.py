@@ -53,6 +53,10 @@ Retention = Annotated[
 ]
 MinRetention = Annotated[float | None, typer.Option(help="Floor of adaCR's retention per block.", show_default=False)]
 RankMultiple = Annotated[int | None, typer.Option(help="Ranks are multiples of this. Default 32.", show_default=False)]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="How factors are stored: two-factor (default) or pivot, smaller.", show_default=False),
+]
 KeepDense = Annotated[
     list[str] | None, typer.Option(help="Leave matching linears dense (glob; repeatable).", show_default=False)
 ]
@@ -105,6 +109,7 @@ def run(
     method: Method = None,
     retention: Retention = None,
     min_retention: MinRetention = None,
+    layout: Layout = None,
     rank_multiple: RankMultiple = None,
     keep_dense: KeepDense = None,
     iterations: Iterations = None,
@@ -158,6 +163,7 @@ def compress(
     method: Method = None,
     retention: Retention = None,
     min_retention: MinRetention = None,
+    layout: Layout = None,
     rank_multiple: RankMultiple = None,
     keep_dense: KeepDense = None,
     iterations: Iterations = None,
@@ -197,6 +203,7 @@ def plan(
     method: Method = None,
     retention: Retention = None,
     min_retention: MinRetention = None,
+    layout: Layout = None,
     rank_multiple: RankMultiple = None,
     keep_dense: KeepDense = None,
     similarity: Similarity = None,
@@ -363,6 +370,7 @@ RECIPE_OPTIONS = (
     "method",
     "retention",
     "min_retention",
+    "layout",
     "rank_multiple",
     "keep_dense",
     "iterations",

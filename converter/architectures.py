@@ -18,6 +18,19 @@ class InputGroup:
 
 
 @dataclass(frozen=True)
+class SharedOrder:
+    """Linears whose outputs meet feature by feature, and the linear that consumes the result.
+
+    Putting the output features of all producers, and the inputs of the consumer, into another order changes nothing
+    the model computes. v and o are no such pair: attention splits v's outputs into heads of equal size, so features
+    may move within a head only, while pivot rows must come first among all.
+    """
+
+    producers: tuple[str, ...]
+    consumer: str
+
+
+@dataclass(frozen=True)
 class Family:
     """Where a model family keeps what the converter touches. Paths are module names inside the model."""
 
@@ -28,6 +41,7 @@ class Family:
     norm: str
     head: str
     groups: tuple[InputGroup, ...]  # in the order a block's forward reaches them
+    shared_orders: tuple[SharedOrder, ...] = ()
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -50,9 +64,12 @@ _GATED = (
     InputGroup("mlp in", ("mlp.gate_proj", "mlp.up_proj")),
     InputGroup("mlp out", ("mlp.down_proj",)),
 )
+_GATED_ORDER = (SharedOrder(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),)
 
 FAMILIES: Mapping[str, Family] = {
-    name: Family(name, "model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", _GATED)
+    name: Family(
+        name, "model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", _GATED, _GATED_ORDER
+    )
     for name in ("llama", "mistral", "qwen2", "qwen3")
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .layouts import C_SUFFIX, LAYOUTS, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from .safetensors_header import read_header
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-U_SUFFIX = ".lowrank_u.weight"
-V_SUFFIX = ".lowrank_v.weight"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 
 
@@ -97,11 +96,43 @@ class CheckpointReader:
                 raise InputError(f"{index}: shard {name!r} is not a file of this folder")
         return [self.path / name for name in names]
 
+    @property
+    def layout(self) -> str:
+        """How compressed linears are stored, see layouts.py; "dense" where there are none."""
+        return str(self.lowrank.get("layout", "two-factor")) if self.lowrank else "dense"
+
+    def permutation(self, linear: str) -> Tensor | None:
+        """The order of a linear's rows, (m,) int32, checked to be a permutation; None where there is none.
+
+        Raises:
+            InputError: not a permutation of the rows.
+        """
+        name = linear + PERM_SUFFIX
+        if name not in self._shards:
+            return None
+        perm = self.tensor(name)
+        rows = self.shape(linear + P_SUFFIX)[0] + self.shape(linear + C_SUFFIX)[0]
+        if self.dtype(name) != "I32" or self.shape(name) != (rows,) or perm.sort().values.tolist() != list(range(rows)):
+            raise InputError(f"{self.path}: {name} is not a permutation of {rows} rows in int32")
+        return perm
+
     def _check_factors(self) -> None:
+        check = self._check_pivot if self.layout == "pivot" else self._check_two_factor
         for linear, rank in self.ranks.items():
-            u, v = self.shape(linear + U_SUFFIX), self.shape(linear + V_SUFFIX)
-            if len(u) != 2 or len(v) != 2 or u[1] != rank or v[0] != rank:
-                raise InputError(f"{self.path}: {linear} has factors {u} and {v}, but rank {rank} in config.json")
+            check(linear, rank)
+
+    def _check_two_factor(self, linear: str, rank: int) -> None:
+        u, v = self.shape(linear + U_SUFFIX), self.shape(linear + V_SUFFIX)
+        if len(u) != 2 or len(v) != 2 or u[1] != rank or v[0] != rank:
+            raise InputError(f"{self.path}: {linear} has factors {u} and {v}, but rank {rank} in config.json")
+
+    def _check_pivot(self, linear: str, rank: int) -> None:
+        p, c = self.shape(linear + P_SUFFIX), self.shape(linear + C_SUFFIX)
+        if len(p) != 2 or len(c) != 2 or p[0] != rank or c[1] != rank:
+            raise InputError(
+                f"{self.path}: {linear} has pivot rows {p} and coefficients {c}, but rank {rank} in config.json"
+            )
+        self.permutation(linear)
 
 
 def _lowrank_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -115,6 +146,9 @@ def _lowrank_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     ranks = found.get("ranks", {})
     if not isinstance(ranks, dict) or not all(isinstance(rank, int) for rank in ranks.values()):
         raise InputError(f"{path}: config.json holds no ranks of the linears")
+    layout = found.get("layout", LAYOUTS[0])
+    if layout not in LAYOUTS:
+        raise InputError(f"{path}: factored checkpoint has layout {layout!r}; this version reads: {', '.join(LAYOUTS)}")
     lowrank: dict[str, Any] = found
     return lowrank
 

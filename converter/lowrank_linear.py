@@ -1,9 +1,14 @@
-"""The module that replaces `nn.Linear`: two low-rank matmuls."""
+"""The modules that replace `nn.Linear`: two low-rank matmuls, or pivot rows and their combinations."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
+
+from .layouts import Layout
+from .pivot_linear import PivotLinear
 
 
 class LowRankLinear(nn.Module):
@@ -48,8 +53,15 @@ class LowRankLinear(nn.Module):
         )
 
 
-def replace_linears(model: nn.Module, ranks: dict[str, int]) -> None:
-    """Replace each named linear of `model` by an uninitialised `LowRankLinear` of the given rank, in place.
+def replace_linears(
+    model: nn.Module, ranks: dict[str, int], layout: Layout = "two-factor", in_order: Collection[str] = ()
+) -> None:
+    """Replace each named linear of `model` by an uninitialised factored one of the given rank, in place.
+
+    Args:
+        ranks: linear name -> rank.
+        layout: of all of them.
+        in_order: names of the linears without a permutation (pivot layout only).
 
     Raises:
         KeyError: a name is not a linear of the model.
@@ -63,13 +75,12 @@ def replace_linears(model: nn.Module, ranks: dict[str, int]) -> None:
             raise KeyError(name) from error
         if not isinstance(linear, nn.Linear):
             raise KeyError(name)
-        weight = linear.weight
-        replacement = LowRankLinear(
-            linear.in_features,
-            linear.out_features,
-            rank,
-            bias=linear.bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        setattr(parent, child, replacement)
+        setattr(parent, child, _replacement(linear, rank, layout, permuted=name not in in_order))
+
+
+def _replacement(linear: nn.Linear, rank: int, layout: Layout, *, permuted: bool) -> LowRankLinear | PivotLinear:
+    sizes = (linear.in_features, linear.out_features, rank)
+    bias, device, dtype = linear.bias is not None, linear.weight.device, linear.weight.dtype
+    if layout == "pivot":
+        return PivotLinear(*sizes, bias=bias, permuted=permuted, device=device, dtype=dtype)
+    return LowRankLinear(*sizes, bias=bias, device=device, dtype=dtype)

@@ -24,6 +24,7 @@ from .gathering import GRADIENT
 from .lowrank_linear import LowRankLinear
 from .model_card import model_card
 from .moments import GroupMoments
+from .pivot_block import pivot_block
 from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
@@ -99,6 +100,8 @@ def _compressed_blocks(job: Job, progress: Progress) -> Iterator[tuple[int, dict
     for index in range(job.blocks.block_count):
         block = job.blocks.block(index)
         losses = streams.compress_block(index, block, progress)
+        if job.recipe.layout == "pivot":
+            pivot_block(block, job.source.family)
         prefix = f"{job.source.family.blocks}.{index}"
         yield index, {f"{prefix}.{name}": tensor for name, tensor in block.state_dict().items()}, losses
 
@@ -254,7 +257,7 @@ def _rest(job: Job) -> dict[str, Tensor]:
 def _config(job: Job) -> dict[str, Any]:
     lowrank = {
         "quant_method": "lowrank",
-        "layout": "two-factor",
+        "layout": job.recipe.layout,
         "method": job.recipe.method,
         "retention": job.plan.retention,
         "ranks": job.plan.ranks,

@@ -175,7 +175,7 @@ def _allocate(
 ) -> RankPlan:
     per_block = len(blocks.family.linears)
     shapes = [
-        LinearShape(name, index // per_block, *shape)
+        LinearShape(name, index // per_block, *shape, recipe.layout)
         for index, (name, shape) in enumerate(blocks.linear_shapes().items())
     ]
     keep_dense = _excluded(recipe.keep_dense, [shape.name for shape in shapes])

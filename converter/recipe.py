@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import InputError, UsageError
+from .layouts import Layout
 from .methods import METHODS
 
 RECIPE_FILE = "recipe.yaml"
@@ -25,6 +26,7 @@ class Recipe(BaseModel):
     method: str = "adasvd"
     retention: float = Field(0.8, gt=0, le=1)
     min_retention: float | None = Field(None, ge=0, le=1)
+    layout: Layout = "two-factor"
     rank_multiple: int = Field(32, ge=1)
     keep_dense: tuple[str, ...] = ()
     similarity: Literal["angular", "cosine"] = "angular"

@@ -1,19 +1,24 @@
 """Teaches transformers the factored checkpoint: `AutoModelForCausalLM.from_pretrained(dir)` gives the factored model.
 
 transformers lets a package register a quantisation method by name. `lowrank` swaps the named linears for
-`LowRankLinear` before the weights are read, so the model is never at its full size, and `save_pretrained` writes the
-factors back. Importing this module registers the method; `lowrank_export/__init__.py` arranges for that.
+`LowRankLinear` or `PivotLinear` before the weights are read, so the model is never at its full size, and
+`save_pretrained` writes the factors back. Importing this module registers the method; `lowrank_export/__init__.py`
+arranges for that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .layouts import LAYOUTS, PERM_SUFFIX
 from .lowrank_linear import replace_linears
+from .safetensors_header import read_header
 
 METHOD = "lowrank"
 
@@ -35,8 +40,8 @@ class LowRankConfig(QuantizationConfigMixin):
         self.ranks = dict(ranks or {})
         self.retention = retention
         self.method = method
-        if layout != "two-factor":
-            raise ValueError(f"factored checkpoint has layout {layout!r}; this version reads: two-factor")
+        if layout not in LAYOUTS:
+            raise ValueError(f"factored checkpoint has layout {layout!r}; this version reads: {', '.join(LAYOUTS)}")
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds."""
@@ -57,8 +62,10 @@ class LowRankQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config: Any = self.quantization_config
+        files = kwargs.get("checkpoint_files") or ()
+        in_order = _in_order(config.ranks, files) if config.layout == "pivot" else frozenset()
         try:
-            replace_linears(model, config.ranks)
+            replace_linears(model, config.ranks, config.layout, in_order)
         except KeyError as error:
             raise ValueError(f"factored checkpoint names a linear that the model does not have: {error}") from error
         return model
@@ -71,3 +78,9 @@ class LowRankQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Factors are ordinary parameters."""
         return True
+
+
+def _in_order(linears: Iterable[str], files: Iterable[str]) -> frozenset[str]:
+    """The linears for which the files hold no permutation: it is the identity."""
+    stored = {name for file in files for name in read_header(Path(file))}
+    return frozenset(name for name in linears if name + PERM_SUFFIX not in stored)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..converter.allocation.plan import RankPlan
+from ..converter.architectures import family_of
 from ..converter.checkpoint import CheckpointReader
+from ..converter.layouts import PERM_SUFFIX
 from .export import QUANTISATIONS
 
 
@@ -24,7 +26,8 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
     if reader.config.get("tie_word_embeddings"):
         names.discard("lm_head.weight")  # the embedding again, which no export stores twice
     dense = {name: reader.shape(name) for name in sorted(names)}
-    factored = plan.shapes(dense)
+    in_order = _without_permutation(reader)
+    factored = {name: shape for name, shape in plan.shapes(dense).items() if not name.endswith(in_order)}
     return {
         f"{format} {quantisation}": {
             "factored": _predict(factored, reader.config, format, quantisation),
@@ -33,6 +36,12 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
         for format, quantisations in QUANTISATIONS.items()
         for quantisation in quantisations
     }
+
+
+def _without_permutation(reader: CheckpointReader) -> tuple[str, ...]:
+    """Endings of the permutations that the pivot layout does without: linears that share an order with each other."""
+    shared_orders = family_of(reader.config, str(reader.path)).shared_orders
+    return tuple(f".{name}{PERM_SUFFIX}" for shared in shared_orders for name in shared.producers)
 
 
 def _predict(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], format: str, quantisation: str) -> int:

@@ -11,7 +11,8 @@ from ..converter.errors import InputError
 from ..exporters.artifact import Artifact, TensorRecord
 from .backends.open import artifact_format
 
-CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
+CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32"}
+PERMUTATION = "i32"  # the order of rows of the pivot layout, no weights
 ROTARY_TABLES = ("cos_cache", "sin_cache")  # stored in ONNX graphs, but no weights
 
 
@@ -46,7 +47,7 @@ def _describe_gguf(path: Path) -> Artifact:
     except Exception as error:  # the reader trusts its input: whatever it stumbles over is damage
         raise InputError(f"{path}: damaged or truncated GGUF file ({type(error).__name__})") from error
     layout = "native" if "lowrank.version" in reader.fields else "dense"
-    parameters = sum(prod(tensor.shape) for tensor in tensors)
+    parameters = sum(prod(tensor.shape) for tensor in tensors if tensor.type != PERMUTATION)
     return Artifact(path, "gguf", _main_type(tensors), layout, path.stat().st_size, parameters, tensors)
 
 
@@ -97,13 +98,13 @@ def _describe_checkpoint(path: Path) -> Artifact:
         quantisation=_main_type(tensors),
         layout="native" if reader.ranks else "dense",
         bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
-        parameters=sum(prod(tensor.shape) for tensor in tensors),
+        parameters=sum(prod(tensor.shape) for tensor in tensors if tensor.type != PERMUTATION),
         tensors=tensors,
     )
 
 
 def _checkpoint_record(dtype: str, name: str, shape: tuple[int, ...]) -> TensorRecord:
-    width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(dtype, 1)
+    width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I32": 4}.get(dtype, 1)
     return TensorRecord(name, shape, CHECKPOINT_TYPES.get(dtype, dtype.lower()), prod(shape) * width)
 
 

@@ -88,6 +88,7 @@ def assert_one_line(result: Any, code: int, *needles: str, work_began: bool = Fa
         (["--method", "adsvd"], 2, ["'adsvd'", "did you mean 'adasvd'"]),
         (["--similarity", "cosin"], 2, ["similarity", "'cosin'"]),
         (["--dtype", "float64"], 2, ["dtype", "'float64'"]),
+        (["--layout", "pivots"], 2, ["layout", "'pivots'", "'two-factor' or 'pivot'"]),
         (["--device", "tpu"], 2, ["--device tpu", "auto, cpu or cuda"]),
         (["--retention", "0"], 2, ["retention", "greater than 0"]),
         (["--retention", "1.5"], 2, ["retention", "less than or equal to 1", "1.5"]),
@@ -240,6 +241,17 @@ def test_recipe_of_the_current_folder(models: Path, empty_folder: Path) -> None:
     assert json.loads(run("plan", "--retention", "0.6", "--json").stdout)["target_retention"] == 0.6
     (empty_folder / "recipe.yaml").write_text(text + "retentoin: 0.5\n")
     assert_one_line(run("plan"), 2, "recipe.yaml: unknown key 'retentoin'; did you mean 'retention'")
+
+
+def test_layout_gives_more_rank_for_the_same_size(quick: list[str], empty_folder: Path) -> None:
+    plans = {
+        layout: json.loads(run("plan", *quick, "--method", "svd", "--layout", layout, "--json").stdout)
+        for layout in ("two-factor", "pivot")
+    }
+    retention = {layout: plan["retention"] for layout, plan in plans.items()}
+    assert retention["pivot"] == pytest.approx(retention["two-factor"], abs=0.03)
+    for name, linear in plans["pivot"]["linears"].items():
+        assert linear["rank"] > plans["two-factor"]["linears"][name]["rank"]
 
 
 @pytest.mark.parametrize("command", ["plan", "compress", "export", "inspect", "doctor", "runtime status"])

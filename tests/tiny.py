@@ -84,13 +84,12 @@ def save_dense(path: Path, family: str, **options: Any) -> PreTrainedModel:
     return built
 
 
-def save_factored(path: Path, family: str, *, rank: int | None = None, **options: Any) -> PreTrainedModel:
-    """Write a factored checkpoint (every block linear by plain SVD at `rank`, full rank by default); return the model.
+def factored(family: str, *, rank: int | None = None, **options: Any) -> tuple[PreTrainedModel, dict[str, int]]:
+    """A model whose block linears are factored by plain SVD at `rank` (full rank by default), and their ranks.
 
     At full rank the factored model computes what `model(family, **options)` computes, up to rounding.
     """
     from lowrank_export.converter.lowrank_linear import LowRankLinear, replace_linears
-    from lowrank_export.converter.transformers_integration import LowRankConfig
 
     built = model(family, **options)
     weights = {
@@ -111,7 +110,22 @@ def save_factored(path: Path, family: str, *, rank: int | None = None, **options
             module.lowrank_v.weight.copy_(root[:, None] * vt[: ranks[name]])
             if biases[name] is not None:
                 module.bias = biases[name]
-    built.config.quantization_config = LowRankConfig(ranks=ranks, retention=1.0, method="svd")
+    return built, ranks
+
+
+def save_factored(
+    path: Path, family: str, *, rank: int | None = None, layout: Any = "two-factor", **options: Any
+) -> PreTrainedModel:
+    """Write a factored checkpoint, see `factored`; return the model. The pivot layout wants a rank below every side."""
+    from lowrank_export.converter.architectures import FAMILIES as KNOWN
+    from lowrank_export.converter.pivot_block import pivot_block
+    from lowrank_export.converter.transformers_integration import LowRankConfig
+
+    built, ranks = factored(family, rank=rank, **options)
+    if layout == "pivot":
+        for block in built.model.layers:
+            pivot_block(block, KNOWN[family])
+    built.config.quantization_config = LowRankConfig(layout=layout, ranks=ranks, retention=1.0, method="svd")
     built.save_pretrained(path)
     tokenizer().save_pretrained(path)
     return built

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .. import layouts
+from ..layouts import Layout
+
 
 @dataclass(frozen=True)
 class LinearShape:
-    """One linear of the model: full name, block index, out x in."""
+    """One linear of the model: full name, block index, out x in, and how it is stored once it is factored."""
 
     name: str
     block: int
     out_features: int
     in_features: int
+    layout: Layout = "two-factor"
 
     @property
     def parameters(self) -> int:
@@ -22,19 +26,22 @@ class LinearShape:
         return self.out_features * self.in_features
 
     @property
-    def per_rank(self) -> int:
-        """Parameters one rank costs in two factors: m + n."""
-        return self.out_features + self.in_features
-
-    @property
     def break_even_rank(self) -> float:
-        """m n / (m + n): from here on two factors save nothing."""
-        return self.parameters / self.per_rank
+        """From here on the layout saves nothing."""
+        return layouts.break_even(self.layout, self.out_features, self.in_features)
+
+    def parameters_at(self, rank: int) -> int:
+        """Parameters of the linear at a rank."""
+        return layouts.parameters(self.layout, self.out_features, self.in_features, rank)
+
+    def rank_for(self, retention: float) -> float:
+        """The rank, not rounded, at which a share of the parameters is kept."""
+        return layouts.rank_for(self.layout, self.out_features, self.in_features, retention)
 
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """What one linear becomes: `rank` factors, or dense where rank is None.
+    """What one linear becomes: of rank `rank`, or dense where it is None.
 
     `compressed` is False for a linear the user excluded; it does not count towards the retention ratio.
     """
@@ -46,7 +53,7 @@ class LinearPlan:
     @property
     def parameters(self) -> int:
         """Parameters kept."""
-        return self.shape.parameters if self.rank is None else self.rank * self.shape.per_rank
+        return self.shape.parameters if self.rank is None else self.shape.parameters_at(self.rank)
 
     @property
     def retention(self) -> float:
@@ -96,7 +103,7 @@ class RankPlan:
         return {linear.shape.name: linear.rank for linear in self.linears if linear.rank is not None}
 
     def shapes(self, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Tensor shapes of the factored checkpoint, given those of the dense one.
+        """Tensor shapes of the factored checkpoint, given those of the dense one; no permutation is taken as absent.
 
         Args:
             tensors: tensor name -> shape of the dense checkpoint.
@@ -105,8 +112,7 @@ class RankPlan:
         for linear in self.linears:
             if linear.rank is not None:
                 m, n = result.pop(linear.shape.name + ".weight")
-                result[linear.shape.name + ".lowrank_u.weight"] = (m, linear.rank)
-                result[linear.shape.name + ".lowrank_v.weight"] = (linear.rank, n)
+                result |= layouts.shapes(linear.shape.layout, linear.shape.name, m, n, linear.rank)
         return result
 
     def to_json(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 from ..errors import UsageError
 from .plan import LinearPlan, LinearShape, RankPlan
@@ -36,7 +37,7 @@ def round_ranks(
         UsageError: the multiple does not fit a matrix, or the target cannot be met with it.
     """
     ranks: dict[int, int] = {}
-    ideal = {i: w * s.break_even_rank for i, (s, w) in enumerate(zip(shapes, wanted, strict=True))}
+    ideal = {i: s.rank_for(min(1.0, w)) for i, (s, w) in enumerate(zip(shapes, wanted, strict=True))}
     budget = target * sum(s.parameters for s in shapes if s.name not in keep_dense)
     for i, shape in enumerate(shapes):
         if shape.name in keep_dense:
@@ -50,7 +51,8 @@ def round_ranks(
                 f"use a smaller --rank-multiple or --keep-dense '{shape.name}'"
             )
         else:
-            ranks[i] = max(rank_multiple, int(ideal[i]) // rank_multiple * rank_multiple)
+            below = min(int(ideal[i]), ceil(shape.break_even_rank) - 1)
+            ranks[i] = max(rank_multiple, below // rank_multiple * rank_multiple)
     _fit_budget(ranks, ideal, shapes, budget, tolerance * budget, rank_multiple, target)
     linears = tuple(LinearPlan(s, ranks.get(i), compressed=s.name not in keep_dense) for i, s in enumerate(shapes))
     return RankPlan(linears, target, rank_multiple, importance)
@@ -66,7 +68,7 @@ def _fit_budget(
     target: float,
 ) -> None:
     """Move `ranks` to the budget in place, one multiple at a time."""
-    spent = sum(rank * shapes[i].per_rank for i, rank in ranks.items())
+    spent = sum(shapes[i].parameters_at(rank) for i, rank in ranks.items())
     while spent > budget:
         shrinkable = [i for i, rank in ranks.items() if rank > step]
         if not shrinkable:
@@ -77,19 +79,24 @@ def _fit_budget(
             )
         i = max(shrinkable, key=lambda i: ranks[i] - ideal[i])
         ranks[i] -= step
-        spent -= step * shapes[i].per_rank
+        spent -= _cost(shapes[i], ranks[i], step)
     while budget - spent > spare:
         growable = [
             i
             for i, rank in ranks.items()
-            if spent + step * shapes[i].per_rank <= budget and rank + step < shapes[i].break_even_rank
+            if spent + _cost(shapes[i], rank, step) <= budget and rank + step < shapes[i].break_even_rank
         ]
         if not growable:
             _exchange(ranks, ideal, shapes, budget - spent, step)
             return
         i = max(growable, key=lambda i: ideal[i] - ranks[i])
+        spent += _cost(shapes[i], ranks[i], step)
         ranks[i] += step
-        spent += step * shapes[i].per_rank
+
+
+def _cost(shape: LinearShape, rank: int, step: int) -> int:
+    """Parameters that `step` more ranks take; with pivot rows the more ranks, the fewer."""
+    return shape.parameters_at(rank + step) - shape.parameters_at(rank)
 
 
 def _exchange(
@@ -98,13 +105,17 @@ def _exchange(
     """Use up what no multiple fits into: take one from a cheaper linear and give one to a dearer, in place."""
     while True:
         by_surplus = sorted(ranks, key=lambda i: ranks[i] - ideal[i])
-        shrinkable = {shapes[i].per_rank: i for i in by_surplus if ranks[i] > step}
-        growable = {shapes[i].per_rank: i for i in reversed(by_surplus) if ranks[i] + step < shapes[i].break_even_rank}
+        shrinkable = {_cost(shapes[i], ranks[i] - step, step): i for i in by_surplus if ranks[i] > step}
+        growable = {
+            _cost(shapes[i], ranks[i], step): i
+            for i in reversed(by_surplus)
+            if ranks[i] + step < shapes[i].break_even_rank
+        }
         gains = {
-            step * (dear - cheap): (shrinkable[cheap], growable[dear])
-            for cheap in shrinkable
-            for dear in growable
-            if 0 < step * (dear - cheap) <= unused
+            dear - cheap: (source, target)
+            for cheap, source in shrinkable.items()
+            for dear, target in growable.items()
+            if 0 < dear - cheap <= unused
         }
         if not gains:
             return

@@ -49,8 +49,7 @@ def threshold(shapes: Sequence[LinearShape], energies: Sequence[Tensor], target:
 
 def _choices(shape: LinearShape, energy: Tensor) -> tuple[Tensor, Tensor]:
     """Parameters and loss of every rank below break-even, and last of the dense weight."""
-    ranks = torch.arange(1, len(energy) + 1, dtype=torch.float64)
-    cost = ranks * shape.per_rank
+    cost = torch.tensor([shape.parameters_at(rank) for rank in range(1, len(energy) + 1)], dtype=torch.float64)
     loss = (energy.sum() - energy.cumsum(0)).clamp(min=0).cpu()
     saves = cost < shape.parameters
     dense = torch.tensor([float(shape.parameters)], dtype=torch.float64)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.errors import InputError
+from ...converter.layouts import C_SUFFIX, P_SUFFIX, V_SUFFIX
+
+Number = TypeVar("Number", bound=np.generic)
 
 ATTENTION = {
     "self_attn.q_proj": "attn_q",
@@ -22,8 +26,8 @@ BLOCK_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_
 BLOCK = {**ATTENTION, **FEED_FORWARD, **BLOCK_NORMS}
 OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 UNSTORED = re.compile(r"\.rotary_emb\.inv_freq$")  # derived from the configuration
-IN_BLOCK = re.compile(r"model\.layers\.(\d+)\.(\w+(?:\.\w+)?)\.((?:lowrank_[uv]\.)?weight|bias)")
-OUTSIDE_BLOCK = re.compile(r"([\w.]+?)\.((?:lowrank_[uv]\.)?weight|bias)")
+IN_BLOCK = re.compile(r"model\.layers\.(\d+)\.(\w+(?:\.\w+)?)\.((?:lowrank_[uvpc]\.)?weight|bias|lowrank_perm)")
+OUTSIDE_BLOCK = re.compile(r"([\w.]+?)\.((?:lowrank_[uvpc]\.)?weight|bias|lowrank_perm)")
 
 
 @dataclass(frozen=True)
@@ -83,25 +87,26 @@ def rotary_heads(name: str, of: Family, heads: int, key_value_heads: int) -> int
     """Number of heads whose rows `interleave_rows` must reorder, None for a tensor that keeps its order.
 
     Args:
-        name: GGUF name. Rows of W are rows of U and entries of the bias; V has none of them.
+        name: GGUF name. Rows of W are rows of U and entries of the bias and of the permutation; V has none of them,
+            and the rows of P and C are put into order by the permutation.
         of: the family.
         heads: query heads.
         key_value_heads: key and value heads.
     """
-    if not of.interleaved or name.endswith("lowrank_v.weight"):
+    if not of.interleaved or name.endswith((V_SUFFIX, P_SUFFIX, C_SUFFIX)):
         return None
     if ".attn_q." in name:
         return heads
     return key_value_heads if ".attn_k." in name else None
 
 
-def interleave_rows(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+def interleave_rows(rows: NDArray[Number], heads: int) -> NDArray[Number]:
     """Reorder the output rows of q or k from "halves" to "neighbours" rotary order.
 
     Inside each head of d rows, row i and row i + d/2, which are rotated together, become rows 2i and 2i + 1.
 
     Args:
-        rows: W or U (heads * d, n), or a bias (heads * d,).
+        rows: W or U (heads * d, n), or a bias or permutation (heads * d,).
         heads: number of heads; heads * d rows with even d.
 
     Raises:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.errors import InputError, UsageError
+from ...converter.layouts import PERM_SUFFIX
 
 ALIGNMENT = 32  # bytes; every tensor starts at a multiple
 
@@ -30,6 +31,8 @@ TYPES = {
     "bf16": StorageType(1, 2, 32),
 }
 FALLBACK = "f16"  # for rows that do not divide into blocks
+INTEGERS = "i32"  # permutations
+INTEGER_BYTES = 4
 
 
 def storage_type(quantisation: str) -> StorageType:
@@ -46,11 +49,11 @@ def storage_type(quantisation: str) -> StorageType:
 def choose_type(name: str, shape: tuple[int, ...], quantisation: str) -> str:
     """The type one tensor is stored in.
 
-    Norms and biases (one dimension) stay F32. A matrix whose rows do not divide into the type's blocks gets F16;
-    `fallbacks` lists these so that they are reported.
+    Norms and biases (one dimension) stay F32, permutations are integers. A matrix whose rows do not divide into the
+    type's blocks gets F16; `fallbacks` lists these so that they are reported.
 
     Args:
-        name: tensor name, used for nothing but errors.
+        name: tensor name.
         shape: row-major; the last entry is the row length (r for U, n for V).
         quantisation: the type asked for.
 
@@ -61,6 +64,8 @@ def choose_type(name: str, shape: tuple[int, ...], quantisation: str) -> str:
     if not shape:
         raise InputError(f"tensor {name!r} has no dimensions")
     asked = storage_type(quantisation)
+    if name.endswith(PERM_SUFFIX):
+        return INTEGERS
     if len(shape) == 1:
         return "f32"
     return quantisation if shape[-1] % asked.block == 0 else FALLBACK
@@ -73,6 +78,8 @@ def tensor_bytes(shape: tuple[int, ...], type: str) -> int:
         InputError: the row length is not a multiple of the type's block.
         UsageError: unknown type.
     """
+    if type == INTEGERS:
+        return prod(shape) * INTEGER_BYTES
     stored = storage_type(type)
     row = shape[-1] if shape else 1
     if row % stored.block:
@@ -100,12 +107,12 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def encode(name: str, weights: NDArray[np.float32], type: str) -> NDArray[np.generic]:
+def encode(name: str, weights: NDArray[np.float32] | NDArray[np.int32], type: str) -> NDArray[np.generic]:
     """Encode one tensor for the file.
 
     Args:
         name: for errors.
-        weights: float32, any shape; rows along the last axis.
+        weights: float32, any shape; rows along the last axis. A permutation: int32.
         type: as `choose_type` gives it.
 
     Returns:
@@ -117,6 +124,8 @@ def encode(name: str, weights: NDArray[np.float32], type: str) -> NDArray[np.gen
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
+    if type == INTEGERS:
+        return np.ascontiguousarray(weights, dtype=np.int32)
     largest = float(np.abs(weights).max(initial=0.0))
     if not np.isfinite(largest):
         raise InputError(f"tensor {name!r} holds a value that is not finite")

@@ -8,7 +8,7 @@ from ...converter.errors import InputError
 from .metadata import Hyperparameters
 from .names import OUTSIDE, Family
 
-FACTORS = ("lowrank_u.weight", "lowrank_v.weight")
+FORMS = (("weight",), ("lowrank_u.weight", "lowrank_v.weight"), ("lowrank_p.weight", "lowrank_c.weight"))
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], of: Family, hyper: Hyperparameters) -> None:
@@ -35,8 +35,9 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], of: Family, hyper: Hyper
             raise InputError(f"tensor {name!r} has shape {shape}, but config.json says {said}")
     modules = [f"blk.{block}.{module}" for block in range(hyper.blocks) for module in of.modules.values()]
     for module in (*modules, OUTSIDE["model.norm"]):
-        if f"{module}.weight" not in shapes and any(f"{module}.{factor}" not in shapes for factor in FACTORS):
+        if not any(all(f"{module}.{part}" in shapes for part in form) for form in FORMS):
             raise InputError(f"the checkpoint has no weight for {module!r}")
+        _check_pivot(module, shapes, full[module.rpartition(".")[2]])
 
 
 def _full_shapes(hyper: Hyperparameters) -> dict[str, tuple[int, ...]]:
@@ -60,9 +61,19 @@ def _full_shapes(hyper: Hyperparameters) -> dict[str, tuple[int, ...]]:
 
 
 def _expected(kind: str, full: tuple[int, ...]) -> tuple[int | None, ...]:
-    """Shape of a weight, bias or factor of a module; None stands for the rank."""
-    if kind == "bias":
-        return full[:1]
-    if kind == "lowrank_u.weight":
-        return full[0], None
-    return (None, full[-1]) if kind == "lowrank_v.weight" else full
+    """Shape of a weight, bias or factor of a module; None stands for the rank, or what it leaves of the rows."""
+    return {
+        "bias": full[:1],
+        "lowrank_perm": full[:1],
+        "lowrank_u.weight": (full[0], None),
+        "lowrank_v.weight": (None, full[-1]),
+        "lowrank_p.weight": (None, full[-1]),
+        "lowrank_c.weight": (None, None),
+    }.get(kind, full)
+
+
+def _check_pivot(module: str, shapes: Mapping[str, tuple[int, ...]], full: tuple[int, ...]) -> None:
+    """P and C together must have the rows of W, and C a column per row of P."""
+    p, c = shapes.get(f"{module}.lowrank_p.weight"), shapes.get(f"{module}.lowrank_c.weight")
+    if p and c and (p[0] + c[0] != full[0] or c[1] != p[0]):
+        raise InputError(f"{module!r} has pivot rows {p} and coefficients {c}, but config.json says {full[0]} rows")

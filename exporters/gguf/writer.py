@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.checkpoint import U_SUFFIX, V_SUFFIX, CheckpointReader
+from ...converter.checkpoint import CheckpointReader
 from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
+from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .metadata import Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
 from .names import Family, family, gguf_name, interleave_rows, rotary_heads
-from .quantisation import choose_type, encode, fallbacks, storage_type, tensor_bytes
+from .quantisation import INTEGERS, choose_type, encode, fallbacks, storage_type, tensor_bytes
 from .shapes import check_shapes
 from .vocabulary import add_vocabulary, read_vocabulary
 
@@ -26,13 +27,17 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 LAYOUTS = ("native", "dense")
-LOWRANK_VERSION = 1
+LOWRANK_VERSIONS = {"two-factor": 1, "pivot": 2}
 ROPE_FREQUENCIES = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One tensor to write: its GGUF name and shape, and the checkpoint tensors it is made of (two: multiply)."""
+    """One tensor to write: its GGUF name and shape, and the checkpoint tensors it is made of.
+
+    Several parts are multiplied out. A tensor without parts is derived: rope frequencies, or the order of rows that
+    were in order in the checkpoint but are not in llama.cpp's rotary order.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -58,8 +63,8 @@ def export_gguf(
         out: the file to write.
         quantisation: "f32", "f16", "bf16" or "q8_0". Norms and biases stay F32; matrices whose rows do not fit the
             type's blocks get F16, and each is reported.
-        layout: "native" stores two factors per compressed linear (needs a patched llama.cpp); "dense" multiplies them
-            out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
+        layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
+            them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
         force: replace an existing file.
         progress: told about stages and fallbacks.
 
@@ -101,7 +106,7 @@ def export_gguf(
         quantisation=quantisation,
         layout="native" if native else "dense",
         bytes=out.stat().st_size,
-        parameters=sum(prod(record.shape) for record in records),
+        parameters=sum(prod(record.shape) for record in records if record.type != INTEGERS),
         tensors=records,
     )
 
@@ -110,10 +115,8 @@ def plan_tensors(reader: CheckpointReader, of: Family, hyper: Hyperparameters, *
     """Every tensor of the file in the order llama.cpp's own converter writes them: embedding, blocks, head.
 
     Raises:
-        InputError: a tensor that the family does not have, an unknown layout, or no output head.
+        InputError: a tensor that the family does not have, or no output head.
     """
-    if reader.lowrank and reader.lowrank.get("layout", "two-factor") != "two-factor":
-        raise InputError(f"{reader.path}: GGUF export does not support layout {reader.lowrank['layout']!r}")
     sources: list[Source] = []
     for name in reader.names:
         if hyper.tied and name == "lm_head.weight":
@@ -121,6 +124,8 @@ def plan_tensors(reader: CheckpointReader, of: Family, hyper: Hyperparameters, *
         source = _source(name, reader, of, native=native)
         if source is not None:
             sources.append(source)
+    if native and reader.layout == "pivot":
+        sources += _rotary_orders(sources, of, hyper)
     names = {source.name.split(".")[0] for source in sources}
     if not hyper.tied and "output" not in names:
         raise InputError(f"{reader.path}: no lm_head.weight, though config.json says the head is not tied")
@@ -134,15 +139,33 @@ def plan_tensors(reader: CheckpointReader, of: Family, hyper: Hyperparameters, *
 
 def _source(name: str, reader: CheckpointReader, of: Family, *, native: bool) -> Source | None:
     """What becomes of one checkpoint tensor; None if it is not stored under its own name."""
-    if native or not name.endswith((U_SUFFIX, V_SUFFIX)):
+    if native or not name.endswith((U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX, PERM_SUFFIX)):
         stored = gguf_name(name, of)
         return None if stored is None else Source(stored, reader.shape(name), (name,))
-    if name.endswith(V_SUFFIX):
-        return None  # multiplied out where U is met
-    linear = name.removesuffix(U_SUFFIX)
+    if not name.endswith((V_SUFFIX, P_SUFFIX)):
+        return None  # multiplied out where V or P is met
+    linear = name.removesuffix(V_SUFFIX).removesuffix(P_SUFFIX)
     stored = gguf_name(linear + ".weight", of)
-    shape = (reader.shape(name)[0], reader.shape(linear + V_SUFFIX)[1])
-    return None if stored is None else Source(stored, shape, (name, linear + V_SUFFIX))
+    left = linear + (U_SUFFIX if name.endswith(V_SUFFIX) else C_SUFFIX)
+    (rows, _), (right_rows, columns) = reader.shape(left), reader.shape(name)
+    shape = (rows if left.endswith(U_SUFFIX) else right_rows + rows, columns)
+    return None if stored is None else Source(stored, shape, (left, name))
+
+
+def _rotary_orders(sources: list[Source], of: Family, hyper: Hyperparameters) -> list[Source]:
+    """Orders for linears whose pivot rows are in order, but not in llama.cpp's rotary order."""
+    shapes = {source.name: source.shape for source in sources}
+    missing = []
+    for name, shape in shapes.items():
+        perm = name.removesuffix(P_SUFFIX) + PERM_SUFFIX
+        if (
+            name.endswith(P_SUFFIX)
+            and perm not in shapes
+            and rotary_heads(perm, of, hyper.heads, hyper.key_value_heads)
+        ):
+            rows = shape[0] + shapes[name.removesuffix(P_SUFFIX) + C_SUFFIX][0]
+            missing.append(Source(perm, (rows,), ()))
+    return missing
 
 
 def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:
@@ -191,8 +214,8 @@ def _open(
     add_hyperparameters(writer, hyper)
     if reader.lowrank:
         if native:  # what makes an unpatched library's refusal explainable
-            writer.add_uint32("lowrank.version", LOWRANK_VERSION)
-        writer.add_string("lowrank.layout", str(reader.lowrank.get("layout", "two-factor")) if native else "dense")
+            writer.add_uint32("lowrank.version", LOWRANK_VERSIONS[reader.layout])
+        writer.add_string("lowrank.layout", reader.layout if native else "dense")
         writer.add_float32("lowrank.retention", float(reader.lowrank.get("retention", 1.0)))
         writer.add_string("lowrank.method", str(reader.lowrank.get("method", "")))
         writer.add_string("lowrank.recipe", reader.recipe_text)
@@ -229,13 +252,33 @@ def _write(
     os.fsync(file.fileno())
 
 
-def _weights(source: Source, reader: CheckpointReader, of: Family, hyper: Hyperparameters) -> NDArray[np.float32]:
-    """One tensor's values in float32, factors multiplied out where there are two parts, rows in llama.cpp's order."""
+def _weights(
+    source: Source, reader: CheckpointReader, of: Family, hyper: Hyperparameters
+) -> NDArray[np.float32] | NDArray[np.int32]:
+    """One tensor's values, factors multiplied out where there are two parts, rows in llama.cpp's order."""
+    heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
+    if source.name.endswith(PERM_SUFFIX):
+        order: NDArray[np.int32] = (
+            reader.tensor(source.parts[0]).numpy() if source.parts else np.arange(source.shape[0], dtype=np.int32)
+        )
+        return order if heads is None else interleave_rows(order, heads)
     if not source.parts:
         factors = rope_frequency_factors(hyper)
         assert factors is not None
         return factors
-    parts: list[NDArray[np.float32]] = [reader.tensor(part).float().numpy() for part in source.parts]
-    values = parts[0] @ parts[1] if len(parts) == 2 else parts[0]
-    heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
+    values = _multiplied_out(source, reader)
     return values if heads is None else interleave_rows(values, heads)
+
+
+def _multiplied_out(source: Source, reader: CheckpointReader) -> NDArray[np.float32]:
+    """A tensor as stored, U V, or (P, C P) in the order of W's rows."""
+    parts: list[NDArray[np.float32]] = [reader.tensor(part).float().numpy() for part in source.parts]
+    if len(parts) == 1:
+        return parts[0]
+    left, right = parts
+    product: NDArray[np.float32] = left @ right
+    if not source.parts[1].endswith(P_SUFFIX):
+        return product
+    rows = np.concatenate([right, product])
+    order = reader.permutation(source.parts[1].removesuffix(P_SUFFIX))
+    return rows if order is None else rows[order.numpy()]

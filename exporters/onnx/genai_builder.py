@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...converter.errors import InputError, LowRankError, ResourceError
 from ...converter.lowrank_linear import LowRankLinear
+from ...converter.pivot_linear import PivotLinear
 from .contents import DATA_FILE, MODEL_FILE
 from .quantise import ACCURACY_LEVEL, BLOCK, QuantisedMatrix, quantise
 
@@ -33,6 +34,8 @@ ROTARY = {"llama": ("default", "llama3")}
 
 TESTED_BUILDER = "0.18"
 
+Factored = LowRankLinear | PivotLinear
+
 _INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them
 _OUTPUT_TAIL = 600
 _TOP_LEVEL_NAMES = ("quantization", "loaders", "builders", "builder_config")  # what importing the builder adds
@@ -46,6 +49,9 @@ _USED_METHODS = (
     "make_mlp",
     "make_split",
     "make_slice",
+    "make_concat",
+    "make_gather",
+    "make_transpose",
     "make_value",
     "make_embedding_lookup",
     "make_genai_config",
@@ -65,7 +71,7 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
     """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
 
     Args:
-        model: the live torch model, float32, on CPU; factored linears are `LowRankLinear`.
+        model: the live torch model, float32, on CPU; factored linears are `LowRankLinear` or `PivotLinear`.
         checkpoint: its directory, where tokenizer and generation settings are read.
         folder: an existing, empty directory.
         int8: 8-bit weights for every linear and the embedding; float32 otherwise.
@@ -207,7 +213,7 @@ def _subclass(class_name: str) -> Any:
     class LowRankBuilder(parent):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any) -> None:
             *upstream, self._live_model, self._int8 = arguments
-            self._inner: dict[LowRankLinear, str] = {}  # factored linear -> where its V x already is
+            self._inner: dict[Factored, str] = {}  # factored linear -> where its V x or P x already is
             super().__init__(*upstream)
 
         def load_weights(self, input_path: str) -> Any:
@@ -229,7 +235,7 @@ def _subclass(class_name: str) -> Any:
 
         def is_qkv_projection_packable(self, layer_id: int, attention: Any) -> bool:
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            return not any(isinstance(linear, LowRankLinear) for linear in projections)
+            return not any(isinstance(linear, Factored) for linear in projections)
 
         def make_attention(self, layer_id: int, attention: Any, root_input: str, **options: Any) -> None:
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -245,11 +251,14 @@ def _subclass(class_name: str) -> Any:
             super().make_mlp(layer_id, mlp, root_input)
 
         def make_matmul(self, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
-            if isinstance(matmul, LowRankLinear):
+            if isinstance(matmul, Factored):
                 stem = basename.rpartition("/")[0]
                 inner = self._inner.pop(matmul, None)
                 if inner is None:
-                    inner = self.make_matmul(matmul.lowrank_v, f"{stem}/lowrank_v/MatMul", root_input) + "/output_0"
+                    factor, kind = _inner_factor(matmul)
+                    inner = self.make_matmul(factor, f"{stem}/{kind}/MatMul", root_input) + "/output_0"
+                if isinstance(matmul, PivotLinear):
+                    return _remaining_rows(self, matmul, stem, inner, **options)
                 return self.make_matmul(matmul.lowrank_u, f"{stem}/lowrank_u/MatMul", inner, **options)
             if self._int8:
                 name: str = self.make_matmul_nbits(quantise(matmul.weight), basename, root_input, **options)
@@ -266,24 +275,57 @@ def _subclass(class_name: str) -> Any:
     return LowRankBuilder
 
 
-def _stacked_inner(builder: Any, linears: tuple[Any, ...], basename: str, root_input: str) -> dict[LowRankLinear, str]:
-    """Multiply the V of several factored linears with their common input in one matmul, then split.
+def _inner_factor(linear: Factored) -> tuple[Any, str]:
+    """The factor that multiplies the input, V or P, and its name."""
+    if isinstance(linear, PivotLinear):
+        return linear.lowrank_p, "lowrank_p"
+    return linear.lowrank_v, "lowrank_v"
+
+
+def _remaining_rows(
+    builder: Any, linear: PivotLinear, stem: str, inner: str, *, logits: bool = False, seq_dim: Any = "sequence_length"
+) -> str:
+    """P x -> (P x, C P x) in the order of W's rows; returns the name of the last node, as `make_matmul` does.
+
+    The permutation gathers whole rows, between two transpositions: on the last axis, one number at a time, Gather is
+    2 to 4 times as slow as all three on a prompt.
+    """
+    rest = builder.make_matmul(linear.lowrank_c, f"{stem}/lowrank_c/MatMul", inner, seq_dim=seq_dim)
+    shape = builder.make_hidden_state_shape(seq_dim=seq_dim, last_dim=linear.out_features)
+    last, dtype = f"{stem}/Concat", builder.io_dtype
+    builder.make_concat(last, [inner, f"{rest}/output_0"], dtype, shape, axis=-1)
+    if linear.lowrank_perm is not None:
+        perm = stem[1:].replace("/", ".") + ".lowrank_perm"
+        builder.make_initializer(linear.lowrank_perm, perm)
+        turned = [shape[0], shape[2], shape[1]]
+        builder.make_transpose(f"{stem}/Transpose_1", f"{last}/output_0", dtype, turned, [0, 2, 1])
+        builder.make_gather(f"{stem}/Gather", [f"{stem}/Transpose_1/output_0", perm], dtype, turned, axis=1)
+        last = f"{stem}/Transpose_2"
+        builder.make_transpose(last, f"{stem}/Gather/output_0", dtype, shape, [0, 2, 1])
+    if logits:
+        builder.make_node("Identity", inputs=[f"{last}/output_0"], outputs=["logits"], name=f"{stem}/Identity")
+    return last
+
+
+def _stacked_inner(builder: Any, linears: tuple[Any, ...], basename: str, root_input: str) -> dict[Factored, str]:
+    """Multiply the V (or P) of several factored linears with their common input in one matmul, then split.
 
     Small matmuls cost more to start than to run: one instead of three is faster, and changes no result.
 
     Returns:
-        For every factored linear, the value that holds its V x; nothing where fewer than two are factored.
+        For every factored linear, the value that holds its V x or P x; nothing where fewer than two are factored.
     """
     from types import SimpleNamespace
 
     import torch
 
-    factored = [linear for linear in linears if isinstance(linear, LowRankLinear)]
+    factored = [linear for linear in linears if isinstance(linear, Factored)]
     if len(factored) < 2:
         return {}
-    stacked = SimpleNamespace(weight=torch.cat([linear.lowrank_v.weight for linear in factored]))
-    matmul = builder.make_matmul(stacked, f"{basename}/lowrank_v/MatMul", root_input)
-    split = f"{basename}/lowrank_v/Split"
+    kind = _inner_factor(factored[0])[1]
+    stacked = SimpleNamespace(weight=torch.cat([_inner_factor(linear)[0].weight for linear in factored]))
+    matmul = builder.make_matmul(stacked, f"{basename}/{kind}/MatMul", root_input)
+    split = f"{basename}/{kind}/Split"
     outputs = [f"{split}/output_{index}" for index in range(len(factored))]
     ranks = [linear.rank for linear in factored]
     builder.make_split(

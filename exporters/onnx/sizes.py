@@ -24,7 +24,7 @@ def predict_bytes(
     """Bytes of model.onnx and its external data.
 
     Args:
-        shapes: Hugging Face tensor name -> shape; a factored linear X as X.lowrank_u.weight and X.lowrank_v.weight.
+        shapes: Hugging Face tensor name -> shape; a factored linear X as its factors and permutation.
         quantisation: "fp32" or "int8".
         tied: the embedding is the output head, stored once whether or not `shapes` lists both.
         rotary_elements: entries of the stored cosine and sine tables (see `rotary_elements`).

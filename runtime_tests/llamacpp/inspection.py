@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...converter.errors import InputError
+from ...converter.layouts import PERM_SUFFIX
 
 MAGIC = b"GGUF"
 # Architectures whose linears all pass build_lora_mm, verified against torch. A factored weight used elsewhere would
@@ -87,9 +91,16 @@ def _parse(path: Path) -> tuple[str, int, int, int]:
     texts = tokens.contents() if tokens else []
     if len(set(texts)) != len(texts):  # llama.cpp asserts this
         raise ValueError("two tokens with the same text")
+    for tensor in reader.tensors:
+        if tensor.name.endswith(PERM_SUFFIX) and not _is_permutation(tensor.data):  # ggml asserts the range
+            raise ValueError(f"{tensor.name} is no permutation")
     return (
         str(architecture.contents()) if architecture else "",
         int(version.contents()) if version else 0,
         len(texts),
         max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0),
     )
+
+
+def _is_permutation(values: NDArray[np.generic]) -> bool:
+    return values.dtype == np.int32 and bool(np.array_equal(np.sort(values, axis=None), np.arange(values.size)))

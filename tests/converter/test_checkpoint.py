@@ -160,8 +160,8 @@ def test_ranks_of_the_wrong_kind(factored: Path, ranks: Any) -> None:
 
 
 def test_layout_of_a_later_version(factored: Path) -> None:
-    edit_lowrank(factored, layout="pivot")
-    with pytest.raises(InputError, match="layout 'pivot'; this version reads: two-factor"):
+    edit_lowrank(factored, layout="butterfly")
+    with pytest.raises(InputError, match="layout 'butterfly'; this version reads: two-factor, pivot"):
         load(factored)
 
 
@@ -227,3 +227,47 @@ def test_plain_transformers_reads_it_once_the_package_is_imported(factored: Path
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, lowrank_export; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def pivot(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pivot")
+    tiny.save_factored(folder, "qwen2", rank=20, layout="pivot")
+    return folder
+
+
+def test_pivot_layout_and_its_permutations_survive(tiny: ModuleType, pivot: Path, tmp_path: Path) -> None:
+    reader = CheckpointReader(pivot)
+    assert (reader.layout, reader.dtype(Q_PROJ + ".lowrank_perm")) == ("pivot", "I32")
+    assert "model.layers.0.mlp.gate_proj.lowrank_perm" not in reader.names
+    model = load(pivot, dtype=torch.bfloat16)
+    perm = model.get_submodule(Q_PROJ).lowrank_perm
+    assert isinstance(perm, torch.Tensor) and perm.dtype == torch.int32
+    assert torch.equal(perm, reader.tensor(Q_PROJ + ".lowrank_perm"))
+    assert model.get_submodule("model.layers.0.mlp.gate_proj").lowrank_perm is None
+    load(pivot).save_pretrained(tmp_path / "again")
+    again = CheckpointReader(tmp_path / "again")
+    assert (again.names, again.lowrank) == (reader.names, reader.lowrank)
+    for name in reader.names:
+        assert torch.equal(again.tensor(name), reader.tensor(name))
+    tokens = torch.arange(8)[None]
+    expected = tiny.factored("qwen2", rank=20)[0](tokens).logits
+    torch.testing.assert_close(load(tmp_path / "again")(tokens).logits, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("perm", [[0] * 64, list(range(1, 65)), list(range(63)), [-1, *range(63)]])
+def test_order_that_is_no_permutation(pivot: Path, tmp_path: Path, perm: list[int]) -> None:
+    folder = Path(shutil.copytree(pivot, tmp_path / "m"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors[Q_PROJ + ".lowrank_perm"] = torch.tensor(perm, dtype=torch.int32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"q_proj\.lowrank_perm is not a permutation of 64 rows in int32"):
+        load(folder)
+
+
+def test_pivot_rank_that_disagrees(pivot: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pivot, tmp_path / "m"))
+    edit_lowrank(folder, ranks={**CheckpointReader(folder).ranks, Q_PROJ: 15})
+    message = r"q_proj has pivot rows \(20, 64\) and coefficients \(44, 20\), but rank 15 in config\.json"
+    with pytest.raises(InputError, match=message):
+        load(folder)

@@ -290,3 +290,39 @@ def test_cuda_gives_what_the_cpu_gives(tiny: ModuleType, recipe: Any, tmp_path: 
         compress(recipe(tmp_path / "dense"), tmp_path / device, device=device)
     a, b = (logits(lowrank_export.load(tmp_path / device)) for device in ("cpu", "cuda"))
     torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_pivot_layout_end_to_end(tiny: ModuleType, recipe: Any, tmp_path: Path, family: str) -> None:
+    """More rank for the same parameters, and the same function as the best approximation of that rank."""
+    dense = tiny.save_dense(tmp_path / "dense", family)
+    wanted = recipe(tmp_path / "dense", method="svd", layout="pivot", rank_multiple=1)
+    done = compress(wanted, tmp_path / "out")
+    two_factor = compress(recipe(tmp_path / "dense", method="svd", rank_multiple=1), tmp_path / "two-factor")
+    reader = CheckpointReader(tmp_path / "out")
+    assert reader.layout == "pivot" and 0.595 < done.plan["retention"] <= 0.6
+    ranks = CheckpointReader(two_factor.path).ranks
+    assert all(rank > ranks[name] for name, rank in reader.ranks.items())
+    kept = [name for name in reader.names if name.endswith(("lowrank_p.weight", "lowrank_c.weight"))]
+    assert sum(reader.tensor(name).numel() for name in kept) == done.plan["kept_parameters"]
+    model = lowrank_export.load(tmp_path / "out")
+    for name, rank in reader.ranks.items():
+        if name.endswith(("gate_proj", "up_proj", "down_proj")):
+            continue  # their features are in another order
+        u, s, vt = torch.linalg.svd(dense.get_submodule(name).weight.double(), full_matrices=False)
+        best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+        torch.testing.assert_close(model.get_submodule(name).dense_weight().double(), best, rtol=0, atol=1e-5)
+    assert torch.isfinite(logits(model)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pivot_layout_of_every_method(tiny: ModuleType, recipe: Any, tmp_path: Path, method: str) -> None:
+    tiny.save_dense(tmp_path / "dense", "qwen2")
+    done = compress(recipe(tmp_path / "dense", method=method, layout="pivot"), tmp_path / "out")
+    assert 0.57 < done.plan["retention"] <= 0.6
+    reader = CheckpointReader(done.path)
+    assert reader.layout == "pivot" and reader.ranks
+    for name, rank in reader.ranks.items():
+        assert rank < min(done.plan["linears"][name]["shape"]) and rank % 4 == 0
+        assert float(reader.tensor(name + ".lowrank_c.weight").abs().max()) < 10
+    assert torch.isfinite(logits(lowrank_export.load(done.path))).all()

@@ -9,6 +9,7 @@ import pytest
 
 from lowrank_export.converter.allocation.plan import RankPlan
 from lowrank_export.converter.checkpoint import CheckpointReader
+from lowrank_export.converter.layouts import LAYOUTS
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
@@ -19,12 +20,15 @@ from lowrank_export.exporters.forecast import predict_exports
 SIZES = {"hidden_size": 256, "intermediate_size": 640, "head_dim": 64}  # large enough for the vocabulary not to count
 
 
-@pytest.fixture(scope="module")
-def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RankPlan]:
+@pytest.fixture(scope="module", params=LAYOUTS)
+def models(
+    tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, RankPlan]:
     """A folder with "dense" and "factored", and the plan between them."""
     folder = tmp_path_factory.mktemp("models")
     tiny.save_dense(folder / "dense", "llama", blocks=1, **SIZES)
-    recipe = Recipe(model=str(folder / "dense"), method="svd", retention=0.5, keep_dense=("*.o_proj",))
+    options = {"method": "svd", "retention": 0.5, "keep_dense": ("*.o_proj",), "layout": request.param}
+    recipe = Recipe(model=str(folder / "dense"), **options)
     with prepared(recipe, device="cpu", progress=SilentProgress()) as job:
         plan = job.plan
     compress(recipe, folder / "factored")
@@ -44,6 +48,9 @@ def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
 def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: str, model: str) -> None:
     folder, plan = models
     made = export(folder / model, tmp_path / "m.gguf", format="gguf", quantisation=quantisation)
+    if model == "factored":
+        permutations = [tensor.name for tensor in made.tensors if tensor.name.endswith("lowrank_perm")]
+        assert len(permutations) == (4 if CheckpointReader(folder / model).layout == "pivot" else 0)  # q, k, v, down
     predicted = predict_exports(CheckpointReader(folder / "dense"), plan)[f"gguf {quantisation}"][model]
     assert predicted == pytest.approx(made.bytes, rel=0.03)
     assert predicted < made.bytes  # metadata and vocabulary come on top

@@ -54,6 +54,9 @@ def test_only_rows_of_q_and_k_are_reordered() -> None:
     assert rotary_heads("blk.0.attn_q.bias", llama, 4, 2) == 4
     assert rotary_heads("blk.0.attn_k.lowrank_u.weight", llama, 4, 2) == 2
     assert rotary_heads("blk.0.attn_k.lowrank_v.weight", llama, 4, 2) is None
+    assert rotary_heads("blk.0.attn_k.lowrank_perm", llama, 4, 2) == 2
+    assert rotary_heads("blk.0.attn_k.lowrank_p.weight", llama, 4, 2) is None
+    assert rotary_heads("blk.0.attn_k.lowrank_c.weight", llama, 4, 2) is None
     assert rotary_heads("blk.0.attn_v.weight", llama, 4, 2) is None
     assert rotary_heads("blk.0.attn_q.weight", FAMILIES["qwen2"], 4, 2) is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from lowrank_export.converter.checkpoint import CheckpointReader
+from lowrank_export.converter.checkpoint import CheckpointReader, load
 from lowrank_export.converter.errors import InputError, ResourceError, UsageError
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.artifact import TensorRecord
@@ -88,6 +89,50 @@ def test_dense_layout_multiplies_out(factored: Path, tmp_path: Path) -> None:
     assert artifact.layout == "dense"
 
 
+@pytest.fixture(scope="module")
+def pivot(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pivot")
+    tiny.save_factored(path, "llama", rank=20, layout="pivot")
+    return path
+
+
+def test_pivot_layout(pivot: Path, tmp_path: Path) -> None:
+    artifact = export(pivot, tmp_path / "m.gguf", quantisation="f32")
+    found, reader = values(artifact.path), CheckpointReader(pivot)
+    q_proj = "model.layers.0.self_attn.q_proj"
+    for kind in ("lowrank_p", "lowrank_c"):
+        stored = reader.tensor(f"{q_proj}.{kind}.weight").numpy()
+        np.testing.assert_array_equal(found[f"blk.0.attn_q.{kind}.weight"], stored)
+    order = found["blk.0.attn_q.lowrank_perm"]
+    assert order.dtype == np.int32
+    np.testing.assert_array_equal(order, interleave_rows(reader.tensor(f"{q_proj}.lowrank_perm").numpy(), 4))
+    assert "blk.0.ffn_up.lowrank_perm" not in found and "blk.0.ffn_down.lowrank_perm" in found
+    keys = metadata(artifact.path)
+    assert (keys["lowrank.version"], keys["lowrank.layout"]) == (2, "pivot")
+    weights = [reader.tensor(name) for name in reader.names if reader.dtype(name) == "F32"]
+    assert artifact.parameters == sum(weight.numel() for weight in weights)
+    assert artifact.bytes == artifact.path.stat().st_size
+
+
+@pytest.mark.parametrize(("key", "needle"), [("intermediate_size", "ffn_"), ("num_key_value_heads", "attn_")])
+def test_pivot_rows_that_disagree_with_the_config(pivot: Path, tmp_path: Path, key: str, needle: str) -> None:
+    source = Path(shutil.copytree(pivot, tmp_path / "m"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, key: config[key] * 2}))
+    with pytest.raises(InputError, match=needle):
+        export(source, tmp_path / "m.gguf")
+
+
+def test_pivot_rows_multiplied_out(pivot: Path, tmp_path: Path) -> None:
+    artifact = export(pivot, tmp_path / "m.gguf", quantisation="f32", layout="dense")
+    found, model = values(artifact.path), load(pivot)
+    for name, stored in (("v_proj", "attn_v"), ("o_proj", "attn_output")):
+        weight = model.get_submodule(f"model.layers.1.self_attn.{name}").dense_weight().detach().numpy()
+        np.testing.assert_allclose(found[f"blk.1.{stored}.weight"], weight, rtol=1e-5, atol=1e-6)
+    assert not any("lowrank" in name for name in found)
+    assert "lowrank.version" not in metadata(artifact.path)
+
+
 def test_dense_checkpoint_gives_an_ordinary_file(dense: Path, tmp_path: Path) -> None:
     artifact = export(dense, tmp_path / "m.gguf")
     assert artifact.layout == "dense"
@@ -102,9 +147,12 @@ def test_tied_embedding_is_stored_once(factored: Path, tmp_path: Path) -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize("layout", ["factored", "pivot"])
 @pytest.mark.parametrize("quantisation", ["f32", "f16", "bf16", "q8_0"])
-def test_record_prediction_and_file_agree(factored: Path, tmp_path: Path, quantisation: str) -> None:
-    artifact = export(factored, tmp_path / "m.gguf", quantisation=quantisation)
+def test_record_prediction_and_file_agree(
+    request: pytest.FixtureRequest, tmp_path: Path, quantisation: str, layout: str
+) -> None:
+    artifact = export(request.getfixturevalue(layout), tmp_path / "m.gguf", quantisation=quantisation)
     reader = GGUFReader(artifact.path)
     stored = {tensor.name: (tensor.tensor_type.name.lower(), tensor.n_bytes) for tensor in reader.tensors}
     assert stored == {tensor.name: (tensor.type, tensor.bytes) for tensor in artifact.tensors}

@@ -17,6 +17,7 @@ import torch
 
 from lowrank_export.converter.checkpoint import CheckpointReader
 from lowrank_export.converter.errors import InputError, LowRankError, ResourceError, UsageError
+from lowrank_export.converter.layouts import LAYOUTS, Layout
 from lowrank_export.converter.lowrank_linear import replace_linears
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.transformers_integration import LowRankConfig
@@ -97,6 +98,31 @@ def test_logits_agree_with_torch(
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing may be left beside the export"
 
 
+@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pivot_layout_agrees_with_torch(
+    tmp_path: Path, saved: Saved, tiny: ModuleType, family: str, quantisation: str
+) -> None:
+    checkpoint, model = saved(family, 27, layout="pivot", **OPTIONS[family])
+    artifact = export(checkpoint, tmp_path / "out", quantisation)
+    tokens = np.random.default_rng(7).integers(0, tiny.VOCABULARY, 40, dtype=np.int32)
+    decoder = open_decoder(tmp_path / "out", threads=1)
+    first, cache = decoder.run(tokens[:39], decoder.empty_cache, keep_cache=True)
+    last, _ = decoder.run(tokens[39:], cache, keep_cache=False)
+    logits, reference = np.concatenate([first, last]), torch_logits(model, tokens)
+    if quantisation == "fp32":
+        np.testing.assert_allclose(logits, reference, atol=1e-4)
+    else:
+        assert kld(reference, logits).mean() < 0.01
+    assert artifact.layout == "native"
+    assert artifact.parameters == sum(parameter.numel() for parameter in model.parameters())
+    permuted = {record.name for record in artifact.tensors if record.name.endswith("lowrank_perm")}
+    assert "model.layers.0.attn.q_proj.lowrank_perm" in permuted and len(permuted) == 2 * 5
+    assert "model.layers.0.mlp.up_proj.lowrank_perm" not in permuted
+    metadata = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False).metadata_props
+    assert {entry.key: entry.value for entry in metadata}["lowrank.layout"] == "pivot"
+
+
 @pytest.fixture(scope="module")
 def factored(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Path:
     path: Path = tmp_path_factory.mktemp("factored") / "checkpoint"
@@ -138,11 +164,15 @@ def test_tied_embedding_is_stored_once(tmp_path: Path, factored: Path, tiny: Mod
 
 
 @pytest.mark.parametrize("quantisation", ["fp32", "int8"])
-@pytest.mark.parametrize(("family", "tied", "rank"), [("llama", True, 96), ("qwen2", False, None)])
+@pytest.mark.parametrize(
+    ("family", "tied", "rank", "layout"),
+    [("llama", True, 96, "two-factor"), ("llama", True, 96, "pivot"), ("qwen2", False, None, "two-factor")],
+)
 def test_predicted_bytes(
-    tmp_path: Path, saved: Saved, family: str, tied: bool, rank: int | None, quantisation: str
+    tmp_path: Path, saved: Saved, family: str, tied: bool, rank: int | None, layout: Layout, quantisation: str
 ) -> None:
-    checkpoint, _ = saved(family, rank, tied=tied, blocks=1, hidden_size=256, head_dim=64)
+    options = {"layout": layout} if rank else {}
+    checkpoint, _ = saved(family, rank, tied=tied, blocks=1, hidden_size=256, head_dim=64, **options)
     reader = CheckpointReader(checkpoint)
     predicted = predict_bytes(
         {name: reader.shape(name) for name in reader.names},
@@ -169,17 +199,22 @@ def test_prediction_counts_a_tied_head_once() -> None:
         predict_bytes(shapes, "int3", tied=True)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("quantisation", ["fp32", "int8"])
-def test_some_linears_factored_and_the_head_too(tmp_path: Path, tiny: ModuleType, quantisation: str) -> None:
+def test_some_linears_factored_and_the_head_too(
+    tmp_path: Path, tiny: ModuleType, quantisation: str, layout: Layout
+) -> None:
     layer = "model.layers.0."
-    ranks = {f"{layer}self_attn.q_proj": 20, f"{layer}self_attn.v_proj": 33, f"{layer}mlp.up_proj": 40, "lm_head": 48}
+    ranks = {f"{layer}self_attn.q_proj": 20, f"{layer}self_attn.v_proj": 31, f"{layer}mlp.up_proj": 40, "lm_head": 48}
     model = tiny.model("qwen2", tied=False)
-    replace_linears(model, ranks)
+    replace_linears(model, ranks, layout)
     with torch.no_grad():
         for name in ranks:
             for parameter in model.get_submodule(name).parameters():
                 parameter.copy_(0.2 * torch.randn_like(parameter))
-    model.config.quantization_config = LowRankConfig(ranks=ranks, retention=0.9, method="svd")
+            for buffer in model.get_submodule(name).buffers():
+                buffer.copy_(torch.randperm(len(buffer)))
+    model.config.quantization_config = LowRankConfig(layout=layout, ranks=ranks, retention=0.9, method="svd")
     model.save_pretrained(tmp_path / "in")
     tiny.tokenizer().save_pretrained(tmp_path / "in")
     export(tmp_path / "in", tmp_path / "out", quantisation)

@@ -78,6 +78,39 @@ def test_factored_file_equals_torch(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rank", [20, 31])
+def test_pivot_file_equals_torch(tiny: ModuleType, tmp_path: Path, family: str, rank: int) -> None:
+    options = {"attention_bias": True, "mlp_bias": True} if family == "llama" else {}
+    model = tiny.save_factored(tmp_path / "model", family, rank=rank, layout="pivot", **options)
+    reference = torch_logits(model)
+    native = gguf(tmp_path / "model", tmp_path / "native.gguf", quantisation="f32")
+    dense = logits_of(gguf(tmp_path / "model", tmp_path / "dense.gguf", quantisation="f32", layout="dense"))
+    assert divergence(reference, logits_of(native)) < 1e-9
+    assert divergence(reference, dense) < 1e-9
+    np.testing.assert_allclose(logits_of(native), reference, atol=1e-4)
+    opened = LlamaCppBackend(native, n_ctx=128)
+    np.testing.assert_allclose(opened.feed(TOKENS[:40]), reference[39], atol=1e-4)
+    np.testing.assert_allclose(opened.feed(TOKENS[40:41]), reference[40], atol=1e-4)  # one token takes its own path
+    opened.close()
+
+
+def test_pivot_rows_that_are_in_order_in_the_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
+    """Where llama.cpp reorders the rows of q and k, a permutation appears that the checkpoint did not need."""
+    model = tiny.save_factored(tmp_path / "model", "llama", rank=20, layout="pivot")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    for block in model.model.layers:
+        for projection in (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj):
+            projection.lowrank_perm = None
+    orders = [name for name in weights if name.endswith("lowrank_perm") and name.split(".")[-2] in ("q_proj", "k_proj")]
+    orders += [name for name in weights if name.endswith("v_proj.lowrank_perm")]
+    assert len(orders) == 6
+    kept = {name: tensor for name, tensor in weights.items() if name not in orders}
+    save_file(kept, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    path = gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32")
+    assert divergence(torch_logits(model), logits_of(path)) < 1e-9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_dense_checkpoint_equals_torch(tiny: ModuleType, tmp_path: Path, family: str) -> None:
     model = tiny.save_dense(tmp_path / "model", family)
     assert (
@@ -106,9 +139,11 @@ def test_llama3_rope(tiny: ModuleType, tmp_path: Path) -> None:
     assert divergence(torch_logits(model), logits) < 1e-8
 
 
-@pytest.mark.parametrize(("quantisation", "limit"), [("f16", 1e-5), ("bf16", 1e-3), ("q8_0", 5e-3)])
-def test_quantised_factors(tiny: ModuleType, tmp_path: Path, quantisation: str, limit: float) -> None:
-    model = tiny.save_factored(tmp_path / "model", "qwen2", rank=32)
+@pytest.mark.parametrize("layout", ["two-factor", "pivot"])
+@pytest.mark.parametrize(("quantisation", "limit"), [("f16", 1e-5), ("bf16", 1e-3), ("q8_0", 1e-2)])
+def test_quantised_factors(tiny: ModuleType, tmp_path: Path, quantisation: str, limit: float, layout: str) -> None:
+    rank, options = (32, {}) if layout == "two-factor" else (32, {"num_key_value_heads": 4})
+    model = tiny.save_factored(tmp_path / "model", "qwen2", rank=rank, layout=layout, **options)
     logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation=quantisation))
     assert divergence(torch_logits(model), logits) < limit
 

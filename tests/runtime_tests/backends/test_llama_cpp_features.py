@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.gguf.writer import export_gguf
@@ -22,10 +23,15 @@ Q8_0, Q4_K_M = 7, 15
 pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
 
 
+@pytest.fixture(scope="module", params=["two-factor", "pivot"])
+def layout(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, layout: str) -> Path:
     folder = tmp_path_factory.mktemp("features")
-    tiny.save_factored(folder / "model", "qwen2")
+    tiny.save_factored(folder / "model", "qwen2", rank=None if layout == "two-factor" else 31, layout=layout)
     return export_gguf(folder / "model", folder / "m.gguf", quantisation="f32", progress=SilentProgress()).path
 
 
@@ -58,25 +64,39 @@ def factors(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     return a.astype(np.float32), (0.5 * rng.standard_normal((rows, 4))).astype(np.float32)
 
 
-def test_adapter_of_the_dense_weight(backend: LlamaCppBackend, tiny: ModuleType, tmp_path: Path) -> None:
-    """An adapter trained for W applies to U V as a whole."""
-    a, b = factors(tiny.INTERMEDIATE, tiny.HIDDEN)
-    model = tiny.model("qwen2")
+def load_adapter(backend: LlamaCppBackend, path: bytes) -> Any:
+    return backend._api.llama_adapter_lora_init(backend._model, path)
+
+
+@pytest.mark.parametrize(("module", "weight"), [("self_attn.q_proj", "attn_q"), ("mlp.up_proj", "ffn_up")])
+def test_adapter_of_the_dense_weight(
+    backend: LlamaCppBackend, tiny: ModuleType, tmp_path: Path, layout: str, module: str, weight: str
+) -> None:
+    """An adapter trained for W applies to the product as a whole; with pivot rows, where W's rows are in W's order."""
+    model, _ = tiny.factored("qwen2", rank=None if layout == "two-factor" else 31)
+    linear = model.model.layers[1].get_submodule(module)
+    a, b = factors(linear.out_features, linear.in_features)
+    adapter = load_adapter(backend, write_adapter(tmp_path / "a", f"blk.1.{weight}.weight", a, b))
+    if layout == "pivot" and weight == "ffn_up":
+        assert not adapter
+        assert "in an order of their own" in backend._last_error()
+        return
+    assert adapter
+    linear.register_forward_hook(lambda _, x, y: y + x[0] @ torch.tensor(b @ a).T)
     with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight += torch.tensor(b @ a)
         expected = model(torch.tensor(TOKENS[None].astype(np.int64))).logits[0].numpy()
     api: Any = backend._api
-    adapter = api.llama_adapter_lora_init(backend._model, write_adapter(tmp_path / "a", "blk.1.ffn_up.weight", a, b))
-    assert adapter
     one = (api.llama_adapter_lora_p_ctypes * 1)(adapter)
     assert api.llama_set_adapters_lora(backend._context, one, 1, (ctypes.c_float * 1)(1.0)) == 0
     np.testing.assert_allclose(backend.window_logits(TOKENS), expected, atol=1e-4)
 
 
-def test_adapter_of_a_factor_is_refused(backend: LlamaCppBackend, tiny: ModuleType, tmp_path: Path) -> None:
+def test_adapter_of_a_factor_is_refused(
+    backend: LlamaCppBackend, tiny: ModuleType, tmp_path: Path, layout: str
+) -> None:
     a, b = factors(tiny.INTERMEDIATE, tiny.HIDDEN)
-    path = write_adapter(tmp_path / "a", "blk.1.ffn_up.lowrank_u.weight", a, b)
-    assert not backend._api.llama_adapter_lora_init(backend._model, path)
+    factor = "lowrank_u" if layout == "two-factor" else "lowrank_p"
+    assert not load_adapter(backend, write_adapter(tmp_path / "a", f"blk.1.ffn_up.{factor}.weight", a, b))
     assert "adapts a factor" in backend._last_error()
 
 
@@ -90,5 +110,7 @@ def test_own_quantiser(backend: LlamaCppBackend, factored: Path, tmp_path: Path,
     quantised = LlamaCppBackend(out, n_ctx=64)
     difference = np.abs(quantised.window_logits(TOKENS) - backend.window_logits(TOKENS)).mean()
     quantised.close()
+    stored = {tensor.name: tensor for tensor in GGUFReader(out).tensors}
+    assert all(tensor.tensor_type.name == "I32" for name, tensor in stored.items() if name.endswith("lowrank_perm"))
     assert out.stat().st_size < 0.5 * factored.stat().st_size
     assert difference < limit

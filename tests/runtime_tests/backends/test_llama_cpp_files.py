@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from gguf import GGUFReader
 
 from lowrank_export.converter.errors import InputError
 from lowrank_export.converter.progress import SilentProgress
@@ -47,6 +48,14 @@ for seed in range(24):
         assert str(error).count(chr(10)) == 0
 print("survived")
 """
+
+
+@pytest.fixture(scope="module")
+def pivot(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pivot")
+    tiny.save_factored(folder / "model", "qwen2", rank=20, layout="pivot")
+    export_gguf(folder / "model", folder / "m.gguf", quantisation="f32", progress=SilentProgress())
+    return folder / "m.gguf"
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +106,9 @@ def test_library_without_the_patch(factored: Path) -> None:
 
 
 def test_newer_layout(factored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_cpp_runtime: Path) -> None:
-    monkeypatch.setattr(writer, "LOWRANK_VERSION", 2)
+    monkeypatch.setitem(writer.LOWRANK_VERSIONS, "two-factor", 3)
     export_gguf(factored / "model", tmp_path / "m.gguf", progress=SilentProgress())
-    with pytest.raises(InputError, match="knows version 1"):
+    with pytest.raises(InputError, match="knows version 2"):
         LlamaCppBackend(tmp_path / "m.gguf")
 
 
@@ -122,8 +131,47 @@ def test_missing_tensor_is_named(factored: Path, tmp_path: Path, llama_cpp_runti
         LlamaCppBackend(path)
 
 
-def test_damaged_headers_never_end_the_process(factored: Path, tmp_path: Path, llama_cpp_runtime: Path) -> None:
-    done = run(MUTATIONS, factored / "native.gguf", tmp_path / "m.gguf")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lowrank_c.weight", r"'blk\.1\.ffn_up\.lowrank_c\.weight' not found"),
+        ("lowrank_p.weight", r"ffn_up\.weight' not"),
+    ],
+)
+def test_missing_pivot_tensor_is_named(
+    pivot: Path, tmp_path: Path, llama_cpp_runtime: Path, name: str, message: str
+) -> None:
+    path = tmp_path / "m.gguf"
+    found = f"blk.1.ffn_up.{name}".encode()
+    path.write_bytes(pivot.read_bytes().replace(found, found.replace(b"lowrank", b"lowrink"), 1))
+    with pytest.raises(InputError, match=r"cannot load.*" + message):
+        LlamaCppBackend(path)
+
+
+@pytest.mark.parametrize("value", [-1, 64, 2**31 - 1, 3])
+def test_order_that_is_no_permutation(pivot: Path, tmp_path: Path, llama_cpp_runtime: Path, value: int) -> None:
+    reader = GGUFReader(pivot)
+    tensor = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.attn_q.lowrank_perm")
+    data = bytearray(pivot.read_bytes())
+    offset = int(tensor.data_offset) + 4 * (2 if int(tensor.data[2]) != value else 5)
+    data[offset : offset + 4] = value.to_bytes(4, "little", signed=True)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        LlamaCppBackend(path)
+
+
+def test_library_that_knows_two_factors_only(pivot: Path) -> None:
+    assert inspect_gguf(pivot) == GgufSummary("qwen2", 2, 320)
+    with pytest.raises(InputError, match=r"factored GGUF \(version 2\), but this llama\.cpp library knows version 1"):
+        check_loadable(pivot, inspect_gguf(pivot), patched_version=1)
+
+
+@pytest.mark.parametrize("layout", ["two-factor", "pivot"])
+def test_damaged_headers_never_end_the_process(
+    factored: Path, pivot: Path, tmp_path: Path, llama_cpp_runtime: Path, layout: str
+) -> None:
+    done = run(MUTATIONS, pivot if layout == "pivot" else factored / "native.gguf", tmp_path / "m.gguf")
     assert (done.returncode, done.stdout.strip()) == (0, "survived"), done.stderr[-500:]
 
 

@@ -1,0 +1,154 @@
+"""Speed of the dense, two-factor and pivot layouts side by side, in llama.cpp and in ONNX Runtime.
+
+A random llama, wide but of few blocks and with a small vocabulary, so that the linears of the blocks are what is timed;
+the same retention for both layouts, so pivot has the higher rank. All models of a runtime are timed in turn, round by
+round. Takes some minutes and about 3 GB:
+
+    python benchmarks/pivot_speed.py
+    python benchmarks/pivot_speed.py --threads 1 --retention 0.8 --gguf-type f16 --onnx-type fp32
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from lowrank_export.converter.checkpoint import quiet_transformers
+from lowrank_export.converter.lowrank_linear import replace_linears
+from lowrank_export.converter.planning import prepared
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.transformers_integration import LowRankConfig
+from lowrank_export.exporters.export import export
+from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, ONNXRUNTIME, open_backend
+from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
+from lowrank_export.runtime_tests.speed import Rate, measure_speed
+
+LAYOUTS = ("dense", "two-factor", "pivot")
+
+
+def main() -> None:
+    """Print one line per runtime and layout."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--retention", type=float, default=0.6)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--decode", type=int, default=48, help="tokens")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gguf-type", action="append")
+    parser.add_argument("--onnx-type", action="append")
+    arguments = parser.parse_args()
+    wanted = [("gguf", type) for type in arguments.gguf_type or ("q8_0", "f32")]
+    wanted += [("onnx", type) for type in arguments.onnx_type or ("int8", "fp32")]
+    ensure_runtime(SilentProgress())
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        sources = make_checkpoints(Path(folder), arguments)
+        for format, type in wanted:
+            for line in measure(sources, Path(folder) / f"{format}-{type}", format, type, arguments):
+                print(line, flush=True)
+
+
+def make_checkpoints(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
+    """Layout -> checkpoint folder. The factors are random too: what they hold makes no difference to the speed."""
+    sources = {layout: folder / layout for layout in LAYOUTS}
+    save_random_llama(sources["dense"], arguments.width, arguments.blocks, arguments.prompt + arguments.decode)
+    for layout in LAYOUTS[1:]:
+        recipe = Recipe(model=str(sources["dense"]), method="svd", retention=arguments.retention, layout=layout)
+        with prepared(recipe, device="cpu", progress=SilentProgress()) as job:
+            ranks = job.plan.ranks
+        model = AutoModelForCausalLM.from_pretrained(sources["dense"])
+        in_order = [name for name in ranks if name.endswith(("gate_proj", "up_proj"))]
+        replace_linears(model, ranks, layout, in_order)
+        for name, parameter in model.named_parameters():
+            if ".lowrank_" in name:
+                fill(parameter)
+        for name, buffer in model.named_buffers():
+            if name.endswith("lowrank_perm"):
+                buffer.copy_(torch.randperm(len(buffer)))
+        model.config.quantization_config = LowRankConfig(layout, ranks, arguments.retention, "random")
+        model.save_pretrained(sources[layout])
+        save_tokenizer(sources[layout])
+    return sources
+
+
+@torch.no_grad()
+def fill(parameter: torch.Tensor) -> None:
+    """Random weights that keep the size of what they multiply."""
+    parameter.normal_(std=parameter.shape[-1] ** -0.5)
+
+
+def save_tokenizer(path: Path) -> int:
+    """A tokenizer that knows 256 bytes and one merge, without which llama.cpp loads none; returns its size."""
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    raw = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[("t", "h")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=symbols[0]).save_pretrained(path)
+    return len(symbols)
+
+
+def save_random_llama(path: Path, width: int, blocks: int, context: int) -> None:
+    """A llama of random weights."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=save_tokenizer(path),
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=blocks,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 256,
+        head_dim=64,
+        max_position_embeddings=max(1024, context),
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=True,
+    )
+    model = AutoModelForCausalLM.from_config(config).float()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            fill(parameter)
+    model.save_pretrained(path)
+
+
+def measure(sources: dict[str, Path], folder: Path, format: str, type: str, arguments: argparse.Namespace) -> list[str]:
+    """Export every layout, time them in turn, and say how they compare with dense."""
+    suffix, runtime = (".gguf", LLAMA_CPP) if format == "gguf" else ("", ONNXRUNTIME)
+    folder.mkdir()
+    made = {
+        layout: export(source, folder / f"{layout}{suffix}", format=format, quantisation=type)
+        for layout, source in sources.items()
+    }
+    length = arguments.prompt + arguments.decode
+    tokens = np.random.default_rng(0).integers(0, 256, length).astype(np.int32)
+    backends = [
+        open_backend(artifact.path, runtime, threads=arguments.threads, context=length, exact=False)
+        for artifact in made.values()
+    ]
+    speeds = measure_speed(backends, tokens, prompt_tokens=arguments.prompt, repeats=arguments.repeats)
+    for backend in backends:
+        backend.close()
+    dense = speeds[0]
+    return [
+        f"{runtime:12s} {type:5s} {layout:11s} {artifact.bytes / 1e6:7.1f} MB  "
+        f"prefill {said(speed.prefill, dense.prefill)}  decode {said(speed.decode, dense.decode)}"
+        for (layout, artifact), speed in zip(made.items(), speeds, strict=True)
+    ]
+
+
+def said(rate: Rate, dense: Rate) -> str:
+    """Median rate, its ratio to dense, and the ratio of the fastest rounds."""
+    ratio, best = rate.median / dense.median, rate.highest / dense.highest
+    return f"{rate.median:8.1f} tok/s = {ratio:.2f}x dense (best rounds {best:.2f}x)"
+
+
+if __name__ == "__main__":
+    main()
