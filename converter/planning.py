@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,18 +99,55 @@ def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, pro
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
+    with _gathered(recipe, device, statistics, progress) as (method, source, blocks, calibration, store):
+        with fast_matmul():
+            plan = _allocate(recipe, method, blocks, calibration, store, progress)
+        yield Job(recipe, method, source, blocks, calibration, store, plan)
+
+
+def gather_statistics(recipe: Recipe, folder: Path, *, device: str, progress: Progress) -> tuple[str, ...]:
+    """Fill a folder with the statistics that a recipe reads, for `prepared` of this recipe and others.
+
+    Returns:
+        The kinds of statistics that the recipe's method reads.
+
+    Raises:
+        UsageError, InputError, ResourceError: as the stages say.
+    """
+    with _gathered(recipe, device, folder, progress) as (method, *_):
+        return method.statistics
+
+
+@contextmanager
+def _gathered(
+    recipe: Recipe, device: str, folder: Path | None, progress: Progress
+) -> Iterator[tuple[Method, Source, BlockSource, Calibration | None, Statistics]]:
+    """What a recipe names, found, with the statistics that its method reads."""
     method = METHODS[recipe.method]
     if recipe.alpha is not None:
         method = replace(method, alpha=recipe.alpha)
     source = open_source(recipe.model, progress)
     blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
     calibration = _calibration(recipe, source, blocks, progress) if method.needs_calibration else None
-    with open_statistics(statistics) as store:
-        with fast_matmul():
-            if calibration is not None:
+    with open_statistics(folder) as store:
+        if calibration is not None:
+            if folder is not None:
+                store.claim(_identity(recipe, source, calibration))
+            with fast_matmul():
                 _gather(recipe, method, blocks, calibration, store, progress)
-            plan = _allocate(recipe, method, blocks, calibration, store, progress)
-        yield Job(recipe, method, source, blocks, calibration, store, plan)
+        yield method, source, blocks, calibration, store
+
+
+def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[str, Any]:
+    """Whatever changes the statistics of a model."""
+    drawn = calibration.record()
+    return {
+        "source_sha256": source.fingerprint(),
+        **{key: drawn[key] for key in ("windows", "window_length", "held_out", "seed")},
+        "calibration_sha256": drawn["sha256"],
+        "gradient_windows": recipe.gradient_windows,
+        "dtype": recipe.dtype,
+    }
 
 
 def _gather(
