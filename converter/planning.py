@@ -128,6 +128,7 @@ def _gathered(
         method = replace(method, alpha=recipe.alpha)
     source = open_source(recipe.model, progress)
     blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
+    _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
     calibration = _calibration(recipe, source, blocks, progress) if method.needs_calibration else None
     with open_statistics(folder) as store:
         if calibration is not None:
