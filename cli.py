@@ -201,6 +201,30 @@ def compress(
 
 @app.command()
 @recipe_options()
+def statistics(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to keep them in; what is there already stays.")],
+    given: Given,
+    recipe: RecipeFile = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="dense or gradients; default: what the method reads. Repeatable.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Gather what a method wants to know of the dense model, for `compress --statistics`."""
+    with _one_line_errors():
+        chosen = _recipe(recipe, given)
+        from .converter.planning import gather_statistics
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.environment import process_cost
+
+        kinds = gather_statistics(chosen, out, kind or None, device=device, progress=ConsoleProgress())
+        _show(None, {"path": str(out), "kinds": list(kinds), "process": process_cost()}, as_json)
+        _tell(f"{out}: statistics of kind {' and '.join(kinds)}" if kinds else f"{chosen.method} reads no statistics")
+
+
+@app.command()
+@recipe_options()
 def plan(
     given: Given,
     recipe: RecipeFile = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -105,24 +105,40 @@ def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, pro
         yield Job(recipe, method, source, blocks, calibration, store, plan)
 
 
-def gather_statistics(recipe: Recipe, folder: Path, *, device: str, progress: Progress) -> tuple[str, ...]:
+def gather_statistics(
+    recipe: Recipe, folder: Path, kinds: Sequence[str] | None = None, *, device: str, progress: Progress
+) -> tuple[str, ...]:
     """Fill a folder with the statistics that a recipe reads, for `prepared` of this recipe and others.
 
+    Args:
+        recipe: names model, calibration text and method.
+        folder: filled; what is there already stays.
+        kinds: of statistics; by default all that the method reads.
+        device: "auto", "cpu", "cuda".
+        progress: told about stages.
+
     Returns:
-        The kinds of statistics that the recipe's method reads.
+        The kinds that are there now.
 
     Raises:
-        UsageError, InputError, ResourceError: as the stages say.
+        UsageError: a kind that the method does not read, or a folder made from something else.
+        InputError, ResourceError: as the stages say.
     """
-    with _gathered(recipe, device, folder, progress) as (method, *_):
-        return method.statistics
+    known = METHODS[recipe.method].statistics
+    wanted = tuple(dict.fromkeys(known if kinds is None else kinds))
+    for kind in wanted:
+        if kind not in known:
+            reads = " and ".join(known) or "none"
+            raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
+    with _gathered(recipe, device, folder, progress, wanted):
+        return wanted
 
 
 @contextmanager
 def _gathered(
-    recipe: Recipe, device: str, folder: Path | None, progress: Progress
+    recipe: Recipe, device: str, folder: Path | None, progress: Progress, kinds: Sequence[str] | None = None
 ) -> Iterator[tuple[Method, Source, BlockSource, Calibration | None, Statistics]]:
-    """What a recipe names, found, with the statistics that its method reads."""
+    """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = METHODS[recipe.method]
     if recipe.alpha is not None:
         method = replace(method, alpha=recipe.alpha)
@@ -135,7 +151,8 @@ def _gathered(
             if folder is not None:
                 store.claim(_identity(recipe, source, calibration))
             with fast_matmul():
-                _gather(recipe, method, blocks, calibration, store, progress)
+                wanted = method.statistics if kinds is None else kinds
+                _gather(recipe, wanted, blocks, calibration, store, progress)
         yield method, source, blocks, calibration, store
 
 
@@ -152,12 +169,17 @@ def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[
 
 
 def _gather(
-    recipe: Recipe, method: Method, blocks: BlockSource, calibration: Calibration, store: Statistics, progress: Progress
+    recipe: Recipe,
+    kinds: Sequence[str],
+    blocks: BlockSource,
+    calibration: Calibration,
+    store: Statistics,
+    progress: Progress,
 ) -> None:
-    if method.needs_dense_moments:
+    if "dense" in kinds:
         chunks, held_out = window_chunks(recipe, calibration), _held_out_chunks(calibration)
         gather_dense(blocks, chunks, held_out, store, progress)
-    if method.needs_gradients:
+    if "gradients" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
         gather_gradients(blocks, windows, recipe.seed, store, progress)
 
