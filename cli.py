@@ -183,12 +183,9 @@ def compress(
         chosen = _recipe(recipe, given)
         from .converter.pipeline import compress as run_compress
         from .converter.progress import ConsoleProgress
-
         from .runtime_tests.environment import process_cost
 
-        done = run_compress(
-            chosen, out, device=device, force=force, statistics=statistics, progress=ConsoleProgress()
-        )
+        done = run_compress(chosen, out, device=device, force=force, statistics=statistics, progress=ConsoleProgress())
         summary = {
             key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")
         }
@@ -242,6 +239,56 @@ def plan(
         with prepared(chosen, device=device, progress=ConsoleProgress()) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             _show(plan_table(job.plan, forecast), {**job.plan.to_json(), "predicted_bytes": forecast}, as_json)
+
+
+@app.command()
+@recipe_options("method", "retention")
+def compare(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows, compare.json and compare.html.")],
+    given: Given,
+    recipe: RecipeFile = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", help="Comma-separated or repeatable. Default: all.")
+    ] = None,
+    retention: Annotated[
+        list[str] | None, typer.Option(help="Comma-separated or repeatable. Default: 0.8 and 0.6.", metavar="FLOAT")
+    ] = None,
+    device: Device = "auto",
+    evaluate: Evaluate = "python-docs",
+    evaluation_windows: EvaluationWindows = 8,
+    evaluation_length: EvaluationLength = 512,
+    threads: Threads = None,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Leave every factored checkpoint in OUT/checkpoints.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Compress by several methods and measure each: perplexity, divergence, cost; a table and a page with curves."""
+    with _one_line_errors():
+        from .converter.methods import METHODS
+        from .converter.recipe import recipe_grid
+
+        values, where = _recipe_values(recipe, given)
+        retentions = [_number(part) for part in _listed(retention)]
+        chosen = recipe_grid(values, _listed(methods) or list(METHODS), retentions or [0.8, 0.6], where)
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.compare import compare as run_compare
+        from .runtime_tests.compare_table import render
+        from .runtime_tests.release import Evaluation
+
+        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores())
+        comparison = run_compare(
+            chosen,
+            out,
+            evaluation=evaluation,
+            device=device,
+            keep_checkpoints=keep_checkpoints,
+            force=force,
+            progress=ConsoleProgress(),
+        )
+        _show(render(comparison), comparison.to_json(), as_json)
+        _tell(f"{out}: compare.json and compare.html")
 
 
 @app.command()
@@ -382,6 +429,7 @@ def runtime_status(as_json: Json = False) -> None:
 
 LOG_WIDTH = 120  # columns of tables written to a file or pipe
 
+
 def _recipe(path: Path | None, given: Given) -> Recipe:
     """Recipe file, overridden by options."""
     from .converter.recipe import make_recipe
@@ -400,6 +448,19 @@ def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str
         raise UsageError(f"nothing to do: give --model (try `--model demo`), or put a {RECIPE_FILE} in this folder")
     values = read_recipe_values(path) if path is not None else {}
     return {**values, **given}, str(path) if path is not None and not given else "command line"
+
+
+def _listed(given: list[str] | None) -> list[str]:
+    """Words of a repeatable option, each a comma-separated list."""
+    return [word.strip() for part in given or [] for word in part.split(",") if word.strip()]
+
+
+def _number(word: str) -> float | str:
+    """A number, or the word as it is: the recipe's own check names it."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Several methods and retentions on one model: each compressed in a process of its own, measured on the same windows.
 
-    DIR/rows/        a result per method and retention; those that are there are not made again
-    DIR/statistics/  of the dense model, shared by the methods; removed at the end
-    DIR/checkpoints/ one at a time, or all with keep_checkpoints
+DIR/rows/        a result per method and retention; those that are there are not made again
+DIR/statistics/  of the dense model, shared by the methods; removed at the end
+DIR/checkpoints/ one at a time, or all with keep_checkpoints
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..converter.errors import UsageError
 from ..converter.files import remove
 from ..converter.methods import METHODS
 from ..converter.progress import Advance, Progress, SilentProgress
-from ..converter.recipe import Recipe, make_recipe
+from ..converter.recipe import Recipe
 from ..converter.source import Source, open_source
 from ..converter.statistics import Statistics
 from .artifacts import describe
@@ -58,24 +58,6 @@ SHAPES_STATISTICS = (
     "dtype",
 )
 """Recipe keys on which the statistics depend, the last digits included."""
-
-
-def recipes_of(
-    values: Mapping[str, Any], methods: Sequence[str], retentions: Sequence[float], where: str
-) -> tuple[Recipe, ...]:
-    """One checked recipe per method and retention, by falling retention.
-
-    Args:
-        values: what all have in common; method and retention in it are ignored.
-        methods: in the order they are shown in.
-        retentions: any order; what occurs twice counts once.
-        where: named in errors.
-
-    Raises:
-        UsageError: one line about the first recipe that cannot be.
-    """
-    pairs = [(r, method) for r in sorted(set(retentions), reverse=True) for method in dict.fromkeys(methods)]
-    return tuple(make_recipe({**values, "method": method, "retention": r}, where) for r, method in pairs)
 
 
 @dataclass(frozen=True)
@@ -123,7 +105,7 @@ def compare(
     Rows that are there already, of equal recipe and evaluation, are not made again.
 
     Args:
-        recipes: from `recipes_of`: alike but for method and retention.
+        recipes: from `recipe_grid`: alike but for method and retention.
         out: the folder to make.
         evaluation: text and size of the measurement.
         device: of compression and measurement.
@@ -255,9 +237,7 @@ def _gather(job: _Job, kind: str, recipe: Recipe, work: Path) -> None:
     job.progress.note(f"statistics of kind {kind}: {_cost_words(cost)}")
 
 
-def _make_rows(
-    job: _Job, missing: Sequence[Recipe], dense: ReferenceLogits, work: Path, advance: Advance
-) -> None:
+def _make_rows(job: _Job, missing: Sequence[Recipe], dense: ReferenceLogits, work: Path, advance: Advance) -> None:
     for recipe in missing:
         row = _row(job, recipe, dense, work)
         write_row(job.file(_name(recipe)), job.key(recipe), asdict(row))

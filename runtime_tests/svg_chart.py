@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 330  # small units, so that a chart on a phone's width has readable letters
-LEFT, RIGHT, BOTTOM = 58, 12, 44
+LEFT, RIGHT, BOTTOM = 66, 12, 44
 LEGEND_ROW, LETTER = 18, 6.8  # height of a legend's row, mean width of a letter
 LOG_FROM = 8.0  # largest / smallest value from which on an axis is logarithmic
 TICKS = 5
@@ -17,12 +17,14 @@ STYLE = """
 .chart { --s0:#0b62a8; --s1:#b4470b; --s2:#00735a; --s3:#8a3d86; --s4:#7a6200; --s5:#444; --s6:#a3134d; --s7:#3b4fc4;
   width:100%; height:auto; display:block; font:12px system-ui, sans-serif; }
 @media (prefers-color-scheme: dark) {
-  .chart { --s0:#6db6f2; --s1:#f2995c; --s2:#4fcfae; --s3:#dc9ad8; --s4:#d9c25a; --s5:#ccc; --s6:#f57fa8; --s7:#9aa8ff; }
+  .chart { --s0:#6db6f2; --s1:#f2995c; --s2:#4fcfae; --s3:#dc9ad8; --s4:#d9c25a; --s5:#ccc; --s6:#f57fa8;
+    --s7:#9aa8ff; }
 }
 .chart text { fill:currentColor; }
 .chart .axis { stroke:currentColor; stroke-opacity:.6; fill:none; }
 .chart .grid { stroke:currentColor; stroke-opacity:.14; fill:none; }
-.chart .reference { stroke:currentColor; stroke-opacity:.65; stroke-dasharray:1 4; stroke-linecap:round; stroke-width:2; }
+.chart .reference { stroke:currentColor; stroke-opacity:.65; stroke-dasharray:1 4; stroke-linecap:round;
+  stroke-width:2; }
 .chart .line { fill:none; stroke-width:2; }
 .chart .error { stroke-width:1.2; }
 .chart .mark { stroke-width:1.2; stroke-linejoin:round; }
@@ -182,7 +184,9 @@ class _Frame:
 
 def _legend(labels: Sequence[str], reference: str | None) -> tuple[str, float]:
     """Legend, wrapped; and where the plot may begin."""
-    entries = [(_stroke("M0 0H24", i) + f'<g transform="translate(12 0)">{_mark(i)}</g>', s) for i, s in enumerate(labels)]
+    entries = [
+        (_stroke("M0 0H24", i) + f'<g transform="translate(12 0)">{_mark(i)}</g>', s) for i, s in enumerate(labels)
+    ]
     if reference is not None:
         entries.append(('<line class="reference" x1="0" x2="24" y1="0" y2="0"/>', reference))
     parts, x, y = [], 8.0, 12.0
@@ -211,9 +215,8 @@ def _axes(frame: _Frame, x_label: str, y_label: str) -> str:
     middle = (frame.top + bottom) / 2
     scale = " (log)" if frame.y.log else ""
     parts.append(f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(
-        f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label + scale)}</text>'
-    )
+    turned = f'transform="translate(13 {middle:.0f}) rotate(-90)"'
+    parts.append(f'<text {turned} text-anchor="middle">{escape(y_label + scale)}</text>')
     return "\n".join(parts)
 
 
