@@ -146,7 +146,7 @@ def _gathered(
     blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
     _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
     calibration = _calibration(recipe, source, blocks, progress) if method.needs_calibration else None
-    with open_statistics(folder) as store:
+    with open_statistics(None if calibration is None else folder) as store:
         if calibration is not None:
             if folder is not None:
                 store.claim(_identity(recipe, source, calibration))

@@ -6,7 +6,8 @@ import math
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from .compare_results import Comparison, Cost, Measurement, Row
+from .child import Cost
+from .compare_results import Comparison, Measurement, Row
 from .perplexity import Perplexity
 
 if TYPE_CHECKING:
