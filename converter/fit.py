@@ -117,6 +117,18 @@ def fit_linear(
     return factors, _losses(target, truncated, factors, metric)
 
 
+def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
+    """The dense weight (m, n), in its dtype, whose output on X' is the target: what a linear that keeps its rank gains.
+
+    Args:
+        weight: W (m, n).
+        metric: of its input group; without alignment W itself is the answer.
+    """
+    if metric.alignment is None:
+        return weight
+    return (weight.double() @ metric.alignment).to(weight.dtype)
+
+
 def _losses(target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric) -> FitLoss | None:
     if metric.evaluation is None:
         return None

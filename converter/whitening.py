@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
-GRADIENT_DAMPING = 1e-2  # added to G, relative to its mean eigenvalue
+GRADIENT_DAMPING = 0.1  # added to G, relative to its mean eigenvalue
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,19 @@ def whiten(sigma: Tensor) -> Whitener:
 
 
 def regression(cross: Tensor, sigma: Tensor, damping: float) -> Tensor:
-    """Gamma (Sigma' + damping mean I)^-1, (n, n) float64: what predicts X from X' in the least-squares sense.
+    """(Gamma + d I) (Sigma' + d I)^-1, (n, n) float64, d = damping x mean of Sigma's diagonal: predicts X from X'.
+
+    The least-squares prediction where the calibration text says something, and X' itself where it says nothing.
 
     Args:
         cross: Gamma = X X'^T / T (n, n) float64.
         sigma: Sigma' (n, n) float64, symmetric positive semi-definite.
-        damping: relative to the mean of Sigma's diagonal.
+        damping: relative.
     """
-    solved: Tensor = torch.cholesky_solve(cross.T, _damped_cholesky(sigma, damping))
+    lower, added = _damped_cholesky(sigma, damping)
+    anchored = cross.clone()
+    anchored.diagonal().add_(added)
+    solved: Tensor = torch.cholesky_solve(anchored.T, lower)
     return solved.T
 
 
@@ -62,20 +67,20 @@ def gradient_root(gradient: Tensor, damping: float = GRADIENT_DAMPING) -> Tensor
 
     A few sequences leave G far from settled; the damping keeps directions it has not seen from looking free.
     """
-    return _damped_cholesky(gradient, damping).T.contiguous()
+    return _damped_cholesky(gradient, damping)[0].T.contiguous()
 
 
-def _damped_cholesky(moment: Tensor, damping: float) -> Tensor:
-    """L (n, n) with L L^T = moment + damping mean I; the damping is raised tenfold while rounding makes that fail."""
+def _damped_cholesky(moment: Tensor, damping: float) -> tuple[Tensor, float]:
+    """L (n, n) with L L^T = moment + d I, and d = damping x mean; d grows tenfold while rounding makes that fail."""
     if not bool(torch.isfinite(moment).all()):
         raise ValueError("second moment is not finite")
-    mean = moment.diagonal().mean()
+    mean = float(moment.diagonal().mean())
     if mean <= 0:
-        return torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+        return torch.eye(len(moment), dtype=moment.dtype, device=moment.device), 1.0
     while True:
         damped = moment.clone()
         damped.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if int(failed) == 0:
-            return lower
+            return lower, damping * mean
         damping *= 10
