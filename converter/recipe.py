@@ -50,7 +50,11 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `read_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if any(mark in text for mark in "\x85\u2028\u2029"):  # line breaks to YAML: they come back as spaces
+            text = yaml.safe_dump(values, sort_keys=False)
+        return text
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
