@@ -10,8 +10,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,51 +38,51 @@ app = typer.Typer(
 runtime_app = typer.Typer(help="The patched llama.cpp that runs factored GGUF files.", no_args_is_help=True)
 app.add_typer(runtime_app, name="runtime")
 
-Model = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Hugging Face folder, hub id, .gguf file, or `demo`.", show_default=False),
-]
+
+def _recipe_option(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, show_default=False, rich_help_panel="Recipe")
+
+
+# Recipe key -> its option. The one place where they are stated: `recipe_options` adds them to a command.
+RECIPE_OPTIONS: dict[str, Any] = {
+    "model": Annotated[str | None, _recipe_option("Hugging Face folder, hub id, .gguf file, `demo`.", "--model", "-m")],
+    "method": Annotated[str | None, _recipe_option("adasvd (default), loss-aware (recommended), svd-llm, svd.")],
+    "retention": Annotated[
+        float | None, _recipe_option("Kept / original parameters of the linears, in (0, 1]. Default 0.8.")
+    ],
+    "layout": Annotated[str | None, _recipe_option("two-factor (default), or pivot: more rank in the same bytes.")],
+    "min_retention": Annotated[float | None, _recipe_option("Floor of adaCR's retention per block.")],
+    "rank_multiple": Annotated[int | None, _recipe_option("Ranks are multiples of this. Default 32.")],
+    "keep_dense": Annotated[list[str] | None, _recipe_option("Leave matching linears dense (glob; repeatable).")],
+    "similarity": Annotated[str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.")],
+    "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.")],
+    "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.")],
+    "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 8.")],
+    "refine": Annotated[str | None, _recipe_option("Gradient descent on the factors: none (default), block, model.")],
+    "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
+    "refine_rate": Annotated[float | None, _recipe_option("First step of the refinement, relative to each tensor.")],
+    "calibration": Annotated[
+        str | None,
+        _recipe_option("Text or .jsonl file, token windows (.npy), python-docs (default), self, datasets:NAME."),
+    ],
+    "windows": Annotated[int | None, _recipe_option("Calibration windows. Default 32.")],
+    "window_length": Annotated[int | None, _recipe_option("Tokens per window. Default 1024.")],
+    "held_out": Annotated[int | None, _recipe_option("Further windows that no factor is fitted on. Default 2.")],
+    "calibration_reduction": Annotated[str | None, _recipe_option("moments (default) or stack-of-batch.")],
+    "buckets": Annotated[int | None, _recipe_option("Buckets of stack-of-batch. Default 16.")],
+    "seed": Annotated[int | None, _recipe_option("Of everything random. Default 0.")],
+    "dtype": Annotated[str | None, _recipe_option("float32 (default), float16 or bfloat16.")],
+}
+Given = dict[str, Any]
+"""The recipe keys that were given on the command line."""
 RecipeFile = Annotated[
     Path | None,
-    typer.Option("--recipe", help="Recipe file; options override it. Default: ./recipe.yaml without --model."),
-]
-Method = Annotated[
-    str | None, typer.Option(help="adasvd (default), loss-aware (recommended), svd-llm, svd.", show_default=False)
-]
-Retention = Annotated[
-    float | None,
-    typer.Option(help="Kept / original parameters of the linears, in (0, 1]. Default 0.8.", show_default=False),
-]
-MinRetention = Annotated[float | None, typer.Option(help="Floor of adaCR's retention per block.", show_default=False)]
-RankMultiple = Annotated[int | None, typer.Option(help="Ranks are multiples of this. Default 32.", show_default=False)]
-Layout = Annotated[
-    str | None,
-    typer.Option(help="How factors are stored: two-factor (default) or pivot, smaller.", show_default=False),
-]
-KeepDense = Annotated[
-    list[str] | None, typer.Option(help="Leave matching linears dense (glob; repeatable).", show_default=False)
-]
-Iterations = Annotated[int | None, typer.Option(help="adaComp iterations. Default 1.", show_default=False)]
-Similarity = Annotated[
-    str | None, typer.Option(help="adaCR's similarity: angular (default) or cosine.", show_default=False)
-]
-CalibrationText = Annotated[
-    str | None,
     typer.Option(
-        "--calibration",
-        help="Text or .jsonl file, token windows (.npy), python-docs (default), self, or datasets:NAME.",
-        show_default=False,
+        "--recipe",
+        help="Recipe file; options override it. Default: ./recipe.yaml without --model.",
+        rich_help_panel="Recipe",
     ),
 ]
-Reduction = Annotated[
-    str | None,
-    typer.Option("--calibration-reduction", help="moments (default) or stack-of-batch.", show_default=False),
-]
-Buckets = Annotated[int | None, typer.Option(help="Buckets of stack-of-batch. Default 16.", show_default=False)]
-Windows = Annotated[int | None, typer.Option(help="Calibration windows. Default 32.", show_default=False)]
-WindowLength = Annotated[int | None, typer.Option(help="Tokens per window. Default 1024.", show_default=False)]
-Seed = Annotated[int | None, typer.Option(help="Of everything random. Default 0.", show_default=False)]
-Dtype = Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.", show_default=False)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -93,10 +95,36 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the run
 Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time prefill and decode.")]
 
 
+def recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command every option of RECIPE_OPTIONS but `without`; those given reach its parameter `given`."""
+
+    def add_to(command: Callable[..., None]) -> Callable[..., None]:
+        offered = {key: option for key, option in RECIPE_OPTIONS.items() if key not in without}
+
+        @wraps(command)
+        def parsed(**options: Any) -> None:
+            values = {key: options.pop(key) for key in offered}
+            command(**options, given={key: value for key, value in values.items() if value not in (None, [])})
+
+        parameters = []
+        for own in signature(command, eval_str=True).parameters.values():
+            if own.name == "given":
+                added = offered.items()
+                parameters += [Parameter(k, Parameter.KEYWORD_ONLY, default=None, annotation=o) for k, o in added]
+            else:
+                parameters.append(own.replace(kind=Parameter.KEYWORD_ONLY))
+        parsed.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return parsed
+
+    return add_to
+
+
 @app.callback(invoke_without_command=True)
+@recipe_options()
 def run(
     context: typer.Context,
-    model: Model = None,
+    given: Given,
     recipe: RecipeFile = None,
     format: Annotated[
         list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.", show_default=False)
@@ -106,21 +134,6 @@ def run(
     ),
     gguf_type: GgufType = None,
     onnx_type: OnnxType = None,
-    method: Method = None,
-    retention: Retention = None,
-    min_retention: MinRetention = None,
-    layout: Layout = None,
-    rank_multiple: RankMultiple = None,
-    keep_dense: KeepDense = None,
-    iterations: Iterations = None,
-    similarity: Similarity = None,
-    calibration: CalibrationText = None,
-    calibration_reduction: Reduction = None,
-    buckets: Buckets = None,
-    windows: Windows = None,
-    window_length: WindowLength = None,
-    seed: Seed = None,
-    dtype: Dtype = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -140,7 +153,7 @@ def run(
         typer.echo(__version__)
         return
     with _one_line_errors():
-        chosen = _recipe(recipe, _given(locals()))
+        chosen = _recipe(recipe, given)
         exports = _exports(format, gguf_type, onnx_type)
         from .converter.progress import ConsoleProgress
         from .runtime_tests.release import Evaluation, release
@@ -156,40 +169,31 @@ def run(
 
 
 @app.command()
+@recipe_options()
 def compress(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the factored checkpoint.")],
-    model: Model = None,
+    given: Given,
     recipe: RecipeFile = None,
-    method: Method = None,
-    retention: Retention = None,
-    min_retention: MinRetention = None,
-    layout: Layout = None,
-    rank_multiple: RankMultiple = None,
-    keep_dense: KeepDense = None,
-    iterations: Iterations = None,
-    similarity: Similarity = None,
-    calibration: CalibrationText = None,
-    calibration_reduction: Reduction = None,
-    buckets: Buckets = None,
-    windows: Windows = None,
-    window_length: WindowLength = None,
-    seed: Seed = None,
-    dtype: Dtype = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="Keep statistics of the dense model here, for other methods and retentions."),
+    ] = None,
     device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make a factored checkpoint."""
     with _one_line_errors():
-        chosen = _recipe(recipe, _given(locals()))
+        chosen = _recipe(recipe, given)
         from .converter.pipeline import compress as run_compress
         from .converter.progress import ConsoleProgress
+        from .runtime_tests.environment import process_cost
 
-        done = run_compress(chosen, out, device=device, force=force, progress=ConsoleProgress())
+        done = run_compress(chosen, out, device=device, force=force, statistics=statistics, progress=ConsoleProgress())
         summary = {
             key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")
         }
-        _show(None, {"path": str(done.path), "seconds": done.seconds, **summary}, as_json)
+        _show(None, {"path": str(done.path), "seconds": done.seconds, **summary, "process": process_cost()}, as_json)
         _tell(
             f"{done.path}: retention {done.plan['retention']:.4f} of the linears (compression "
             f"{done.plan['compression']:.1%}), {done.seconds:.0f} s"
@@ -197,27 +201,40 @@ def compress(
 
 
 @app.command()
-def plan(
-    model: Model = None,
+@recipe_options()
+def statistics(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to keep them in; what is there already stays.")],
+    given: Given,
     recipe: RecipeFile = None,
-    method: Method = None,
-    retention: Retention = None,
-    min_retention: MinRetention = None,
-    layout: Layout = None,
-    rank_multiple: RankMultiple = None,
-    keep_dense: KeepDense = None,
-    similarity: Similarity = None,
-    calibration: CalibrationText = None,
-    windows: Windows = None,
-    window_length: WindowLength = None,
-    seed: Seed = None,
-    dtype: Dtype = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="dense or gradients; default: what the method reads. Repeatable.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Gather what a method wants to know of the dense model, for `compress --statistics`."""
+    with _one_line_errors():
+        chosen = _recipe(recipe, given)
+        from .converter.planning import gather_statistics
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.environment import process_cost
+
+        kinds = gather_statistics(chosen, out, kind or None, device=device, progress=ConsoleProgress())
+        _show(None, {"path": str(out), "kinds": list(kinds), "process": process_cost()}, as_json)
+        _tell(f"{out}: statistics of kind {' and '.join(kinds)}" if kinds else f"{chosen.method} reads no statistics")
+
+
+@app.command()
+@recipe_options()
+def plan(
+    given: Given,
+    recipe: RecipeFile = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Show ranks, retention and predicted bytes of every export, before any work."""
     with _one_line_errors():
-        chosen = _recipe(recipe, _given(locals()))
+        chosen = _recipe(recipe, given)
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
         from .exporters.forecast import predict_exports
@@ -226,6 +243,56 @@ def plan(
         with prepared(chosen, device=device, progress=ConsoleProgress()) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             _show(plan_table(job.plan, forecast), {**job.plan.to_json(), "predicted_bytes": forecast}, as_json)
+
+
+@app.command()
+@recipe_options("method", "retention")
+def compare(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows, compare.json and compare.html.")],
+    given: Given,
+    recipe: RecipeFile = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", help="Comma-separated or repeatable. Default: all.")
+    ] = None,
+    retention: Annotated[
+        list[str] | None, typer.Option(help="Comma-separated or repeatable. Default: 0.8 and 0.6.", metavar="FLOAT")
+    ] = None,
+    device: Device = "auto",
+    evaluate: Evaluate = "python-docs",
+    evaluation_windows: EvaluationWindows = 8,
+    evaluation_length: EvaluationLength = 512,
+    threads: Threads = None,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Leave every factored checkpoint in OUT/checkpoints.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Compress by several methods and measure each: perplexity, divergence, cost; a table and a page with curves."""
+    with _one_line_errors():
+        from .converter.methods import METHODS
+        from .converter.recipe import recipe_grid
+
+        values, where = _recipe_values(recipe, given)
+        retentions = [_number(part) for part in _listed(retention)]
+        chosen = recipe_grid(values, _listed(methods) or list(METHODS), retentions or [0.8, 0.6], where)
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.compare import compare as run_compare
+        from .runtime_tests.compare_table import render
+        from .runtime_tests.release import Evaluation
+
+        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores())
+        comparison = run_compare(
+            chosen,
+            out,
+            evaluation=evaluation,
+            device=device,
+            keep_checkpoints=keep_checkpoints,
+            force=force,
+            progress=ConsoleProgress(),
+        )
+        _show(render(comparison), comparison.to_json(), as_json)
+        _tell(f"{out}: compare.json and compare.html")
 
 
 @app.command()
@@ -365,34 +432,18 @@ def runtime_status(as_json: Json = False) -> None:
 
 
 LOG_WIDTH = 120  # columns of tables written to a file or pipe
-RECIPE_OPTIONS = (
-    "model",
-    "method",
-    "retention",
-    "min_retention",
-    "layout",
-    "rank_multiple",
-    "keep_dense",
-    "iterations",
-    "similarity",
-    "calibration",
-    "calibration_reduction",
-    "buckets",
-    "windows",
-    "window_length",
-    "seed",
-    "dtype",
-)
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The recipe keys that were given on the command line."""
-    return {key: options[key] for key in RECIPE_OPTIONS if options.get(key) not in (None, [])}
-
-
-def _recipe(path: Path | None, given: dict[str, Any]) -> Recipe:
+def _recipe(path: Path | None, given: Given) -> Recipe:
     """Recipe file, overridden by options."""
-    from .converter.recipe import RECIPE_FILE, make_recipe, read_recipe_values
+    from .converter.recipe import make_recipe
+
+    return make_recipe(*_recipe_values(path, given))
+
+
+def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str]:
+    """The keys of the recipe file, overridden by options, and what errors call them."""
+    from .converter.recipe import RECIPE_FILE, read_recipe_values
 
     default = Path(RECIPE_FILE)
     if path is None and "model" not in given and default.is_file():
@@ -400,7 +451,20 @@ def _recipe(path: Path | None, given: dict[str, Any]) -> Recipe:
     if path is None and "model" not in given:
         raise UsageError(f"nothing to do: give --model (try `--model demo`), or put a {RECIPE_FILE} in this folder")
     values = read_recipe_values(path) if path is not None else {}
-    return make_recipe({**values, **given}, str(path) if path is not None and not given else "command line")
+    return {**values, **given}, str(path) if path is not None and not given else "command line"
+
+
+def _listed(given: list[str] | None) -> list[str]:
+    """Words of a repeatable option, each a comma-separated list."""
+    return [word.strip() for part in given or [] for word in part.split(",") if word.strip()]
+
+
+def _number(word: str) -> float | str:
+    """A number, or the word as it is: the recipe's own check names it."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str]]:

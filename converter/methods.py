@@ -49,6 +49,12 @@ class Method:
         return self.two_sided or self.allocation == "threshold"
 
     @property
+    def statistics(self) -> tuple[str, ...]:
+        """Kinds of statistics of the dense model that are read."""
+        wanted = {"dense": self.needs_dense_moments, "gradients": self.needs_gradients}
+        return tuple(kind for kind, needed in wanted.items() if needed)
+
+    @property
     def needs_compressed_stream(self) -> bool:
         """Whether activations of the model compressed so far are wanted."""
         return self.metric == "compressed" or self.compensation != "none"

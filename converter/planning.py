@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,27 +99,87 @@ def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, pro
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
+    with _gathered(recipe, device, statistics, progress) as (method, source, blocks, calibration, store):
+        with fast_matmul():
+            plan = _allocate(recipe, method, blocks, calibration, store, progress)
+        yield Job(recipe, method, source, blocks, calibration, store, plan)
+
+
+def gather_statistics(
+    recipe: Recipe, folder: Path, kinds: Sequence[str] | None = None, *, device: str, progress: Progress
+) -> tuple[str, ...]:
+    """Fill a folder with the statistics that a recipe reads, for `prepared` of this recipe and others.
+
+    Args:
+        recipe: names model, calibration text and method.
+        folder: filled; what is there already stays.
+        kinds: of statistics; by default all that the method reads.
+        device: "auto", "cpu", "cuda".
+        progress: told about stages.
+
+    Returns:
+        The kinds that are there now.
+
+    Raises:
+        UsageError: a kind that the method does not read, or a folder made from something else.
+        InputError, ResourceError: as the stages say.
+    """
+    known = METHODS[recipe.method].statistics
+    wanted = tuple(dict.fromkeys(known if kinds is None else kinds))
+    for kind in wanted:
+        if kind not in known:
+            reads = " and ".join(known) or "none"
+            raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
+    with _gathered(recipe, device, folder, progress, wanted):
+        return wanted
+
+
+@contextmanager
+def _gathered(
+    recipe: Recipe, device: str, folder: Path | None, progress: Progress, kinds: Sequence[str] | None = None
+) -> Iterator[tuple[Method, Source, BlockSource, Calibration | None, Statistics]]:
+    """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = METHODS[recipe.method]
     if recipe.alpha is not None:
         method = replace(method, alpha=recipe.alpha)
     source = open_source(recipe.model, progress)
     blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
+    _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
     calibration = _calibration(recipe, source, blocks, progress) if method.needs_calibration else None
-    with open_statistics(statistics) as store:
-        with fast_matmul():
-            if calibration is not None:
-                _gather(recipe, method, blocks, calibration, store, progress)
-            plan = _allocate(recipe, method, blocks, calibration, store, progress)
-        yield Job(recipe, method, source, blocks, calibration, store, plan)
+    with open_statistics(None if calibration is None else folder) as store:
+        if calibration is not None:
+            if folder is not None:
+                store.claim(_identity(recipe, source, calibration))
+            with fast_matmul():
+                wanted = method.statistics if kinds is None else kinds
+                _gather(recipe, wanted, blocks, calibration, store, progress)
+        yield method, source, blocks, calibration, store
+
+
+def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[str, Any]:
+    """Whatever changes the statistics of a model."""
+    drawn = calibration.record()
+    return {
+        "source_sha256": source.fingerprint(),
+        **{key: drawn[key] for key in ("windows", "window_length", "held_out", "seed")},
+        "calibration_sha256": drawn["sha256"],
+        "gradient_windows": recipe.gradient_windows,
+        "dtype": recipe.dtype,
+    }
 
 
 def _gather(
-    recipe: Recipe, method: Method, blocks: BlockSource, calibration: Calibration, store: Statistics, progress: Progress
+    recipe: Recipe,
+    kinds: Sequence[str],
+    blocks: BlockSource,
+    calibration: Calibration,
+    store: Statistics,
+    progress: Progress,
 ) -> None:
-    if method.needs_dense_moments:
+    if "dense" in kinds:
         chunks, held_out = window_chunks(recipe, calibration), _held_out_chunks(calibration)
         gather_dense(blocks, chunks, held_out, store, progress)
-    if method.needs_gradients:
+    if "gradients" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
         gather_gradients(blocks, windows, recipe.seed, store, progress)
 

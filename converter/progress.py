@@ -53,6 +53,7 @@ class ConsoleProgress:
             TextColumn("eta"),
             TimeRemainingColumn(),
             console=self._console,
+            speed_estimate_period=3600,  # seconds: a step may take minutes
         )
         with bars:
             task = bars.add_task(label, total=total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +56,11 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `read_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if any(mark in text for mark in "\x85\u2028\u2029"):  # line breaks to YAML: they come back as spaces
+            text = yaml.safe_dump(values, sort_keys=False)
+        return text
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -88,6 +92,25 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         key = ".".join(str(part) for part in first["loc"])
         given = f" (given: {first['input']!r})" if key and first["type"] != "missing" else ""
         raise UsageError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None
+
+
+def recipe_grid(
+    values: Mapping[str, Any], methods: Sequence[str], retentions: Sequence[Any], where: str
+) -> tuple[Recipe, ...]:
+    """One checked recipe per method and retention, by falling retention.
+
+    Args:
+        values: recipe keys that all have in common; method and retention among them are ignored.
+        methods: in the order wanted; what occurs twice counts once.
+        retentions: unchecked, in any order.
+        where: named in errors.
+
+    Raises:
+        UsageError: one line about the first recipe that cannot be.
+    """
+    names, sizes = dict.fromkeys(methods), dict.fromkeys(retentions)
+    made = [make_recipe({**values, "method": m, "retention": r}, where) for r in sizes for m in names]
+    return tuple(sorted(made, key=lambda recipe: -recipe.retention))
 
 
 def read_recipe_values(path: Path) -> dict[str, Any]:

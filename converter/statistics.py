@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .files import replacing
+from .errors import UsageError
+from .files import remove, replacing
 
 Kind = Literal["dense", "gradients", "fisher"]
+IDENTITY = "identity.json"
 
 
 class Statistics:
     """A folder of named tensors, float32.
 
-    Files appear whole, so that a job that was stopped goes on with those that are there. Whoever shares a folder
-    between jobs sees to it that they read the same model and the same windows.
+    Files appear whole, so that a job that was stopped goes on with those that are there. A folder that is shared
+    between jobs says what it was made from, see `claim`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Write down what the statistics are made from, or check that it is what was written down before.
+
+        Args:
+            identity: JSON-ready; whatever changes the statistics.
+
+        Raises:
+            UsageError: the folder was made from something else, or holds files of another kind.
+            ResourceError: the folder is not writable.
+        """
+        path = self.folder / IDENTITY
+        if not path.is_file():
+            if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
+                raise UsageError(f"{self.folder}: is not a folder of statistics; give a new or empty one")
+            with replacing(path, force=False, folder=False) as beside:
+                beside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            different = [key for key in {**identity, **found} if found.get(key) != identity.get(key)]
+        except (ValueError, TypeError, AttributeError):
+            raise UsageError(f"{path}: damaged; give a new folder for the statistics") from None
+        if different:
+            key = different[0]
+            raise UsageError(
+                f"{self.folder}: holds statistics made with another {key} ({found.get(key)}, here "
+                f"{identity.get(key)}); give another folder"
+            )
+
+    def forget(self, kind: str) -> None:
+        """Remove whatever there is of one kind."""
+        for file in self.folder.glob(f"{kind}-*.safetensors"):
+            remove(file)
 
     def has(self, kind: Kind, blocks: int) -> bool:
         """Whether every one of `blocks` blocks has its file of this kind."""
@@ -57,9 +94,16 @@ class Statistics:
 
 @contextmanager
 def open_statistics(folder: Path | None) -> Iterator[Statistics]:
-    """Statistics in `folder`, which stays, or in a temporary one that is removed afterwards."""
+    """Statistics in `folder`, which stays, or in a temporary one that is removed afterwards.
+
+    Raises:
+        UsageError: `folder` is a file.
+    """
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"{folder}: is not a folder") from None
         yield Statistics(folder)
         return
     with tempfile.TemporaryDirectory(prefix="lowrank-statistics-") as temporary:

@@ -54,6 +54,23 @@ def machine_facts() -> dict[str, str | int]:
     return facts
 
 
+def process_cost() -> dict[str, float | int]:
+    """CPU seconds and peak resident memory of this process so far.
+
+    The peak is Linux' VmHWM where there is one: getrusage's starts at that of the process that started this one.
+    """
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    peak = used.ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024 * int(found) if found else peak}
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -110,8 +110,8 @@ class Report:
             "versions": dict(self.versions),
             "machine": dict(self.machine),
         }
-        finite: dict[str, Any] = _finite(document)
-        return finite
+        without_nan: dict[str, Any] = finite(document)
+        return without_nan
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -120,20 +120,33 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         ResourceError: the file cannot be written (disk full, no permission).
     """
+    write_json(report.to_json(), path)
+
+
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write a document without NaN; see `write_text`."""
+    write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file, replacing what is there: complete or not at all, also when interrupted.
+
+    Raises:
+        ResourceError: the file cannot be written (disk full, no permission).
+    """
     try:
-        with replacing(path, force=True, folder=False) as partial, partial.open("w", encoding="utf-8") as file:
-            json.dump(report.to_json(), file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+        with replacing(path, force=True, folder=False) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Replace numbers that JSON cannot hold by null, tuples by lists and paths by strings."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return str(value) if isinstance(value, Path) else value

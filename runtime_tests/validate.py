@@ -139,7 +139,7 @@ def validate(
         rows = _with_speeds(rows, run)
     return Report(
         rows=tuple(_ordered(rows)),
-        windows=_window_facts(windows),
+        windows=window_facts(windows),
         settings={"threads": threads, **asdict(run.settings)},
         provenance=dict(provenance or {}),
         versions=library_versions(),
@@ -153,7 +153,25 @@ def _prepare(reference: Path, windows: NDArray[np.int32], threads: int, settings
 
     from ..converter.checkpoint import CheckpointReader
 
-    config = CheckpointReader(reference).config
+    longest = check_windows(windows, CheckpointReader(reference).config)
+    decode = min(settings.decode_tokens, max(1, longest // 4))
+    prompt = min(settings.prompt_tokens, longest - decode)
+    settings = replace(settings, prompt_tokens=prompt, decode_tokens=decode)
+    tokenizer = AutoTokenizer.from_pretrained(str(reference), local_files_only=True, trust_remote_code=False)
+    sampled = len(tokenizer(settings.prompt)["input_ids"]) + settings.sample_tokens if settings.prompt else 0
+    context = min(longest, max(windows.shape[1], prompt + decode, sampled) + 1)
+    return _Run(settings, threads, windows, tokenizer, progress, context)
+
+
+def check_windows(windows: NDArray[np.int32], config: Mapping[str, Any]) -> int:
+    """Check evaluation windows against a model's configuration.
+
+    Returns:
+        The longest sequence, in tokens, that the model holds.
+
+    Raises:
+        InputError: windows of another shape, vocabulary or length.
+    """
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         raise InputError(f"evaluation windows have shape {windows.shape}; need at least one window of two tokens")
     vocabulary, longest = int(config["vocab_size"]), int(config["max_position_embeddings"])
@@ -163,13 +181,7 @@ def _prepare(reference: Path, windows: NDArray[np.int32], threads: int, settings
         )
     if windows.shape[1] > longest:
         raise InputError(f"evaluation windows of {windows.shape[1]} tokens, but the model holds {longest}")
-    decode = min(settings.decode_tokens, max(1, longest // 4))
-    prompt = min(settings.prompt_tokens, longest - decode)
-    settings = replace(settings, prompt_tokens=prompt, decode_tokens=decode)
-    tokenizer = AutoTokenizer.from_pretrained(str(reference), local_files_only=True, trust_remote_code=False)
-    sampled = len(tokenizer(settings.prompt)["input_ids"]) + settings.sample_tokens if settings.prompt else 0
-    context = min(longest, max(windows.shape[1], prompt + decode, sampled) + 1)
-    return _Run(settings, threads, windows, tokenizer, progress, context)
+    return longest
 
 
 @contextmanager
@@ -308,7 +320,8 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
     )
 
 
-def _window_facts(windows: NDArray[np.int32]) -> dict[str, Any]:
+def window_facts(windows: NDArray[np.int32]) -> dict[str, Any]:
+    """Count, length and hash of evaluation windows, as reports hold them."""
     data = np.ascontiguousarray(windows, dtype="<i4").tobytes()
     count, length = windows.shape
     return {

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import lowrank_export
-from lowrank_export.cli import EXIT_CODES, app
+from lowrank_export.cli import EXIT_CODES, RECIPE_OPTIONS, app
+from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx import flavours
 
@@ -124,6 +125,56 @@ def test_unknown_formats(
     assert_one_line(run(*quick, *options), 2, *needles)
     assert_one_line(run("export", models / "factored", "--out", "out", *options), 2, *needles)
     assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "needles"),
+    [
+        (["--methods", "svd,adsvd"], ["'adsvd'", "did you mean 'adasvd'"]),
+        (["--retention", "0.8", "--retention", "0"], ["retention", "greater than 0"]),
+        (["--retention", "0.8,much"], ["retention", "valid number", "'much'"]),
+        (["--retention", "nan"], ["retention"]),
+        (["--min-retention", "0.7", "--retention", "0.8,0.6"], ["min_retention", "above retention 0.6"]),
+        (["--alpha", "2"], ["alpha", "less than or equal to 1"]),
+    ],
+)
+def test_compare_checks_every_recipe_before_any_work(
+    quick: list[str], empty_folder: Path, options: list[str], needles: list[str]
+) -> None:
+    assert_one_line(run("compare", *quick, "--out", "out", *options), 2, *needles)
+    assert not list(empty_folder.iterdir())
+
+
+def test_compare_needs_a_place_of_its_own(models: Path, quick: list[str], empty_folder: Path) -> None:
+    (empty_folder / "file").touch()
+    assert_one_line(run("compare", *quick, "--out", "file"), 2, "file: is not a folder")
+    assert_one_line(run("compare", *quick, "--out", models), 2, "exists and is not empty")
+    assert_one_line(run("compare", *quick, "--out", models, "--force"), 2, "not a folder this command made")
+    assert_one_line(run("compare", *quick, "--out", "out", "--evaluate", "none.txt"), 3, "none.txt")
+    assert [entry.name for entry in empty_folder.iterdir()] == ["file"]
+
+
+def test_statistics_of_another_job_are_refused(quick: list[str], empty_folder: Path) -> None:
+    done = run("statistics", *quick, "--method", "svd-llm", "--out", "kept", "--json")
+    assert json.loads(done.stdout)["kinds"] == ["dense"]
+    shared = ["--method", "svd-llm", "--statistics", "kept"]
+    assert run("compress", *quick, *shared, "--out", "a").exit_code == 0
+    other = run("compress", *quick, *shared, "--out", "b", "--seed", "1")
+    assert_one_line(other, 2, "kept: holds statistics made with another seed (0, here 1)")
+    (empty_folder / "mine").mkdir()
+    (empty_folder / "mine" / "notes.txt").touch()
+    assert_one_line(run("compress", *quick, "--out", "b", "--statistics", "mine"), 2, "not a folder of statistics")
+    kind = run("statistics", *quick, "--method", "svd-llm", "--kind", "gradients", "--out", "kept")
+    assert_one_line(kind, 2, "'gradients'", "svd-llm reads statistics of kind dense")
+    assert not (empty_folder / "b").exists()
+
+
+def test_every_recipe_key_has_its_option() -> None:
+    assert set(RECIPE_OPTIONS) == set(Recipe.model_fields)
+    for command in ("", "compress", "plan", "statistics", "compare"):
+        shown = run(*command.split(), "--help").stdout
+        for key in set(RECIPE_OPTIONS) - ({"method"} if command == "compare" else set()):
+            assert f"--{key.replace('_', '-')} " in shown, (command, key)
 
 
 def test_evaluation_text_is_looked_at_before_any_work(quick: list[str], empty_folder: Path) -> None:
@@ -270,9 +321,7 @@ def test_json_is_the_only_thing_on_stdout(models: Path, quick: list[str], comman
     json.loads(result.stdout, parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize(
-    "what", ["--version", "--help", "runtime status", "compress --help", "dense", "m.gguf", "onnx"]
-)
+@pytest.mark.parametrize("what", ["--version", "--help", "runtime status", "compare --help", "dense", "m.gguf", "onnx"])
 def test_answers_at_once(models: Path, what: str) -> None:
     """CPU seconds, since the wall clock says more about the machine's other work."""
     arguments = ["inspect", str(models / what)] if (models / what).exists() else what.split()

@@ -1,4 +1,4 @@
-"""The wheel holds every package, py.typed and the patch, and nothing else."""
+"""The wheel holds every package, py.typed, the patch and the templates, and nothing else."""
 
 from __future__ import annotations
 
@@ -41,9 +41,13 @@ def test_every_module_is_in_the_wheel(names: set[str]) -> None:
         for path in folder.iterdir()
         if path.suffix in (".py", ".patch") or path.name == "py.typed"
     }
+    expected |= {
+        f"lowrank_export/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("runtime_tests/templates/*")
+    }
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert "lowrank_export/py.typed" in names
     assert any(name.endswith(".patch") for name in names)
+    assert "lowrank_export/runtime_tests/templates/compare.html" in names
 
 
 @pytest.mark.slow

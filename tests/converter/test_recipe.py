@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lowrank_export.converter.errors import InputError, UsageError
 from lowrank_export.converter.methods import METHODS
-from lowrank_export.converter.recipe import Recipe, make_recipe, nearest, read_recipe, read_recipe_values
+from lowrank_export.converter.recipe import Recipe, make_recipe, nearest, read_recipe, read_recipe_values, recipe_grid
 
 WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
@@ -109,3 +109,15 @@ def test_missing_file(tmp_path: Path) -> None:
 @given(word=st.text(string.ascii_lowercase, max_size=8))
 def test_nearest_always_helps(word: str) -> None:
     assert any(name in nearest(word, METHODS) for name in METHODS)
+
+
+def test_a_grid_of_recipes() -> None:
+    made = recipe_grid({"model": "demo", "retention": 0.1}, ["svd-llm", "svd", "svd-llm"], [0.6, 0.8, 0.6], "here")
+    assert [(recipe.method, recipe.retention) for recipe in made] == [
+        ("svd-llm", 0.8),
+        ("svd", 0.8),
+        ("svd-llm", 0.6),
+        ("svd", 0.6),
+    ]
+    with pytest.raises(UsageError, match="here: retention: .*'much'"):
+        recipe_grid({"model": "demo"}, ["svd"], ["much"], "here")
