@@ -45,7 +45,12 @@ RecipeFile = Annotated[
     typer.Option("--recipe", help="Recipe file; options override it. Default: ./recipe.yaml without --model."),
 ]
 Method = Annotated[
-    str | None, typer.Option(help="adasvd (default), loss-aware (recommended), svd-llm, svd.", show_default=False)
+    str | None,
+    typer.Option(
+        help="adasvd (default), loss-aware (recommended), or a published one: svd, svd-llm, svd-llm-u; "
+        "see docs/methods.md.",
+        show_default=False,
+    ),
 ]
 Retention = Annotated[
     float | None,
@@ -65,6 +70,14 @@ CalibrationText = Annotated[
     typer.Option(
         "--calibration",
         help="Text or .jsonl file, token windows (.npy), python-docs (default), self, or datasets:NAME.",
+        show_default=False,
+    ),
+]
+UpdateText = Annotated[
+    str | None,
+    typer.Option(
+        "--update-calibration",
+        help="Text or windows that the compressed model is fitted on, where not those of --calibration.",
         show_default=False,
     ),
 ]
@@ -110,6 +123,7 @@ def run(
     iterations: Iterations = None,
     similarity: Similarity = None,
     calibration: CalibrationText = None,
+    update_calibration: UpdateText = None,
     calibration_reduction: Reduction = None,
     buckets: Buckets = None,
     windows: Windows = None,
@@ -163,6 +177,7 @@ def compress(
     iterations: Iterations = None,
     similarity: Similarity = None,
     calibration: CalibrationText = None,
+    update_calibration: UpdateText = None,
     calibration_reduction: Reduction = None,
     buckets: Buckets = None,
     windows: Windows = None,
@@ -368,6 +383,7 @@ RECIPE_OPTIONS = (
     "iterations",
     "similarity",
     "calibration",
+    "update_calibration",
     "calibration_reduction",
     "buckets",
     "windows",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .compensation import adacomp
+from .compensation import compensate
 from .factorisation import LowRankFactors, factor
 from .methods import Method
 from .moments import GroupMoments
@@ -37,16 +37,16 @@ class GroupMetric:
     """What the linears of one input group share: computed once, used for each.
 
     Attributes:
+        method: the row of the table.
         whitener: of the stream that the truncation sees; None for the plain SVD.
-        whitens_compressed: whether that stream is X', so that the truncation has the aligned target too.
         evaluation: Sigma the losses are reported on; None where there are no activations.
         compensation: Sigma that the compensation fits; None where the method has none.
         alignment: (n, n); W times this is the weight whose output on X' is the target; None for W itself.
         held_out: second moment of held-out windows, where there are any.
     """
 
+    method: Method
     whitener: Whitener | None
-    whitens_compressed: bool
     evaluation: Tensor | None
     compensation: Tensor | None
     alignment: Tensor | None
@@ -68,8 +68,9 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     dense = moments.dense.mean() if moments.dense.tokens else None
     seen = {"none": None, "dense": dense, "compressed": compressed}[method.metric]
     compensation = None
-    if method.compensation == "adacomp":
-        compensation = compressed if reduction == "moments" else moments.stacked.mean()
+    if method.compensation != "none":
+        stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
+        compensation = moments.stacked.mean() if stacked else compressed
     alignment = None
     if method.alpha > 0:
         assert compressed is not None
@@ -77,8 +78,8 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
         alignment = method.alpha * regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
         alignment.diagonal().add_(1 - method.alpha)
     return GroupMetric(
+        method=method,
         whitener=None if seen is None else whiten(seen),
-        whitens_compressed=method.metric == "compressed",
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
         alignment=alignment,
@@ -104,14 +105,14 @@ def fit_linear(
     weight = weight.double()
     target = weight if metric.alignment is None else weight @ metric.alignment
     truncated, _ = factor(
-        target if metric.whitens_compressed else weight,
+        target if metric.method.metric == "compressed" else weight,
         rank,
         None if metric.whitener is None else metric.whitener.matrix,
         None if gradient is None else gradient_root(gradient),
     )
     factors = truncated
     if metric.compensation is not None:
-        factors = adacomp(target, truncated, metric.compensation, iterations)
+        factors = compensate(metric.method.compensation, target, truncated, metric.compensation, iterations)
     if not bool(torch.isfinite(factors.u).all() and torch.isfinite(factors.v).all()):
         raise ValueError("factors are not finite")
     return factors, _losses(target, truncated, factors, metric)

@@ -8,7 +8,8 @@ from typing import Literal
 
 Metric = Literal["none", "dense", "compressed"]
 Allocation = Literal["uniform", "adacr", "threshold"]
-Compensation = Literal["none", "adacomp"]
+Compensation = Literal["none", "adacomp", "update-u"]
+Installs = Literal["in passing", "at end"]
 ROUNDED_DOWN = 0.005  # what rounding every rank down costs at rank multiple 1 on small models
 
 
@@ -24,6 +25,8 @@ class Method:
         two_sided: the truncation sees G, the second moment of the loss gradient, on the output side.
         allocation: how ranks are chosen.
         compensation: what is fitted again on X' after the truncation.
+        installs: when the factors of an input group take their place while the compressed stream runs through a block:
+            "in passing", so that the groups after it see them, or "at end" of the block, so that none of it does.
         alpha: weight of the dense output W X in the target (1 - alpha) W X' + alpha W X of whatever is fitted on X'.
         tolerance: share of the parameter budget that may stay unused after rounding ranks down. The published
             baselines round down and leave it at that.
@@ -35,6 +38,7 @@ class Method:
     allocation: Allocation
     two_sided: bool = False
     compensation: Compensation = "none"
+    installs: Installs = "in passing"
     alpha: float = 0.0
     tolerance: float = 0.0
 
@@ -69,6 +73,15 @@ METHODS: Mapping[str, Method] = {
     for method in (
         Method("svd", "Eckart-Young truncation of the weight", "none", "uniform", tolerance=ROUNDED_DOWN),
         Method("svd-llm", "SVD-LLM (ICLR 2025), whitening only", "dense", "uniform", tolerance=ROUNDED_DOWN),
+        Method(
+            "svd-llm-u",
+            "SVD-LLM (ICLR 2025), whitening and closed-form update of U",
+            "dense",
+            "uniform",
+            compensation="update-u",
+            installs="at end",
+            tolerance=ROUNDED_DOWN,
+        ),
         Method("adasvd", "AdaSVD (2025), sections 3.1 and 3.2", "dense", "adacr", compensation="adacomp"),
         Method(
             "loss-aware",

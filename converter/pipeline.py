@@ -123,17 +123,26 @@ class _Streams:
             dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
         moments, gradients = self.job.dense_moments(index), self.job.gradients(index)
         losses: dict[str, FitLoss] = {}
+        in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
         for group in family.groups:
             found = moments[group.name]
             for chunk, forward in enumerate(compressed):
                 y, x = forward.next_input(), dense[chunk].next_input() if dense else None
                 self._gather(chunk, y, x, found)
-            metric = self._group_metric(index, group, found)
-            losses.update(self._install_group(index, group, tapped, metric, gradients, progress))
-        if index + 1 < self.job.blocks.block_count:
+            waiting.append(group)
+            if in_passing or group is family.groups[-1]:
+                for ready in waiting:
+                    metric = self._group_metric(index, ready, moments[ready.name])
+                    losses.update(self._install_group(index, ready, tapped, metric, gradients, progress))
+                waiting.clear()
+        last = index + 1 == self.job.blocks.block_count
+        if in_passing and not last:
             self.compressed = [forward.finish() for forward in compressed]
+        if not last:
             self.dense = [forward.finish() for forward in dense]
         tapped.unwrap()
+        if not in_passing and not last:  # the forward above went through the dense linears
+            self.compressed = [run(block, x) for x in self.compressed]
         return losses
 
     def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
@@ -223,6 +232,8 @@ def _plan_with_losses(job: Job, losses: dict[str, FitLoss]) -> dict[str, Any]:
 
 def _texts(job: Job, plan: dict[str, Any]) -> dict[str, str]:
     calibration = job.calibration.record() if job.calibration else {}
+    if job.update_calibration is not None:
+        calibration["update"] = job.update_calibration.record()
     provenance = {
         "source": job.source.spec,
         "source_sha256": job.source.fingerprint(),

@@ -44,6 +44,7 @@ class Job:
         source: the dense model.
         blocks: its weights, block by block.
         calibration: token windows; None for a method that needs none.
+        update_calibration: token windows of the compressed stream, where they are not those of `calibration`.
         statistics: of the dense model; those that the method needs are there.
         plan: ranks of every linear.
     """
@@ -53,18 +54,21 @@ class Job:
     source: Source
     blocks: BlockSource
     calibration: Calibration | None
+    update_calibration: Calibration | None
     statistics: Statistics
     plan: RankPlan
 
     @property
     def chunks(self) -> list[Tensor]:
-        """Calibration windows as the streams run them."""
-        return window_chunks(self.recipe, self.calibration) if self.calibration else []
+        """Calibration windows as the compressed stream and, where both run, the dense one run them."""
+        calibration = self.update_calibration or self.calibration
+        return window_chunks(self.recipe, calibration) if calibration else []
 
     @property
     def held_out_chunks(self) -> list[Tensor]:
         """Windows that no factor is fitted on."""
-        return _held_out_chunks(self.calibration) if self.calibration else []
+        calibration = self.update_calibration or self.calibration
+        return _held_out_chunks(calibration) if calibration else []
 
     def dense_moments(self, block: int) -> dict[str, GroupMoments]:
         """Input group -> its moments, with those of the dense model where the method sees them."""
@@ -103,13 +107,18 @@ def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, pro
         method = replace(method, alpha=recipe.alpha)
     source = open_source(recipe.model, progress)
     blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
-    calibration = _calibration(recipe, source, blocks, progress) if method.needs_calibration else None
+    calibration = (
+        _calibration(recipe.calibration, recipe, source, blocks, progress) if method.needs_calibration else None
+    )
+    update = None
+    if recipe.update_calibration is not None:
+        update = _calibration(recipe.update_calibration, recipe, source, blocks, progress)
     with open_statistics(statistics) as store:
         with fast_matmul():
             if calibration is not None:
                 _gather(recipe, method, blocks, calibration, store, progress)
             plan = _allocate(recipe, method, blocks, calibration, store, progress)
-        yield Job(recipe, method, source, blocks, calibration, store, plan)
+        yield Job(recipe, method, source, blocks, calibration, update, store, plan)
 
 
 def _gather(
@@ -138,7 +147,7 @@ def _held_out_chunks(calibration: Calibration) -> list[Tensor]:
     return [torch.from_numpy(calibration.held_out)] if len(calibration.held_out) else []
 
 
-def _calibration(recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
+def _calibration(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
     from transformers import AutoTokenizer
 
     try:
@@ -151,12 +160,12 @@ def _calibration(recipe: Recipe, source: Source, blocks: BlockSource, progress: 
         "held_out": recipe.held_out,
         "seed": recipe.seed,
     }
-    if recipe.calibration == SELF:
+    if text == SELF:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         model = load(source.path, device=str(blocks.device), dtype=blocks.dtype)
         drawn = sample_from_model(model, start=int(start or 0), progress=progress, **options)
     else:
-        drawn = calibrate(recipe.calibration, tokenizer, **options)
+        drawn = calibrate(text, tokenizer, **options)
     if drawn.windows.shape[1] > blocks.window_limit:
         raise InputError(
             f"{recipe.model}: attends over {blocks.window_limit} tokens, fewer than the window length "

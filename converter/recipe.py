@@ -32,6 +32,7 @@ class Recipe(BaseModel):
     alpha: float | None = Field(None, ge=0, le=1)
     gradient_windows: int = Field(8, ge=1)
     calibration: str = "python-docs"
+    update_calibration: str | None = None
     windows: int = Field(32, ge=1)
     window_length: int = Field(1024, ge=8)
     held_out: int = Field(2, ge=0)
@@ -44,6 +45,8 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if self.method not in METHODS:
             raise ValueError(f"method: unknown method {self.method!r}{nearest(self.method, METHODS)}")
+        if self.update_calibration is not None and not METHODS[self.method].needs_compressed_stream:
+            raise ValueError(f"update_calibration: {self.method} fits nothing on the compressed model")
         if self.min_retention is not None and self.min_retention > self.retention:
             raise ValueError(f"min_retention: {self.min_retention} is above retention {self.retention}")
         return self

@@ -146,6 +146,41 @@ def test_later_groups_see_inputs_of_the_compressed_ones(tiny: ModuleType, recipe
     assert done.plan["linears"][name]["relative_loss"]["truncated"] == pytest.approx(loss, rel=1e-3)
 
 
+def test_update_of_u_sees_the_dense_linears_of_its_own_block(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    """svd-llm-u by hand: V^T of svd-llm, U by least squares on inputs behind compressed blocks and dense linears."""
+    dense = tiny.save_dense(tmp_path / "dense", "llama")
+    windows = np.random.default_rng(0).integers(0, 320, size=(5, 40), dtype=np.int32)
+    np.save(tmp_path / "update.npy", windows)
+    update = str(tmp_path / "update.npy")
+    compress(recipe(tmp_path / "dense", method="svd-llm", held_out=0), tmp_path / "plain")
+    options = {"method": "svd-llm-u", "held_out": 0, "update_calibration": update}
+    done = compress(recipe(tmp_path / "dense", **options), tmp_path / "out")
+    plain, updated = lowrank_export.load(tmp_path / "plain"), lowrank_export.load(tmp_path / "out")
+    dense.model.layers[0] = updated.model.layers[0]
+    for linear in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+        name = f"model.layers.1.{linear}"
+        caught: list[torch.Tensor] = []
+        module = dense.get_submodule(name)
+        handle = module.register_forward_pre_hook(lambda _, i, into=caught: into.append(i[0].flatten(0, 1).double()))
+        with torch.no_grad():
+            dense(torch.from_numpy(windows).long())
+        handle.remove()
+        x, weight = caught[0], module.weight.detach().double()
+        v = plain.get_submodule(name).lowrank_v.weight.detach().double()
+        u = torch.linalg.lstsq(x @ v.T, x @ weight.T).solution.T
+        found = updated.get_submodule(name).dense_weight().detach().double()
+        torch.testing.assert_close(found, u @ v, rtol=1e-3, atol=1e-4)
+        losses = done.plan["linears"][name]["relative_loss"]
+        assert losses["compensated"] < losses["truncated"]
+    record = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert record["update"]["windows"] == 5 and record["windows"] == 6
+
+
+def test_update_windows_need_a_method_that_fits_on_them(recipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="svd-llm fits nothing on the compressed model"):
+        recipe(tmp_path, method="svd-llm", update_calibration="python-docs")
+
+
 def test_stack_of_batch_of_single_windows_is_the_exact_moment(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
     """With as many buckets as windows nothing is averaged."""
     tiny.save_dense(tmp_path / "dense", "llama")
