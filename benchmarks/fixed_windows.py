@@ -23,8 +23,12 @@ RETENTIONS = (0.8, 0.6, 0.4)
 # round ranks down to whole numbers.
 ROWS: dict[str, list[str]] = {
     "svd": ["--method", "svd"],
+    "fwsvd": ["--method", "fwsvd"],
     "svd-llm": ["--method", "svd-llm"],
     "svd-llm-u": ["--method", "svd-llm-u", "--update-calibration", "@/smollm2_update_16x512.npy"],
+    "svd-llm-v2": ["--method", "svd-llm-v2"],
+    "pifa-m": ["--method", "pifa-m"],
+    "saes": ["--method", "saes"],
     "adasvd": ["--method", "adasvd"],
     "adasvd, 0 iterations": ["--method", "adasvd", "--iterations", "0"],
     "adasvd, 3 iterations": ["--method", "adasvd", "--iterations", "3"],

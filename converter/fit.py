@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .adaptive_alignment import adaptive_alpha
 from .compensation import compensate
 from .factorisation import LowRankFactors, factor
 from .methods import Method
 from .moments import GroupMoments
-from .whitening import Whitener, gradient_root, regression, whiten
+from .whitening import Whitener, diagonal_whitener, gradient_root, regression, whiten
 
 ALIGNMENT_DAMPING = 1e-6
 
@@ -38,10 +39,11 @@ class GroupMetric:
 
     Attributes:
         method: the row of the table.
-        whitener: of the stream that the truncation sees; None for the plain SVD.
+        whitener: of the stream that the truncation sees; None for the plain SVD and where each linear has its own.
         evaluation: Sigma the losses are reported on; None where there are no activations.
         compensation: Sigma that the compensation fits; None where the method has none.
-        alignment: (n, n); W times this is the weight whose output on X' is the target; None for W itself.
+        drift: (Gamma - Sigma') Sigma'^-1 (n, n), damped: W X = W (I + drift) X' in the least-squares sense. None where
+            the target is W X'.
         held_out: second moment of held-out windows, where there are any.
     """
 
@@ -49,7 +51,7 @@ class GroupMetric:
     whitener: Whitener | None
     evaluation: Tensor | None
     compensation: Tensor | None
-    alignment: Tensor | None
+    drift: Tensor | None
     held_out: Tensor | None
 
 
@@ -66,29 +68,34 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     """
     compressed = moments.compressed.mean() if moments.compressed.tokens else None
     dense = moments.dense.mean() if moments.dense.tokens else None
-    seen = {"none": None, "dense": dense, "compressed": compressed}[method.metric]
+    seen = {"dense": dense, "compressed": compressed}.get(method.metric)
     compensation = None
     if method.compensation != "none":
         stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
         compensation = moments.stacked.mean() if stacked else compressed
-    alignment = None
-    if method.alpha > 0:
+    drift = None
+    if method.aligned:
         assert compressed is not None
-        # (1 - alpha) W X' + alpha W X, regressed on X': W ((1 - alpha) I + alpha Gamma Sigma'^-1)
-        alignment = method.alpha * regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
-        alignment.diagonal().add_(1 - method.alpha)
+        drift = regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
+        drift.diagonal().sub_(1)
     return GroupMetric(
         method=method,
         whitener=None if seen is None else whiten(seen),
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
-        alignment=alignment,
+        drift=drift,
         held_out=moments.held_out.mean() if moments.held_out.tokens else None,
     )
 
 
 def fit_linear(
-    weight: Tensor, rank: int, metric: GroupMetric, *, iterations: int, gradient: Tensor | None = None
+    weight: Tensor,
+    rank: int,
+    metric: GroupMetric,
+    *,
+    iterations: int,
+    gradient: Tensor | None = None,
+    fisher: Tensor | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
 
@@ -98,16 +105,18 @@ def fit_linear(
         metric: of its input group.
         iterations: of adaComp.
         gradient: G (m, m) float64 where the method is two-sided.
+        fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
 
     Returns:
         The factors, and their losses where there are activations to measure them on.
     """
     weight = weight.double()
-    target = weight if metric.alignment is None else weight @ metric.alignment
+    target = aligned_target(weight, rank, metric)
+    whitener = metric.whitener if fisher is None else diagonal_whitener(fisher.sqrt())
     truncated, _ = factor(
         target if metric.method.metric == "compressed" else weight,
         rank,
-        None if metric.whitener is None else metric.whitener.matrix,
+        None if whitener is None else whitener.matrix,
         None if gradient is None else gradient_root(gradient),
     )
     factors = truncated
@@ -116,6 +125,23 @@ def fit_linear(
     if not bool(torch.isfinite(factors.u).all() and torch.isfinite(factors.v).all()):
         raise ValueError("factors are not finite")
     return factors, _losses(target, truncated, factors, metric)
+
+
+def aligned_target(weight: Tensor, rank: int, metric: GroupMetric) -> Tensor:
+    """The weight (m, n) whose output on X' is (1 - alpha) W X' + alpha W X, regressed on X'.
+
+    Args:
+        weight: W (m, n) float64.
+        rank: r, which an adaptive alpha depends on.
+        metric: of its input group.
+    """
+    if metric.drift is None:
+        return weight
+    moved, alpha = weight @ metric.drift, metric.method.alpha
+    if alpha == "adaptive":
+        assert metric.whitener is not None
+        alpha, _ = adaptive_alpha(weight @ metric.whitener.matrix, moved @ metric.whitener.matrix, rank)
+    return weight + alpha * moved
 
 
 def _losses(target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric) -> FitLoss | None:

@@ -110,7 +110,7 @@ class _Streams:
         self.fitted_chunks = len(job.chunks)
         if job.method.needs_compressed_stream:
             self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
-            self.dense = list(self.compressed) if job.method.alpha > 0 else []
+            self.dense = list(self.compressed) if job.method.aligned else []
 
     def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
         """Replace the block's linears by factors, in place, and carry the streams through it."""
@@ -121,7 +121,8 @@ class _Streams:
         if self.dense:  # compared token by token: the two streams stop side by side
             dense_block = TappedBlock(self.job.blocks.block(index), family)
             dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
-        moments, gradients = self.job.dense_moments(index), self.job.gradients(index)
+        moments = self.job.dense_moments(index)
+        gradients, fisher = self.job.gradients(index), self.job.fisher(index)
         losses: dict[str, FitLoss] = {}
         in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
         for group in family.groups:
@@ -133,7 +134,7 @@ class _Streams:
             if in_passing or group is family.groups[-1]:
                 for ready in waiting:
                     metric = self._group_metric(index, ready, moments[ready.name])
-                    losses.update(self._install_group(index, ready, tapped, metric, gradients, progress))
+                    losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher, progress))
                 waiting.clear()
         last = index + 1 == self.job.blocks.block_count
         if in_passing and not last:
@@ -175,11 +176,12 @@ class _Streams:
         tapped: TappedBlock,
         metric: GroupMetric,
         gradients: Mapping[str, Tensor],
+        fisher: Mapping[str, Tensor],
         progress: Progress,
     ) -> dict[str, FitLoss]:
         """Factor the group's linears and put the factors in their place."""
         losses = {}
-        if metric.whitener is not None and metric.whitener.how != "cholesky":
+        if metric.whitener is not None and metric.whitener.how not in ("cholesky", "diagonal"):
             progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
         for name in group.linears:
             full_name = self.job.source.family.linear_name(index, name)
@@ -188,8 +190,14 @@ class _Streams:
                 continue
             linear = tapped.linear(name)
             assert isinstance(linear, nn.Linear)
-            iterations, gradient = self.job.recipe.iterations, gradients.get(name)
-            factors, loss = fit_linear(linear.weight, rank, metric, iterations=iterations, gradient=gradient)
+            factors, loss = fit_linear(
+                linear.weight,
+                rank,
+                metric,
+                iterations=self.job.recipe.iterations,
+                gradient=gradients.get(name),
+                fisher=fisher.get(name),
+            )
             tapped.install(name, _as_module(linear, factors.u, factors.v))
             if loss is not None:
                 losses[full_name] = loss

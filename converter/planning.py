@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,13 +17,14 @@ from .allocation.adacr import adacr, normalise
 from .allocation.plan import LinearShape, RankPlan
 from .allocation.rounding import round_ranks
 from .allocation.threshold import threshold
+from .allocation.type_loss import type_loss
 from .allocation.uniform import uniform
 from .blocks import BlockSource
 from .calibration import SELF, Calibration, calibrate, sample_from_model
 from .checkpoint import load
 from .device import DTYPES, fast_matmul, pick_device
 from .errors import InputError, UsageError
-from .gathering import GRADIENT, HELD_OUT, SIGMA, gather_dense, gather_gradients
+from .gathering import GRADIENT, HELD_OUT, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
 from .methods import METHODS, Method
 from .moments import GroupMoments, Moment
 from .progress import Progress
@@ -88,6 +90,13 @@ class Job:
         found = self.statistics.read("gradients", block, self.blocks.device)
         return {name.removeprefix(GRADIENT): g for name, g in found.items() if name.startswith(GRADIENT)}
 
+    def fisher(self, block: int) -> dict[str, Tensor]:
+        """Linear (path inside the block) -> Fisher information per input feature, where the truncation sees it."""
+        if not self.method.needs_fisher:
+            return {}
+        found = self.statistics.read("fisher", block, self.blocks.device)
+        return {name.removeprefix(ROWS): rows for name, rows in found.items()}
+
 
 @contextmanager
 def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, progress: Progress) -> Iterator[Job]:
@@ -130,6 +139,8 @@ def _gather(
     if method.needs_gradients:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
         gather_gradients(blocks, windows, recipe.seed, store, progress)
+    if method.needs_fisher:
+        gather_fisher(blocks, torch.from_numpy(calibration.windows[: recipe.gradient_windows]), store, progress)
 
 
 def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:
@@ -195,8 +206,14 @@ def _allocate(
         importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress))
         wanted = adacr(counted, importance, recipe.retention, recipe.min_retention)
     elif method.allocation == "threshold":
-        energies = loss_energies(blocks, store, progress)
+        energies = loss_energies(blocks, store, "gradients", progress)
         wanted = threshold(counted, [energies[shape.name] for shape in counted], recipe.retention)
+    elif method.allocation == "type-loss":
+        assert calibration is not None
+        energies = loss_energies(blocks, store, "dense", progress)
+        losses = [_summed_loss(shape, energies[shape.name], recipe.retention, calibration) for shape in counted]
+        types = {shape.name: blocks.family.linears[index % per_block] for index, shape in enumerate(shapes)}
+        wanted = type_loss(counted, [types[shape.name] for shape in counted], losses, recipe.retention)
     else:
         wanted = uniform(counted, recipe.retention)
     retentions = dict(zip([shape.name for shape in counted], wanted, strict=True))
@@ -209,6 +226,12 @@ def _allocate(
         tolerance=method.tolerance,
         importance=importance,
     )
+
+
+def _summed_loss(shape: LinearShape, energies: Tensor, retention: float, calibration: Calibration) -> float:
+    """||(W - U V^T) X||_F over all calibration tokens of the truncation to a retention."""
+    rank = max(1, int(retention * shape.break_even_rank))
+    return math.sqrt(calibration.windows.size * float(energies[rank:].sum()))
 
 
 def _excluded(patterns: tuple[str, ...], names: list[str]) -> frozenset[str]:
