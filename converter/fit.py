@@ -144,6 +144,18 @@ def aligned_target(weight: Tensor, rank: int, metric: GroupMetric) -> Tensor:
     return weight + alpha * moved
 
 
+def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
+    """The dense weight (m, n), in its dtype, whose output on X' is the target: what a linear that keeps its rank gains.
+
+    Args:
+        weight: W (m, n).
+        metric: of its input group; without alignment W itself is the answer.
+    """
+    if metric.drift is None:
+        return weight
+    return aligned_target(weight.double(), min(weight.shape), metric).to(weight.dtype)
+
+
 def _losses(target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric) -> FitLoss | None:
     if metric.evaluation is None:
         return None

@@ -19,7 +19,7 @@ from .checkpoint_writer import CheckpointWriter
 from .device import fast_matmul
 from .errors import InputError
 from .files import check_output, replacing
-from .fit import FitLoss, GroupMetric, fit_linear, group_metric
+from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
 from .lowrank_linear import LowRankLinear
 from .model_card import model_card
 from .moments import GroupMoments
@@ -108,6 +108,8 @@ class _Streams:
         self.dense: list[Tensor] = []
         self.compressed: list[Tensor] = []
         self.fitted_chunks = len(job.chunks)
+        # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
+        self.aligned_dense = {linear.shape.name for linear in job.plan.linears if linear.compressed}
         if job.method.needs_compressed_stream:
             self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
             self.dense = list(self.compressed) if job.method.aligned else []
@@ -185,11 +187,12 @@ class _Streams:
             progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
         for name in group.linears:
             full_name = self.job.source.family.linear_name(index, name)
-            rank = self.job.plan.ranks.get(full_name)
-            if rank is None:
-                continue
-            linear = tapped.linear(name)
+            linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
             assert isinstance(linear, nn.Linear)
+            if rank is None:
+                if full_name in self.aligned_dense:
+                    linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
+                continue
             factors, loss = fit_linear(
                 linear.weight,
                 rank,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
 SCALE_FLOOR = 1e-6  # smallest weight of an input feature, relative to the mean
-GRADIENT_DAMPING = 1e-2  # added to G, relative to its mean eigenvalue
+GRADIENT_DAMPING = 0.1  # added to G, relative to its mean eigenvalue
 
 
 @dataclass(frozen=True)
