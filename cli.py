@@ -47,8 +47,8 @@ RecipeFile = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        help="adasvd (default), loss-aware (recommended), or published: svd, fwsvd, svd-llm, svd-llm-u, svd-llm-v2, "
-        "pifa-m, saes; see docs/methods.md.",
+        help="adasvd (default), loss-aware (recommended), or published: svd, fwsvd, asvd, asvd-stable-rank, svd-llm, "
+        "svd-llm-u, svd-llm-v2, pifa-m, saes; see docs/methods.md.",
         show_default=False,
     ),
 ]

@@ -24,6 +24,7 @@ RETENTIONS = (0.8, 0.6, 0.4)
 ROWS: dict[str, list[str]] = {
     "svd": ["--method", "svd"],
     "fwsvd": ["--method", "fwsvd"],
+    "asvd-stable-rank": ["--method", "asvd-stable-rank"],
     "svd-llm": ["--method", "svd-llm"],
     "svd-llm-u": ["--method", "svd-llm-u", "--update-calibration", "@/smollm2_update_16x512.npy"],
     "svd-llm-v2": ["--method", "svd-llm-v2"],
@@ -41,6 +42,7 @@ ROWS: dict[str, list[str]] = {
 
 # What the published code scores on these windows: row, retention -> perplexity; CPU seconds with statistics, peak GB.
 PUBLISHED = {
+    ("asvd-stable-rank", 0.8): 479_000.0,
     ("svd-llm", 0.8): 79.02,
     ("svd-llm", 0.6): 267.28,
     ("svd-llm", 0.4): 1304.5,

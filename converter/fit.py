@@ -12,7 +12,7 @@ from .compensation import compensate
 from .factorisation import LowRankFactors, factor
 from .methods import Method
 from .moments import GroupMoments
-from .whitening import Whitener, diagonal_whitener, gradient_root, regression, whiten
+from .whitening import Whitener, activation_scale, diagonal_whitener, gradient_root, regression, whiten
 
 ALIGNMENT_DAMPING = 1e-6
 
@@ -68,7 +68,12 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     """
     compressed = moments.compressed.mean() if moments.compressed.tokens else None
     dense = moments.dense.mean() if moments.dense.tokens else None
-    seen = {"dense": dense, "compressed": compressed}.get(method.metric)
+    whitener = None
+    if method.metric == "activation-scale":
+        assert moments.mean_abs is not None
+        whitener = activation_scale(moments.mean_abs)
+    elif (seen := {"dense": dense, "compressed": compressed}.get(method.metric)) is not None:
+        whitener = whiten(seen)
     compensation = None
     if method.compensation != "none":
         stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
@@ -80,7 +85,7 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
         drift.diagonal().sub_(1)
     return GroupMetric(
         method=method,
-        whitener=None if seen is None else whiten(seen),
+        whitener=whitener,
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
         drift=drift,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Metric = Literal["none", "dense", "compressed", "fisher-rows"]
-Allocation = Literal["uniform", "adacr", "threshold", "type-loss"]
+Metric = Literal["none", "dense", "compressed", "fisher-rows", "activation-scale"]
+Allocation = Literal["uniform", "adacr", "threshold", "type-loss", "stable-rank", "perplexity"]
 Compensation = Literal["none", "adacomp", "update-u"]
 Alpha = float | Literal["adaptive"]
 Installs = Literal["in passing", "at end"]
@@ -22,7 +22,8 @@ class Method:
         name: as on the command line.
         source: where the method was published.
         metric: what the truncation sees on the input side: "none" is the plain SVD, "dense" Sigma of the dense model's
-            activations X, "compressed" Sigma' of X', "fisher-rows" the Fisher information per input feature.
+            activations X, "compressed" Sigma' of X', "fisher-rows" the Fisher information per input feature,
+            "activation-scale" the mean absolute value of each input feature of X.
         two_sided: the truncation sees G, the second moment of the loss gradient, on the output side.
         allocation: how ranks are chosen.
         compensation: what is fitted again on X' after the truncation.
@@ -46,8 +47,8 @@ class Method:
 
     @property
     def needs_dense_moments(self) -> bool:
-        """Whether Sigma of the dense model is wanted."""
-        return self.metric == "dense" or self.allocation == "type-loss"
+        """Whether Sigma, and mean |x|, of the dense model are wanted."""
+        return self.metric in ("dense", "activation-scale") or self.allocation == "type-loss"
 
     @property
     def aligned(self) -> bool:
@@ -86,6 +87,14 @@ METHODS: Mapping[str, Method] = {
     for method in (
         Method("svd", "Eckart-Young truncation of the weight", "none", "uniform", tolerance=ROUNDED_DOWN),
         Method("fwsvd", "FWSVD (ICLR 2022)", "fisher-rows", "uniform", tolerance=ROUNDED_DOWN),
+        Method("asvd", "ASVD (2023)", "activation-scale", "perplexity", tolerance=ROUNDED_DOWN),
+        Method(
+            "asvd-stable-rank",
+            "ASVD (2023), the stable-rank search of its code",
+            "activation-scale",
+            "stable-rank",
+            tolerance=ROUNDED_DOWN,
+        ),
         Method("svd-llm", "SVD-LLM (ICLR 2025), whitening only", "dense", "uniform", tolerance=ROUNDED_DOWN),
         Method(
             "svd-llm-u",

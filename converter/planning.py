@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .allocation.adacr import adacr, normalise
+from .allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from .allocation.plan import LinearShape, RankPlan
 from .allocation.rounding import round_ranks
 from .allocation.threshold import threshold
@@ -24,14 +25,15 @@ from .calibration import SELF, Calibration, calibrate, sample_from_model
 from .checkpoint import load
 from .device import DTYPES, fast_matmul, pick_device
 from .errors import InputError, UsageError
-from .gathering import GRADIENT, HELD_OUT, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
+from .gathering import GRADIENT, HELD_OUT, MEAN_ABS, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
 from .methods import METHODS, Method
 from .moments import GroupMoments, Moment
 from .progress import Progress
 from .recipe import Recipe, nearest
-from .sensitivity import block_similarities, loss_energies
+from .sensitivity import block_similarities, loss_energies, stable_ranks
 from .source import Source, open_source
 from .statistics import Statistics, open_statistics
+from .truncation_sensitivity import truncation_losses
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
@@ -78,7 +80,7 @@ class Job:
         if self.method.needs_dense_moments:
             found = self.statistics.read("dense", block, self.blocks.device)
             for name, group in moments.items():
-                group.dense = Moment(found[SIGMA + name], tokens=1)
+                group.dense, group.mean_abs = Moment(found[SIGMA + name], tokens=1), found[MEAN_ABS + name]
                 if not self.method.needs_compressed_stream and HELD_OUT + name in found:
                     group.held_out = Moment(found[HELD_OUT + name], tokens=1)
         return moments
@@ -200,22 +202,7 @@ def _allocate(
     ]
     keep_dense = _excluded(recipe.keep_dense, [shape.name for shape in shapes])
     counted = [shape for shape in shapes if shape.name not in keep_dense]
-    importance: tuple[float, ...] = ()
-    if method.allocation == "adacr":
-        assert calibration is not None
-        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress))
-        wanted = adacr(counted, importance, recipe.retention, recipe.min_retention)
-    elif method.allocation == "threshold":
-        energies = loss_energies(blocks, store, "gradients", progress)
-        wanted = threshold(counted, [energies[shape.name] for shape in counted], recipe.retention)
-    elif method.allocation == "type-loss":
-        assert calibration is not None
-        energies = loss_energies(blocks, store, "dense", progress)
-        losses = [_summed_loss(shape, energies[shape.name], recipe.retention, calibration) for shape in counted]
-        types = {shape.name: blocks.family.linears[index % per_block] for index, shape in enumerate(shapes)}
-        wanted = type_loss(counted, [types[shape.name] for shape in counted], losses, recipe.retention)
-    else:
-        wanted = uniform(counted, recipe.retention)
+    wanted, importance = _wanted(recipe, method, blocks, calibration, store, progress, counted)
     retentions = dict(zip([shape.name for shape in counted], wanted, strict=True))
     return round_ranks(
         shapes,
@@ -226,6 +213,41 @@ def _allocate(
         tolerance=method.tolerance,
         importance=importance,
     )
+
+
+def _wanted(
+    recipe: Recipe,
+    method: Method,
+    blocks: BlockSource,
+    calibration: Calibration | None,
+    store: Statistics,
+    progress: Progress,
+    shapes: list[LinearShape],
+) -> tuple[list[float], tuple[float, ...]]:
+    """Wanted retention per linear, and the importance of blocks where the allocation has one."""
+    target, allocation = recipe.retention, method.allocation
+    if allocation == "uniform":
+        return uniform(shapes, target), ()
+    if allocation == "stable-rank":
+        ranks = stable_ranks(blocks, progress)
+        scores = [stable_rank_scores(ranks[shape.name], TENTHS) for shape in shapes]
+        return candidate_cut(shapes, scores, TENTHS, target), ()
+    assert calibration is not None
+    if allocation == "adacr":
+        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress))
+        return adacr(shapes, importance, target, recipe.min_retention), importance
+    if allocation == "threshold":
+        energies = loss_energies(blocks, store, "gradients", progress)
+        return threshold(shapes, [energies[shape.name] for shape in shapes], target), ()
+    if allocation == "type-loss":
+        energies = loss_energies(blocks, store, "dense", progress)
+        losses = [_summed_loss(shape, energies[shape.name], target, calibration) for shape in shapes]
+        types = [blocks.family.linear_type(shape.name) for shape in shapes]
+        return type_loss(shapes, types, losses, target), ()
+    retentions = measured_retentions(target)
+    windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
+    measured = truncation_losses(blocks, windows, retentions, store, progress)
+    return candidate_cut(shapes, [measured[shape.name] for shape in shapes], retentions, target), ()
 
 
 def _summed_loss(shape: LinearShape, energies: Tensor, retention: float, calibration: Calibration) -> float:

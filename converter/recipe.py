@@ -31,6 +31,7 @@ class Recipe(BaseModel):
     iterations: int = Field(1, ge=0, le=100)
     alpha: float | None = Field(None, ge=0, le=1)
     gradient_windows: int = Field(8, ge=1)
+    sensitivity_windows: int = Field(2, ge=1)
     calibration: str = "python-docs"
     update_calibration: str | None = None
     windows: int = Field(32, ge=1)

@@ -39,6 +39,22 @@ def block_similarities(
 
 
 @torch.no_grad()
+def stable_ranks(blocks: BlockSource, progress: Progress) -> dict[str, float]:
+    """Linear -> ||W||_F / ||W||_2, 0 for a weight of zeros."""
+    result = {}
+    with progress.stage("stable rank of every weight", blocks.block_count) as advance:
+        for index in range(blocks.block_count):
+            block = blocks.block(index)
+            for name in blocks.family.linears:
+                weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
+                energies = spectrum(weight)
+                ratio = float(energies.sum() / energies[0]) if energies[0] > 0 else 0.0
+                result[blocks.family.linear_name(index, name)] = ratio**0.5
+            advance(1)
+    return result
+
+
+@torch.no_grad()
 def loss_energies(
     blocks: BlockSource, store: Statistics, kind: Literal["dense", "gradients"], progress: Progress
 ) -> dict[str, Tensor]:

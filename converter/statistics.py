@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .files import replacing
 
-Kind = Literal["dense", "gradients", "fisher"]
+Kind = Literal["dense", "gradients", "fisher", "sensitivity"]
 
 
 class Statistics:

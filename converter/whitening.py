@@ -9,6 +9,7 @@ from torch import Tensor
 
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
 SCALE_FLOOR = 1e-6  # smallest weight of an input feature, relative to the mean
+ACTIVATION_POWER = 0.5  # ASVD's alpha
 GRADIENT_DAMPING = 0.1  # added to G, relative to its mean eigenvalue
 
 
@@ -61,6 +62,15 @@ def diagonal_whitener(scale: Tensor) -> Whitener:
     if mean <= 0:
         return Whitener(torch.eye(len(scale), dtype=scale.dtype, device=scale.device), "identity")
     return Whitener(torch.diag(scale.clamp(min=SCALE_FLOOR * mean)), "diagonal")
+
+
+def activation_scale(mean_abs: Tensor) -> Whitener:
+    """ASVD's diag(mean |x| ^ 0.5).
+
+    Args:
+        mean_abs: mean |x| per input feature (n,) float64.
+    """
+    return diagonal_whitener(mean_abs**ACTIVATION_POWER)
 
 
 def regression(cross: Tensor, sigma: Tensor, damping: float) -> Tensor:

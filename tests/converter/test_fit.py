@@ -21,6 +21,7 @@ def moments(n: int, seed: int = 0, drift: float = 0.3) -> tuple[GroupMoments, to
     found.dense.add(x)
     found.compressed.add(y)
     found.cross.add_cross(x, y)
+    found.mean_abs = x.abs().mean(dim=0).double()
     found.held_out.add(y[:100])
     return found, x.double(), y.double()
 
@@ -157,6 +158,23 @@ def test_fwsvd_weighs_input_features_by_their_fisher_information() -> None:
     assert ((product(fisher) - w) * scale).square().sum() < ((plain - w) * scale).square().sum()
     fisher[2] = 1e8
     assert (product(fisher) - w)[:, 2].abs().max() < 1e-3 * w[:, 2].abs().max()
+
+
+def test_asvd_scales_input_features_by_the_root_of_their_mean_absolute_value() -> None:
+    w = weight(12, 10).double()
+    gathered, x, _ = moments(10)
+    factors, _ = fit_linear(w, 4, group_metric(METHODS["asvd"], gathered, "moments"), iterations=0)
+    scale = x.abs().mean(dim=0).sqrt()
+    u, s, vt = torch.linalg.svd(w * scale)
+    torch.testing.assert_close(factors.product(), (u[:, :4] * s[:4]) @ vt[:4] / scale, rtol=1e-5, atol=1e-5)
+
+
+def test_features_that_are_never_active_do_not_break_a_diagonal_metric() -> None:
+    w = weight(12, 10).double()
+    for dead in (torch.arange(10) < 3, torch.ones(10, dtype=torch.bool)):
+        gathered = GroupMoments(mean_abs=torch.where(dead, 0.0, 1.0).double())
+        factors, _ = fit_linear(w, 4, group_metric(METHODS["asvd"], gathered, "moments"), iterations=0)
+        assert torch.isfinite(factors.product()).all()
 
 
 def test_plain_svd_needs_no_activations() -> None:

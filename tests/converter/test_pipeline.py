@@ -78,7 +78,8 @@ def test_retention_one_is_the_dense_model(tiny: ModuleType, recipe: Any, tmp_pat
     torch.testing.assert_close(logits(lowrank_export.load(tmp_path / "out")), logits(dense))
 
 
-@pytest.mark.parametrize("method", METHODS)
+# the stable rank knows nothing of what a truncation loses: at 0.9 some linears go down to a tenth, others stay dense
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "asvd-stable-rank"])
 def test_nearly_everything_kept_is_nearly_the_dense_model(
     tiny: ModuleType, recipe: Any, tmp_path: Path, method: str
 ) -> None:
@@ -181,6 +182,14 @@ def test_update_of_u_sees_the_dense_linears_of_its_own_block(tiny: ModuleType, r
 def test_update_windows_need_a_method_that_fits_on_them(recipe: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="svd-llm fits nothing on the compressed model"):
         recipe(tmp_path, method="svd-llm", update_calibration="python-docs")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_meets_the_target(tiny: ModuleType, recipe: Any, tmp_path: Path, method: str) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    done = compress(recipe(tmp_path / "dense", method=method, retention=0.5, rank_multiple=1), tmp_path / "out")
+    assert 0.49 <= done.plan["retention"] <= 0.5
+    assert torch.isfinite(logits(lowrank_export.load(tmp_path / "out"))).all()
 
 
 def test_stack_of_batch_of_single_windows_is_the_exact_moment(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
