@@ -54,7 +54,10 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The recipe as YAML that `read_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json")
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        # PyYAML writes a few line separators (U+0085) as they are and reads them back as spaces: escape them
+        return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
