@@ -43,10 +43,14 @@ def _recipe_option(help: str, *names: str) -> Any:
     return typer.Option(*names, help=help, show_default=False, rich_help_panel="Recipe")
 
 
+METHOD_HELP = (
+    "adasvd (default), loss-aware (recommended), or published: svd, fwsvd, asvd, asvd-stable-rank, svd-llm, svd-llm-u, "
+    "svd-llm-v2, pifa-m, saes; see docs/methods.md."
+)
 # Recipe key -> its option. The one place where they are stated: `recipe_options` adds them to a command.
 RECIPE_OPTIONS: dict[str, Any] = {
     "model": Annotated[str | None, _recipe_option("Hugging Face folder, hub id, .gguf file, `demo`.", "--model", "-m")],
-    "method": Annotated[str | None, _recipe_option("adasvd (default), loss-aware (recommended), svd-llm, svd.")],
+    "method": Annotated[str | None, _recipe_option(METHOD_HELP)],
     "retention": Annotated[
         float | None, _recipe_option("Kept / original parameters of the linears, in (0, 1]. Default 0.8.")
     ],
@@ -64,6 +68,10 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "calibration": Annotated[
         str | None,
         _recipe_option("Text or .jsonl file, token windows (.npy), python-docs (default), self, datasets:NAME."),
+    ],
+    "update_calibration": Annotated[
+        str | None,
+        _recipe_option("Text or windows the compressed model is fitted on, where not those of --calibration."),
     ],
     "windows": Annotated[int | None, _recipe_option("Calibration windows. Default 32.")],
     "window_length": Annotated[int | None, _recipe_option("Tokens per window. Default 1024.")],

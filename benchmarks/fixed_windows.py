@@ -19,11 +19,17 @@ from pathlib import Path
 
 RETENTIONS = (0.8, 0.6, 0.4)
 
-# Row name -> options of `lowrank-export compress`. Rank multiple 1: the published codes round ranks down to whole
-# numbers.
+# Row name -> options of `lowrank-export compress`; "@" stands for the data folder. Rank multiple 1: the published codes
+# round ranks down to whole numbers.
 ROWS: dict[str, list[str]] = {
     "svd": ["--method", "svd"],
+    "fwsvd": ["--method", "fwsvd"],
+    "asvd-stable-rank": ["--method", "asvd-stable-rank"],
     "svd-llm": ["--method", "svd-llm"],
+    "svd-llm-u": ["--method", "svd-llm-u", "--update-calibration", "@/smollm2_update_16x512.npy"],
+    "svd-llm-v2": ["--method", "svd-llm-v2"],
+    "pifa-m": ["--method", "pifa-m"],
+    "saes": ["--method", "saes"],
     "adasvd": ["--method", "adasvd"],
     "adasvd, 0 iterations": ["--method", "adasvd", "--iterations", "0"],
     "adasvd, 3 iterations": ["--method", "adasvd", "--iterations", "3"],
@@ -36,9 +42,13 @@ ROWS: dict[str, list[str]] = {
 
 # What the published code scores on these windows: row, retention -> perplexity; CPU seconds with statistics, peak GB.
 PUBLISHED = {
+    ("asvd-stable-rank", 0.8): 479_000.0,
     ("svd-llm", 0.8): 79.02,
     ("svd-llm", 0.6): 267.28,
     ("svd-llm", 0.4): 1304.5,
+    ("svd-llm-u", 0.8): 75.4,
+    ("svd-llm-u", 0.6): 203.5,
+    ("svd-llm-u", 0.4): 1078.0,
 }
 PUBLISHED_COST = "published SVD-LLM: 215 + 31 CPU seconds, 2.4 to 2.7 GB"
 
@@ -71,6 +81,7 @@ def main() -> None:
 def measure(row: str, retention: float, model: str, data: Path) -> dict[str, object]:
     """Compress in a child process, then score its checkpoint on the evaluation windows."""
     options = [f"{float(o[1:-1]) * retention}" if o.startswith("{") else o for o in ROWS[row]]
+    options = [f"{data}{o[1:]}" if o.startswith("@") else o for o in options]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checkpoint"
         command = [sys.executable, "-m", "lowrank_export", "compress", "--model", model, "--out", str(out)]

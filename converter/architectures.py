@@ -57,6 +57,10 @@ class Family:
         """Full module name of one linear, as in the checkpoint."""
         return f"{self.blocks}.{block}.{linear}"
 
+    def linear_type(self, name: str) -> str:
+        """Path inside its block of a linear given by its full name."""
+        return name.removeprefix(self.blocks + ".").partition(".")[2]
+
 
 _GATED = (
     InputGroup("attention in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),

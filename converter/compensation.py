@@ -1,4 +1,4 @@
-"""adaComp: alternating closed-form updates of the two factors after truncation (AdaSVD section 3.1)."""
+"""Closed-form updates of the factors after truncation: adaComp (AdaSVD section 3.1) and SVD-LLM's update of U."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .factorisation import LowRankFactors
+from .methods import Compensation
 
 CUTOFF = 1e-7  # singular values below this fraction of the largest are dropped by the pseudoinverse
 
@@ -44,3 +45,20 @@ def adacomp(weight: Tensor, factors: LowRankFactors, sigma: Tensor, iterations: 
     for _ in range(iterations):
         factors = update_v(weight, update_u(weight, factors, sigma), CUTOFF)
     return factors
+
+
+def compensate(
+    kind: Compensation, weight: Tensor, factors: LowRankFactors, sigma: Tensor, iterations: int
+) -> LowRankFactors:
+    """Fit truncated factors again, as the method says.
+
+    Args:
+        kind: "adacomp", or "update-u": one update of U with V^T as the truncation left it (SVD-LLM's second step).
+        weight: W (m, n), any float dtype, or the weight whose output is the target.
+        factors: after truncation.
+        sigma: second moment (n, n) float64 of the activations to fit.
+        iterations: of adaComp.
+    """
+    if kind == "update-u":
+        return update_u(weight.double(), factors, sigma)
+    return adacomp(weight, factors, sigma, iterations)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .compensation import adacomp
+from .adaptive_alignment import adaptive_alpha
+from .compensation import compensate
 from .factorisation import LowRankFactors, balanced, factor
 from .methods import Method
 from .moments import GroupMoments
-from .whitening import Whitener, gradient_root, regression, whiten
+from .whitening import Whitener, activation_scale, diagonal_whitener, gradient_root, regression, whiten
 
 ALIGNMENT_DAMPING = 1e-3
 
@@ -37,19 +38,20 @@ class GroupMetric:
     """What the linears of one input group share: computed once, used for each.
 
     Attributes:
-        whitener: of the stream that the truncation sees; None for the plain SVD.
-        whitens_compressed: whether that stream is X', so that the truncation has the aligned target too.
+        method: the row of the table.
+        whitener: of the stream that the truncation sees; None for the plain SVD and where each linear has its own.
         evaluation: Sigma the losses are reported on; None where there are no activations.
         compensation: Sigma that the compensation fits; None where the method has none.
-        alignment: (n, n); W times this is the weight whose output on X' is the target; None for W itself.
+        drift: (Gamma - Sigma') Sigma'^-1 (n, n), damped: W X = W (I + drift) X' in the least-squares sense. None where
+            the target is W X'.
         held_out: second moment of held-out windows, where there are any.
     """
 
+    method: Method
     whitener: Whitener | None
-    whitens_compressed: bool
     evaluation: Tensor | None
     compensation: Tensor | None
-    alignment: Tensor | None
+    drift: Tensor | None
     held_out: Tensor | None
 
 
@@ -66,28 +68,39 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     """
     compressed = moments.compressed.mean() if moments.compressed.tokens else None
     dense = moments.dense.mean() if moments.dense.tokens else None
-    seen = {"none": None, "dense": dense, "compressed": compressed}[method.metric]
+    whitener = None
+    if method.metric == "activation-scale":
+        assert moments.mean_abs is not None
+        whitener = activation_scale(moments.mean_abs)
+    elif (seen := {"dense": dense, "compressed": compressed}.get(method.metric)) is not None:
+        whitener = whiten(seen)
     compensation = None
-    if method.compensation == "adacomp":
-        compensation = compressed if reduction == "moments" else moments.stacked.mean()
-    alignment = None
-    if method.alpha > 0:
+    if method.compensation != "none":
+        stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
+        compensation = moments.stacked.mean() if stacked else compressed
+    drift = None
+    if method.aligned:
         assert compressed is not None
-        # (1 - alpha) W X' + alpha W X, regressed on X': W ((1 - alpha) I + alpha Gamma Sigma'^-1)
-        alignment = method.alpha * regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
-        alignment.diagonal().add_(1 - method.alpha)
+        drift = regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
+        drift.diagonal().sub_(1)
     return GroupMetric(
-        whitener=None if seen is None else whiten(seen),
-        whitens_compressed=method.metric == "compressed",
+        method=method,
+        whitener=whitener,
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
-        alignment=alignment,
+        drift=drift,
         held_out=moments.held_out.mean() if moments.held_out.tokens else None,
     )
 
 
 def fit_linear(
-    weight: Tensor, rank: int, metric: GroupMetric, *, iterations: int, gradient: Tensor | None = None
+    weight: Tensor,
+    rank: int,
+    metric: GroupMetric,
+    *,
+    iterations: int,
+    gradient: Tensor | None = None,
+    fisher: Tensor | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
 
@@ -97,24 +110,43 @@ def fit_linear(
         metric: of its input group.
         iterations: of adaComp.
         gradient: G (m, m) float64 where the method is two-sided.
+        fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
 
     Returns:
         The factors, and their losses where there are activations to measure them on.
     """
     weight = weight.double()
-    target = weight if metric.alignment is None else weight @ metric.alignment
+    target = aligned_target(weight, rank, metric)
+    whitener = metric.whitener if fisher is None else diagonal_whitener(fisher.sqrt())
     truncated, _ = factor(
-        target if metric.whitens_compressed else weight,
+        target if metric.method.metric == "compressed" else weight,
         rank,
-        None if metric.whitener is None else metric.whitener.matrix,
+        None if whitener is None else whitener.matrix,
         None if gradient is None else gradient_root(gradient),
     )
     factors = truncated
     if metric.compensation is not None:
-        factors = adacomp(target, truncated, metric.compensation, iterations)
+        factors = compensate(metric.method.compensation, target, truncated, metric.compensation, iterations)
     if not bool(torch.isfinite(factors.u).all() and torch.isfinite(factors.v).all()):
         raise ValueError("factors are not finite")
     return balanced(factors), _losses(target, truncated, factors, metric)
+
+
+def aligned_target(weight: Tensor, rank: int, metric: GroupMetric) -> Tensor:
+    """The weight (m, n) whose output on X' is (1 - alpha) W X' + alpha W X, regressed on X'.
+
+    Args:
+        weight: W (m, n) float64.
+        rank: r, which an adaptive alpha depends on.
+        metric: of its input group.
+    """
+    if metric.drift is None:
+        return weight
+    moved, alpha = weight @ metric.drift, metric.method.alpha
+    if alpha == "adaptive":
+        assert metric.whitener is not None
+        alpha, _ = adaptive_alpha(weight @ metric.whitener.matrix, moved @ metric.whitener.matrix, rank)
+    return weight + alpha * moved
 
 
 def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
@@ -124,9 +156,9 @@ def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
         weight: W (m, n).
         metric: of its input group; without alignment W itself is the answer.
     """
-    if metric.alignment is None:
+    if metric.drift is None:
         return weight
-    return (weight.double() @ metric.alignment).to(weight.dtype)
+    return aligned_target(weight.double(), min(weight.shape), metric).to(weight.dtype)
 
 
 def _losses(target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric) -> FitLoss | None:

@@ -71,6 +71,7 @@ class GroupMoments:
         compressed: Sigma' of X', the same inputs when everything before is already compressed.
         cross: Gamma = X^T X' / T.
         stacked: second moment of the stack-of-batch activations of X' (AdaSVD eq. 14, 15).
+        mean_abs: mean |X| per feature (n,) float64, where the method sees it.
         held_out: over windows that no factor was fitted on: of X', or of X where the method sees only that.
     """
 
@@ -78,4 +79,5 @@ class GroupMoments:
     compressed: Moment = field(default_factory=Moment)
     cross: Moment = field(default_factory=Moment)
     stacked: Moment = field(default_factory=Moment)
+    mean_abs: Tensor | None = None
     held_out: Moment = field(default_factory=Moment)

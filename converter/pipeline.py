@@ -119,7 +119,7 @@ class _Streams:
         self.counted = {linear.shape.name for linear in job.plan.linears if linear.compressed}
         if job.method.needs_compressed_stream or self.refines:
             self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
-            self.dense = list(self.compressed) if job.method.alpha > 0 or self.refines else []
+            self.dense = list(self.compressed) if job.method.aligned or self.refines else []
 
     def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
         """Replace the block's linears by factors, in place, and carry the streams through it."""
@@ -130,25 +130,35 @@ class _Streams:
         if self.dense:  # compared token by token: the two streams stop side by side
             dense_block = TappedBlock(self.job.blocks.block(index), family)
             dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
-        moments, gradients = self.job.dense_moments(index), self.job.gradients(index)
+        moments = self.job.dense_moments(index)
+        gradients, fisher = self.job.gradients(index), self.job.fisher(index)
         losses: dict[str, FitLoss] = {}
+        in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
         for group in family.groups:
             found = moments[group.name]
             for chunk, forward in enumerate(compressed):
                 y, x = forward.next_input(), dense[chunk].next_input() if dense else None
                 self._gather(chunk, y, x, found)
-            metric = self._group_metric(index, group, found)
-            losses.update(self._install_group(index, group, tapped, metric, gradients, progress))
+            waiting.append(group)
+            if in_passing or group is family.groups[-1]:
+                for ready in waiting:
+                    metric = self._group_metric(index, ready, moments[ready.name])
+                    losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher, progress))
+                waiting.clear()
         last = index + 1 == self.job.blocks.block_count
         if self.refines:
             for forward in compressed:
                 forward.abandon()
             tapped.unwrap()
             self._refine(index, block, [forward.finish() for forward in dense], progress)
-        elif not last:
+            return losses
+        if in_passing and not last:
             self.compressed = [forward.finish() for forward in compressed]
+        if not last:
             self.dense = [forward.finish() for forward in dense]
         tapped.unwrap()
+        if not in_passing and not last:  # the forward above went through the dense linears
+            self.compressed = [run(block, x) for x in self.compressed]
         return losses
 
     def _refine(self, index: int, block: nn.Module, dense_outputs: list[Tensor], progress: Progress) -> None:
@@ -216,11 +226,12 @@ class _Streams:
         tapped: TappedBlock,
         metric: GroupMetric,
         gradients: Mapping[str, Tensor],
+        fisher: Mapping[str, Tensor],
         progress: Progress,
     ) -> dict[str, FitLoss]:
         """Factor the group's linears and put the factors in their place."""
         losses = {}
-        if metric.whitener is not None and metric.whitener.how != "cholesky":
+        if metric.whitener is not None and metric.whitener.how not in ("cholesky", "diagonal"):
             progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
         for name in group.linears:
             full_name = self.job.source.family.linear_name(index, name)
@@ -230,8 +241,14 @@ class _Streams:
                 if full_name in self.counted:
                     linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
                 continue
-            iterations, gradient = self.job.recipe.iterations, gradients.get(name)
-            factors, loss = fit_linear(linear.weight, rank, metric, iterations=iterations, gradient=gradient)
+            factors, loss = fit_linear(
+                linear.weight,
+                rank,
+                metric,
+                iterations=self.job.recipe.iterations,
+                gradient=gradients.get(name),
+                fisher=fisher.get(name),
+            )
             tapped.install(name, _as_module(linear, factors.u, factors.v))
             if loss is not None:
                 losses[full_name] = loss
@@ -274,6 +291,8 @@ def _plan_with_losses(job: Job, losses: dict[str, FitLoss]) -> dict[str, Any]:
 
 def _texts(job: Job, plan: dict[str, Any]) -> dict[str, str]:
     calibration = job.calibration.record() if job.calibration else {}
+    if job.update_calibration is not None:
+        calibration["update"] = job.update_calibration.record()
     provenance = {
         "source": job.source.spec,
         "source_sha256": job.source.fingerprint(),

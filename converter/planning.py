@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,23 +15,26 @@ import torch
 from torch import Tensor
 
 from .allocation.adacr import adacr, normalise
+from .allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from .allocation.plan import LinearShape, RankPlan
 from .allocation.rounding import round_ranks
 from .allocation.threshold import threshold
+from .allocation.type_loss import type_loss
 from .allocation.uniform import uniform
 from .blocks import BlockSource
 from .calibration import SELF, Calibration, calibrate, sample_from_model
 from .checkpoint import load
 from .device import DTYPES, fast_matmul, pick_device
 from .errors import InputError, UsageError
-from .gathering import GRADIENT, HELD_OUT, SIGMA, gather_dense, gather_gradients
+from .gathering import GRADIENT, HELD_OUT, MEAN_ABS, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
 from .methods import METHODS, Method
 from .moments import GroupMoments, Moment
 from .progress import Progress
 from .recipe import Recipe, nearest
-from .sensitivity import block_similarities, loss_energies
+from .sensitivity import block_similarities, loss_energies, stable_ranks
 from .source import Source, open_source
 from .statistics import Statistics, open_statistics
+from .truncation_sensitivity import truncation_losses
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
@@ -45,6 +49,7 @@ class Job:
         source: the dense model.
         blocks: its weights, block by block.
         calibration: token windows; None for a method that needs none.
+        update_calibration: token windows of the compressed stream, where they are not those of `calibration`.
         statistics: of the dense model; those that the method needs are there.
         plan: ranks of every linear.
     """
@@ -54,18 +59,21 @@ class Job:
     source: Source
     blocks: BlockSource
     calibration: Calibration | None
+    update_calibration: Calibration | None
     statistics: Statistics
     plan: RankPlan
 
     @property
     def chunks(self) -> list[Tensor]:
-        """Calibration windows as the streams run them."""
-        return window_chunks(self.recipe, self.calibration) if self.calibration else []
+        """Calibration windows as the compressed stream and, where both run, the dense one run them."""
+        calibration = self.update_calibration or self.calibration
+        return window_chunks(self.recipe, calibration) if calibration else []
 
     @property
     def held_out_chunks(self) -> list[Tensor]:
         """Windows that no factor is fitted on."""
-        return _held_out_chunks(self.calibration) if self.calibration else []
+        calibration = self.update_calibration or self.calibration
+        return _held_out_chunks(calibration) if calibration else []
 
     def dense_moments(self, block: int) -> dict[str, GroupMoments]:
         """Input group -> its moments, with those of the dense model where the method sees them."""
@@ -73,7 +81,7 @@ class Job:
         if self.method.needs_dense_moments:
             found = self.statistics.read("dense", block, self.blocks.device)
             for name, group in moments.items():
-                group.dense = Moment(found[SIGMA + name], tokens=1)
+                group.dense, group.mean_abs = Moment(found[SIGMA + name], tokens=1), found[MEAN_ABS + name]
                 if not self.method.needs_compressed_stream and HELD_OUT + name in found:
                     group.held_out = Moment(found[HELD_OUT + name], tokens=1)
         return moments
@@ -84,6 +92,13 @@ class Job:
             return {}
         found = self.statistics.read("gradients", block, self.blocks.device)
         return {name.removeprefix(GRADIENT): g for name, g in found.items() if name.startswith(GRADIENT)}
+
+    def fisher(self, block: int) -> dict[str, Tensor]:
+        """Linear (path inside the block) -> Fisher information per input feature, where the truncation sees it."""
+        if not self.method.needs_fisher:
+            return {}
+        found = self.statistics.read("fisher", block, self.blocks.device)
+        return {name.removeprefix(ROWS): rows for name, rows in found.items()}
 
 
 @contextmanager
@@ -102,7 +117,10 @@ def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, pro
     with _gathered(recipe, device, statistics, progress) as (method, source, blocks, calibration, store):
         with fast_matmul():
             plan = _allocate(recipe, method, blocks, calibration, store, progress)
-        yield Job(recipe, method, source, blocks, calibration, store, plan)
+        update = None
+        if recipe.update_calibration is not None:
+            update = _calibration(recipe.update_calibration, recipe, source, blocks, progress)
+        yield Job(recipe, method, source, blocks, calibration, update, store, plan)
 
 
 def gather_statistics(
@@ -124,7 +142,7 @@ def gather_statistics(
         UsageError: a kind that the method does not read, or a folder made from something else.
         InputError, ResourceError: as the stages say.
     """
-    known = METHODS[recipe.method].statistics
+    known = _kinds(recipe, METHODS[recipe.method])
     wanted = tuple(dict.fromkeys(known if kinds is None else kinds))
     for kind in wanted:
         if kind not in known:
@@ -145,15 +163,24 @@ def _gathered(
     source = open_source(recipe.model, progress)
     blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
     _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
-    calibration = _calibration(recipe, source, blocks, progress) if method.needs_calibration else None
+    calibration = None
+    if method.needs_calibration or recipe.refine != "none":
+        calibration = _calibration(recipe.calibration, recipe, source, blocks, progress)
     with open_statistics(None if calibration is None else folder) as store:
         if calibration is not None:
             if folder is not None:
                 store.claim(_identity(recipe, source, calibration))
             with fast_matmul():
-                wanted = method.statistics if kinds is None else kinds
-                _gather(recipe, wanted, blocks, calibration, store, progress)
+                _gather(
+                    recipe, _kinds(recipe, method) if kinds is None else kinds, blocks, calibration, store, progress
+                )
         yield method, source, blocks, calibration, store
+
+
+def _kinds(recipe: Recipe, method: Method) -> tuple[str, ...]:
+    """Kinds of statistics that a recipe reads."""
+    refining = ("gradients",) if recipe.refine != "none" else ()
+    return tuple(dict.fromkeys([*method.statistics, *refining]))
 
 
 def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[str, Any]:
@@ -182,6 +209,8 @@ def _gather(
     if "gradients" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
         gather_gradients(blocks, windows, recipe.seed, store, progress)
+    if "fisher" in kinds:
+        gather_fisher(blocks, torch.from_numpy(calibration.windows[: recipe.gradient_windows]), store, progress)
 
 
 def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:
@@ -199,7 +228,7 @@ def _held_out_chunks(calibration: Calibration) -> list[Tensor]:
     return [torch.from_numpy(calibration.held_out)] if len(calibration.held_out) else []
 
 
-def _calibration(recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
+def _calibration(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
     from transformers import AutoTokenizer
 
     try:
@@ -212,12 +241,12 @@ def _calibration(recipe: Recipe, source: Source, blocks: BlockSource, progress: 
         "held_out": recipe.held_out,
         "seed": recipe.seed,
     }
-    if recipe.calibration == SELF:
+    if text == SELF:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         model = load(source.path, device=str(blocks.device), dtype=blocks.dtype)
         drawn = sample_from_model(model, start=int(start or 0), progress=progress, **options)
     else:
-        drawn = calibrate(recipe.calibration, tokenizer, **options)
+        drawn = calibrate(text, tokenizer, **options)
     if drawn.windows.shape[1] > blocks.window_limit:
         raise InputError(
             f"{recipe.model}: attends over {blocks.window_limit} tokens, fewer than the window length "
@@ -241,16 +270,7 @@ def _allocate(
     ]
     keep_dense = _excluded(recipe.keep_dense, [shape.name for shape in shapes])
     counted = [shape for shape in shapes if shape.name not in keep_dense]
-    importance: tuple[float, ...] = ()
-    if method.allocation == "adacr":
-        assert calibration is not None
-        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress))
-        wanted = adacr(counted, importance, recipe.retention, recipe.min_retention)
-    elif method.allocation == "threshold":
-        energies = loss_energies(blocks, store, progress)
-        wanted = threshold(counted, [energies[shape.name] for shape in counted], recipe.retention)
-    else:
-        wanted = uniform(counted, recipe.retention)
+    wanted, importance = _wanted(recipe, method, blocks, calibration, store, progress, counted)
     retentions = dict(zip([shape.name for shape in counted], wanted, strict=True))
     return round_ranks(
         shapes,
@@ -261,6 +281,47 @@ def _allocate(
         tolerance=method.tolerance,
         importance=importance,
     )
+
+
+def _wanted(
+    recipe: Recipe,
+    method: Method,
+    blocks: BlockSource,
+    calibration: Calibration | None,
+    store: Statistics,
+    progress: Progress,
+    shapes: list[LinearShape],
+) -> tuple[list[float], tuple[float, ...]]:
+    """Wanted retention per linear, and the importance of blocks where the allocation has one."""
+    target, allocation = recipe.retention, method.allocation
+    if allocation == "uniform":
+        return uniform(shapes, target), ()
+    if allocation == "stable-rank":
+        ranks = stable_ranks(blocks, progress)
+        scores = [stable_rank_scores(ranks[shape.name], TENTHS) for shape in shapes]
+        return candidate_cut(shapes, scores, TENTHS, target), ()
+    assert calibration is not None
+    if allocation == "adacr":
+        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress))
+        return adacr(shapes, importance, target, recipe.min_retention), importance
+    if allocation == "threshold":
+        energies = loss_energies(blocks, store, "gradients", progress)
+        return threshold(shapes, [energies[shape.name] for shape in shapes], target), ()
+    if allocation == "type-loss":
+        energies = loss_energies(blocks, store, "dense", progress)
+        losses = [_summed_loss(shape, energies[shape.name], target, calibration) for shape in shapes]
+        types = [blocks.family.linear_type(shape.name) for shape in shapes]
+        return type_loss(shapes, types, losses, target), ()
+    retentions = measured_retentions(target)
+    windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
+    measured = truncation_losses(blocks, windows, retentions, store, progress)
+    return candidate_cut(shapes, [measured[shape.name] for shape in shapes], retentions, target), ()
+
+
+def _summed_loss(shape: LinearShape, energies: Tensor, retention: float, calibration: Calibration) -> float:
+    """||(W - U V^T) X||_F over all calibration tokens of the truncation to a retention."""
+    rank = max(1, int(retention * shape.break_even_rank))
+    return math.sqrt(calibration.windows.size * float(energies[rank:].sum()))
 
 
 def _excluded(patterns: tuple[str, ...], names: list[str]) -> frozenset[str]:

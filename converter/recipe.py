@@ -33,7 +33,9 @@ class Recipe(BaseModel):
     iterations: int = Field(1, ge=0, le=100)
     alpha: float | None = Field(None, ge=0, le=1)
     gradient_windows: int = Field(8, ge=1)
+    sensitivity_windows: int = Field(2, ge=1)
     calibration: str = "python-docs"
+    update_calibration: str | None = None
     windows: int = Field(32, ge=1)
     window_length: int = Field(1024, ge=8)
     held_out: int = Field(2, ge=0)
@@ -50,6 +52,8 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if self.method not in METHODS:
             raise ValueError(f"method: unknown method {self.method!r}{nearest(self.method, METHODS)}")
+        if self.update_calibration is not None and not METHODS[self.method].needs_compressed_stream:
+            raise ValueError(f"update_calibration: {self.method} fits nothing on the compressed model")
         if self.min_retention is not None and self.min_retention > self.retention:
             raise ValueError(f"min_retention: {self.min_retention} is above retention {self.retention}")
         return self
@@ -58,9 +62,8 @@ class Recipe(BaseModel):
         """The recipe as YAML that `read_recipe` reads back to an equal recipe."""
         values = self.model_dump(mode="json")
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        if any(mark in text for mark in "\x85\u2028\u2029"):  # line breaks to YAML: they come back as spaces
-            text = yaml.safe_dump(values, sort_keys=False)
-        return text
+        # PyYAML writes a few line separators (U+0085) as they are and reads them back as spaces: escape them
+        return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

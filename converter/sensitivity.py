@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -37,17 +39,39 @@ def block_similarities(
 
 
 @torch.no_grad()
-def loss_energies(blocks: BlockSource, store: Statistics, progress: Progress) -> dict[str, Tensor]:
-    """Linear -> squared singular values in the two-sided metric, descending: twice the loss that dropping each adds."""
+def stable_ranks(blocks: BlockSource, progress: Progress) -> dict[str, float]:
+    """Linear -> ||W||_F / ||W||_2, 0 for a weight of zeros."""
+    result = {}
+    with progress.stage("stable rank of every weight", blocks.block_count) as advance:
+        for index in range(blocks.block_count):
+            block = blocks.block(index)
+            for name in blocks.family.linears:
+                weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
+                energies = spectrum(weight)
+                ratio = float(energies.sum() / energies[0]) if energies[0] > 0 else 0.0
+                result[blocks.family.linear_name(index, name)] = ratio**0.5
+            advance(1)
+    return result
+
+
+@torch.no_grad()
+def loss_energies(
+    blocks: BlockSource, store: Statistics, kind: Literal["dense", "gradients"], progress: Progress
+) -> dict[str, Tensor]:
+    """Linear -> squared singular values in a metric, descending.
+
+    With "gradients" the metric is two-sided, and they are twice the loss that dropping each adds; with "dense" it is
+    Sigma alone, and they are the mean squared output error per token.
+    """
     energies = {}
     with progress.stage("loss of every rank", blocks.block_count) as advance:
         for index in range(blocks.block_count):
-            block, found = blocks.block(index), store.read("gradients", index, blocks.device)
+            block, found = blocks.block(index), store.read(kind, index, blocks.device)
             for group in blocks.family.groups:
                 whitener = whiten(found[SIGMA + group.name]).matrix
                 for name in group.linears:
                     weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-                    root = gradient_root(found[GRADIENT + name])
+                    root = gradient_root(found[GRADIENT + name]) if kind == "gradients" else None
                     energies[blocks.family.linear_name(index, name)] = spectrum(weight, whitener, root)
             advance(1)
     return energies

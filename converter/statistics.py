@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import UsageError
 from .files import remove, replacing
 
-Kind = Literal["dense", "gradients", "fisher"]
+Kind = Literal["dense", "gradients", "fisher", "sensitivity"]
 IDENTITY = "identity.json"
 
 

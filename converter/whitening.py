@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
+SCALE_FLOOR = 1e-6  # smallest weight of an input feature, relative to the mean
+ACTIVATION_POWER = 0.5  # ASVD's alpha
 GRADIENT_DAMPING = 0.1  # added to G, relative to its mean eigenvalue
 
 
 @dataclass(frozen=True)
 class Whitener:
-    """S (n, n) float64 and how it was obtained: "cholesky", "eigen" or, where Sigma is zero, "identity"."""
+    """S (n, n) float64 and how it was obtained: "cholesky", "eigen", "diagonal" or, where Sigma is zero, "identity"."""
 
     matrix: Tensor
     how: str
@@ -43,6 +45,32 @@ def whiten(sigma: Tensor) -> Whitener:
         return Whitener(lower, "cholesky")
     values, vectors = torch.linalg.eigh(sigma)
     return Whitener(vectors * values.clamp(min=0).sqrt(), "eigen")
+
+
+def diagonal_whitener(scale: Tensor) -> Whitener:
+    """diag(scale) for one weight per input feature; the identity where all are zero.
+
+    Args:
+        scale: (n,) float64, not negative.
+
+    Raises:
+        ValueError: scale holds NaN or Inf.
+    """
+    if not bool(torch.isfinite(scale).all()):
+        raise ValueError("scale is not finite")
+    mean = scale.mean()
+    if mean <= 0:
+        return Whitener(torch.eye(len(scale), dtype=scale.dtype, device=scale.device), "identity")
+    return Whitener(torch.diag(scale.clamp(min=SCALE_FLOOR * mean)), "diagonal")
+
+
+def activation_scale(mean_abs: Tensor) -> Whitener:
+    """ASVD's diag(mean |x| ^ 0.5).
+
+    Args:
+        mean_abs: mean |x| per input feature (n,) float64.
+    """
+    return diagonal_whitener(mean_abs**ACTIVATION_POWER)
 
 
 def regression(cross: Tensor, sigma: Tensor, damping: float) -> Tensor:

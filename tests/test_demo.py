@@ -20,7 +20,8 @@ from lowrank_export.runtime_tests.validate import Settings, validate
 pytestmark = pytest.mark.slow
 
 PUBLISHED_SVD_LLM = 267.28  # the official code, whitening only, retention 0.6, on these windows
-ADASVD_LIMIT = 200.0  # below the official code's second step, 203.5
+PUBLISHED_SVD_LLM_U = 203.5  # its second step
+ADASVD_LIMIT = 200.0  # below that
 
 
 def fixed_windows_perplexity(data: Path, out: Path, **options: Any) -> float:
@@ -38,6 +39,14 @@ def fixed_windows_perplexity(data: Path, out: Path, **options: Any) -> float:
 def test_svd_llm_is_what_the_official_code_gives(data: Path, tmp_path: Path) -> None:
     found = fixed_windows_perplexity(data, tmp_path / "out", method="svd-llm", retention=0.6)
     assert found == pytest.approx(PUBLISHED_SVD_LLM, rel=0.02)
+
+
+def test_svd_llm_with_updated_u_is_what_the_official_code_gives(data: Path, tmp_path: Path) -> None:
+    update = str(data / "smollm2_update_16x512.npy")
+    found = fixed_windows_perplexity(
+        data, tmp_path / "out", method="svd-llm-u", update_calibration=update, retention=0.6
+    )
+    assert found == pytest.approx(PUBLISHED_SVD_LLM_U, rel=0.02)
 
 
 def test_adasvd_is_better_than_the_official_code(data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_export.converter.compensation import adacomp, update_u, update_v
+from lowrank_export.converter.compensation import adacomp, compensate, update_u, update_v
 from lowrank_export.converter.factorisation import LowRankFactors, factor, truncation_loss
 from lowrank_export.converter.whitening import whiten
 
@@ -75,3 +75,24 @@ def test_rank_deficient_activations_give_finite_factors_where_the_naive_inverse_
 def test_zero_iterations_change_nothing() -> None:
     weight, factors, x = start(6, 6, 2, 9)
     assert adacomp(weight, factors, x.T @ x, 0) is factors
+
+
+@settings(max_examples=20, deadline=None)
+@given(m=st.integers(3, 20), n=st.integers(3, 20), seed=st.integers(0, 999), data=st.data())
+def test_update_of_u_never_raises_the_loss_and_settles_at_once(m: int, n: int, seed: int, data: st.DataObject) -> None:
+    weight, factors, x = start(m, n, data.draw(st.integers(1, min(m, n))), seed)
+    sigma = x.T @ x / len(x)
+    once = compensate("update-u", weight, factors, sigma, 0)
+    twice = compensate("update-u", weight, once, sigma, 0)
+    scale = truncation_loss(weight, LowRankFactors(factors.u * 0, factors.v), sigma)
+    assert truncation_loss(weight, once, sigma) <= truncation_loss(weight, factors, sigma) + 1e-9 * scale
+    assert torch.equal(once.v, factors.v)
+    torch.testing.assert_close(twice.product(), once.product(), rtol=1e-6, atol=1e-6)
+
+
+def test_update_of_u_changes_nothing_on_the_data_that_whitening_saw() -> None:
+    weight = random(10, 14, seed=5)
+    x = random(60, 14, seed=6)
+    factors, _ = factor(weight, 5, whiten(x.T @ x).matrix)
+    updated = compensate("update-u", weight, factors, x.T @ x, 0)
+    torch.testing.assert_close(updated.product(), factors.product())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lowrank_export.converter.adaptive_alignment import ALPHA_MAX, ALPHA_MIN
 from lowrank_export.converter.factorisation import output_energy, truncation_loss
-from lowrank_export.converter.fit import fit_linear, group_metric
+from lowrank_export.converter.fit import aligned_target, fit_linear, group_metric
 from lowrank_export.converter.methods import METHODS, Method
 from lowrank_export.converter.moments import GroupMoments
 
@@ -20,6 +21,7 @@ def moments(n: int, seed: int = 0, drift: float = 0.3) -> tuple[GroupMoments, to
     found.dense.add(x)
     found.compressed.add(y)
     found.cross.add_cross(x, y)
+    found.mean_abs = x.abs().mean(dim=0).double()
     found.held_out.add(y[:100])
     return found, x.double(), y.double()
 
@@ -35,7 +37,7 @@ def test_reported_losses_are_those_of_the_factors(method: str) -> None:
     metric = group_metric(METHODS[method], gathered, "moments")
     factors, loss = fit_linear(w, 4, metric, iterations=1)
     assert loss is not None and metric.evaluation is not None
-    w = w if metric.alignment is None else w.double() @ metric.alignment
+    w = aligned_target(w.double(), 4, metric)
     energy = output_energy(w, metric.evaluation)
     assert loss.compensated == pytest.approx(truncation_loss(w, factors, metric.evaluation) / energy, rel=1e-9)
     held_out = gathered.held_out.mean()
@@ -80,6 +82,99 @@ def test_alignment_without_drift_changes_nothing() -> None:
     plain, _ = fit_linear(w, 4, group_metric(aligned(0.0), gathered, "moments"), iterations=0)
     whole, _ = fit_linear(w, 4, group_metric(aligned(1.0), gathered, "moments"), iterations=0)
     torch.testing.assert_close(whole.product(), plain.product(), rtol=1e-3, atol=1e-3)
+
+
+def test_pifa_m_never_raises_its_own_objective_and_ends_at_the_best_v() -> None:
+    """Truncation on X, then U, then V^T for the target (1 - 0.25) W X' + 0.25 W X on raw activations."""
+    w = weight(12, 10)
+    gathered, x, y = moments(10, drift=1.0)
+    metric = group_metric(METHODS["pifa-m"], gathered, "moments")
+    target = (0.75 * y + 0.25 * x) @ w.double().T
+    truncated, _ = fit_linear(w, 4, metric, iterations=0)
+    factors, _ = fit_linear(w, 4, metric, iterations=1)
+    plain, _ = fit_linear(w, 4, group_metric(METHODS["svd-llm"], gathered, "moments"), iterations=0)
+    torch.testing.assert_close(truncated.product(), plain.product())
+    u = torch.linalg.lstsq(y @ truncated.v.T, target).solution.T
+    v = torch.linalg.pinv(u) @ torch.linalg.lstsq(y, target).solution.T
+    torch.testing.assert_close(factors.product(), u @ v, rtol=1e-3, atol=1e-3)
+
+    def objective(product: torch.Tensor) -> float:
+        return float((target - y @ product.T).square().sum())
+
+    assert objective(u @ v) <= objective(u @ truncated.v) <= objective(truncated.product())
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        nearby = factors.v + 1e-2 * torch.randn(4, 10, generator=generator, dtype=torch.float64)
+        assert objective(factors.u @ nearby) >= objective(factors.product()) * (1 - 1e-6)
+
+
+def test_saes_without_drift_is_svd_llm() -> None:
+    w = weight(12, 10)
+    gathered, _, _ = moments(10, drift=0.0)
+    saes, _ = fit_linear(w, 4, group_metric(METHODS["saes"], gathered, "moments"), iterations=0)
+    plain, _ = fit_linear(w, 4, group_metric(METHODS["svd-llm"], gathered, "moments"), iterations=0)
+    torch.testing.assert_close(saes.product(), plain.product(), rtol=1e-4, atol=1e-4)
+
+
+def test_saes_at_its_alpha_is_the_fixed_alpha() -> None:
+    """The adaptive target is that of its alpha, which lies inside the guard rails and differs between linears.
+
+    X' has half of the features too large and half too small; a linear whose leading directions are the latter gains.
+    """
+    x = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
+    y = x * torch.tensor([2.0] * 5 + [0.5] * 5)
+    gathered = GroupMoments()
+    gathered.compressed.add(y)
+    gathered.cross.add_cross(x, y)
+    metric = group_metric(METHODS["saes"], gathered, "moments")
+    assert metric.drift is not None
+    found = []
+    for reads in (slice(0, 5), slice(5, 10)):
+        w = weight(12, 10).double()
+        w[:, reads] *= 20
+        moved = aligned_target(w, 4, metric) - w
+        alpha = float((moved * (w @ metric.drift)).sum() / (w @ metric.drift).square().sum())
+        torch.testing.assert_close(moved, alpha * (w @ metric.drift))
+        assert ALPHA_MIN - 1e-9 <= alpha <= ALPHA_MAX + 1e-9
+        found.append(alpha)
+    assert found == pytest.approx([ALPHA_MIN, ALPHA_MAX])
+
+
+def test_fwsvd_weighs_input_features_by_their_fisher_information() -> None:
+    w = weight(12, 10).double()
+    metric = group_metric(METHODS["fwsvd"], GroupMoments(), "moments")
+    fisher = torch.rand(10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def product(given: torch.Tensor) -> torch.Tensor:
+        return fit_linear(w, 4, metric, iterations=0, fisher=given)[0].product()
+
+    scale = fisher.sqrt()
+    u, s, vt = torch.linalg.svd(w * scale)
+    torch.testing.assert_close(product(fisher), (u[:, :4] * s[:4]) @ vt[:4] / scale)
+    torch.testing.assert_close(product(7 * fisher), product(fisher))
+    plain = fit_linear(w, 4, group_metric(METHODS["svd"], GroupMoments(), "moments"), iterations=0)[0].product()
+    torch.testing.assert_close(product(torch.ones(10, dtype=torch.float64)), plain)
+    torch.testing.assert_close(product(torch.zeros(10, dtype=torch.float64)), plain)
+    assert ((product(fisher) - w) * scale).square().sum() < ((plain - w) * scale).square().sum()
+    fisher[2] = 1e8
+    assert (product(fisher) - w)[:, 2].abs().max() < 1e-3 * w[:, 2].abs().max()
+
+
+def test_asvd_scales_input_features_by_the_root_of_their_mean_absolute_value() -> None:
+    w = weight(12, 10).double()
+    gathered, x, _ = moments(10)
+    factors, _ = fit_linear(w, 4, group_metric(METHODS["asvd"], gathered, "moments"), iterations=0)
+    scale = x.abs().mean(dim=0).sqrt()
+    u, s, vt = torch.linalg.svd(w * scale)
+    torch.testing.assert_close(factors.product(), (u[:, :4] * s[:4]) @ vt[:4] / scale, rtol=1e-5, atol=1e-5)
+
+
+def test_features_that_are_never_active_do_not_break_a_diagonal_metric() -> None:
+    w = weight(12, 10).double()
+    for dead in (torch.arange(10) < 3, torch.ones(10, dtype=torch.bool)):
+        gathered = GroupMoments(mean_abs=torch.where(dead, 0.0, 1.0).double())
+        factors, _ = fit_linear(w, 4, group_metric(METHODS["asvd"], gathered, "moments"), iterations=0)
+        assert torch.isfinite(factors.product()).all()
 
 
 def test_plain_svd_needs_no_activations() -> None:

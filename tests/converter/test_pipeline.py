@@ -78,7 +78,8 @@ def test_retention_one_is_the_dense_model(tiny: ModuleType, recipe: Any, tmp_pat
     torch.testing.assert_close(logits(lowrank_export.load(tmp_path / "out")), logits(dense))
 
 
-@pytest.mark.parametrize("method", METHODS)
+# the stable rank knows nothing of what a truncation loses: at 0.9 some linears go down to a tenth, others stay dense
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "asvd-stable-rank"])
 def test_nearly_everything_kept_is_nearly_the_dense_model(
     tiny: ModuleType, recipe: Any, tmp_path: Path, method: str
 ) -> None:
@@ -92,7 +93,9 @@ def test_nearly_everything_kept_is_nearly_the_dense_model(
     dense.save_pretrained(tmp_path / "dense")
     tiny.tokenizer().save_pretrained(tmp_path / "dense")
     compress(recipe(tmp_path / "dense", method=method, retention=0.9, min_retention=0.8), tmp_path / "out")
-    torch.testing.assert_close(logits(lowrank_export.load(tmp_path / "out")), logits(dense), rtol=1e-3, atol=1e-3)
+    # alignment divides float32 rounding by the moment's smallest eigenvalues, of which 192 tokens leave many at zero
+    atol = 5e-3 if METHODS[method].aligned else 1e-3
+    torch.testing.assert_close(logits(lowrank_export.load(tmp_path / "out")), logits(dense), rtol=1e-3, atol=atol)
 
 
 def test_each_stage_lowers_the_output_error(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
@@ -144,6 +147,49 @@ def test_later_groups_see_inputs_of_the_compressed_ones(tiny: ModuleType, recipe
     residual = weight - model.get_submodule(name).dense_weight().detach().double()
     loss = float((residual @ caught[0].T).square().sum() / (weight @ caught[0].T).square().sum())
     assert done.plan["linears"][name]["relative_loss"]["truncated"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_update_of_u_sees_the_dense_linears_of_its_own_block(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    """svd-llm-u by hand: V^T of svd-llm, U by least squares on inputs behind compressed blocks and dense linears."""
+    dense = tiny.save_dense(tmp_path / "dense", "llama")
+    windows = np.random.default_rng(0).integers(0, 320, size=(5, 40), dtype=np.int32)
+    np.save(tmp_path / "update.npy", windows)
+    update = str(tmp_path / "update.npy")
+    compress(recipe(tmp_path / "dense", method="svd-llm", held_out=0), tmp_path / "plain")
+    options = {"method": "svd-llm-u", "held_out": 0, "update_calibration": update}
+    done = compress(recipe(tmp_path / "dense", **options), tmp_path / "out")
+    plain, updated = lowrank_export.load(tmp_path / "plain"), lowrank_export.load(tmp_path / "out")
+    dense.model.layers[0] = updated.model.layers[0]
+    for linear in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+        name = f"model.layers.1.{linear}"
+        caught: list[torch.Tensor] = []
+        module = dense.get_submodule(name)
+        handle = module.register_forward_pre_hook(lambda _, i, into=caught: into.append(i[0].flatten(0, 1).double()))
+        with torch.no_grad():
+            dense(torch.from_numpy(windows).long())
+        handle.remove()
+        x, weight = caught[0], module.weight.detach().double()
+        v = plain.get_submodule(name).lowrank_v.weight.detach().double()
+        u = torch.linalg.lstsq(x @ v.T, x @ weight.T).solution.T
+        found = updated.get_submodule(name).dense_weight().detach().double()
+        torch.testing.assert_close(found, u @ v, rtol=1e-3, atol=1e-4)
+        losses = done.plan["linears"][name]["relative_loss"]
+        assert losses["compensated"] < losses["truncated"]
+    record = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert record["update"]["windows"] == 5 and record["windows"] == 6
+
+
+def test_update_windows_need_a_method_that_fits_on_them(recipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="svd-llm fits nothing on the compressed model"):
+        recipe(tmp_path, method="svd-llm", update_calibration="python-docs")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_meets_the_target(tiny: ModuleType, recipe: Any, tmp_path: Path, method: str) -> None:
+    tiny.save_dense(tmp_path / "dense", "llama")
+    done = compress(recipe(tmp_path / "dense", method=method, retention=0.5, rank_multiple=1), tmp_path / "out")
+    assert 0.49 <= done.plan["retention"] <= 0.5
+    assert torch.isfinite(logits(lowrank_export.load(tmp_path / "out"))).all()
 
 
 def test_stack_of_batch_of_single_windows_is_the_exact_moment(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:

