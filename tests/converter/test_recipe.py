@@ -119,5 +119,5 @@ def test_a_grid_of_recipes() -> None:
         ("svd-llm", 0.6),
         ("svd", 0.6),
     ]
-    with pytest.raises(UsageError, match="here: retention: .*'much'"):
+    with pytest.raises(UsageError, match=r"here: retention: .*'much'"):
         recipe_grid({"model": "demo"}, ["svd"], ["much"], "here")
