@@ -314,13 +314,13 @@ def _wanted(
         return type_loss(shapes, types, losses, target), ()
     retentions = measured_retentions(target)
     windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-    measured = truncation_losses(blocks, windows, retentions, store, progress)
+    measured = truncation_losses(blocks, windows, retentions, recipe.layout, store, progress)
     return candidate_cut(shapes, [measured[shape.name] for shape in shapes], retentions, target), ()
 
 
 def _summed_loss(shape: LinearShape, energies: Tensor, retention: float, calibration: Calibration) -> float:
     """||(W - U V^T) X||_F over all calibration tokens of the truncation to a retention."""
-    rank = max(1, int(retention * shape.break_even_rank))
+    rank = max(1, int(shape.rank_for(retention)))
     return math.sqrt(calibration.windows.size * float(energies[rank:].sum()))
 
 
