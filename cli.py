@@ -62,9 +62,11 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.")],
     "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.")],
     "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 8.")],
+    "sensitivity_windows": Annotated[int | None, _recipe_option("Windows that asvd measures on. Default 2.")],
     "refine": Annotated[str | None, _recipe_option("Gradient descent on the factors: none (default), block, model.")],
     "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
     "refine_rate": Annotated[float | None, _recipe_option("First step of the refinement, relative to each tensor.")],
+    "refine_alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the refinement's target.")],
     "calibration": Annotated[
         str | None,
         _recipe_option("Text or .jsonl file, token windows (.npy), python-docs (default), self, datasets:NAME."),
@@ -215,7 +217,8 @@ def statistics(
     given: Given,
     recipe: RecipeFile = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="dense or gradients; default: what the method reads. Repeatable.")
+        list[str] | None,
+        typer.Option(help="dense, gradients, fisher, sensitivity; default: what the method reads. Repeatable."),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,

@@ -68,7 +68,12 @@ class Method:
     @property
     def statistics(self) -> tuple[str, ...]:
         """Kinds of statistics of the dense model that are read."""
-        wanted = {"dense": self.needs_dense_moments, "gradients": self.needs_gradients, "fisher": self.needs_fisher}
+        wanted = {
+            "dense": self.needs_dense_moments,
+            "gradients": self.needs_gradients,
+            "fisher": self.needs_fisher,
+            "sensitivity": self.allocation == "perplexity",
+        }
         return tuple(kind for kind, needed in wanted.items() if needed)
 
     @property

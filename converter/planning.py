@@ -142,7 +142,7 @@ def gather_statistics(
         UsageError: a kind that the method does not read, or a folder made from something else.
         InputError, ResourceError: as the stages say.
     """
-    known = _kinds(recipe, METHODS[recipe.method])
+    known = statistics_kinds(recipe)
     wanted = tuple(dict.fromkeys(known if kinds is None else kinds))
     for kind in wanted:
         if kind not in known:
@@ -172,15 +172,15 @@ def _gathered(
                 store.claim(_identity(recipe, source, calibration))
             with fast_matmul():
                 _gather(
-                    recipe, _kinds(recipe, method) if kinds is None else kinds, blocks, calibration, store, progress
+                    recipe, statistics_kinds(recipe) if kinds is None else kinds, blocks, calibration, store, progress
                 )
         yield method, source, blocks, calibration, store
 
 
-def _kinds(recipe: Recipe, method: Method) -> tuple[str, ...]:
-    """Kinds of statistics that a recipe reads."""
+def statistics_kinds(recipe: Recipe) -> tuple[str, ...]:
+    """Kinds of statistics that a recipe reads, each after those it is made from."""
     refining = ("gradients",) if recipe.refine != "none" else ()
-    return tuple(dict.fromkeys([*method.statistics, *refining]))
+    return tuple(dict.fromkeys([*METHODS[recipe.method].statistics, *refining]))
 
 
 def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[str, Any]:
@@ -191,6 +191,7 @@ def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[
         **{key: drawn[key] for key in ("windows", "window_length", "held_out", "seed")},
         "calibration_sha256": drawn["sha256"],
         "gradient_windows": recipe.gradient_windows,
+        "sensitivity_windows": recipe.sensitivity_windows,
         "dtype": recipe.dtype,
     }
 
@@ -203,7 +204,7 @@ def _gather(
     store: Statistics,
     progress: Progress,
 ) -> None:
-    if "dense" in kinds:
+    if "dense" in kinds or "sensitivity" in kinds:
         chunks, held_out = window_chunks(recipe, calibration), _held_out_chunks(calibration)
         gather_dense(blocks, chunks, held_out, store, progress)
     if "gradients" in kinds:
@@ -211,6 +212,9 @@ def _gather(
         gather_gradients(blocks, windows, recipe.seed, store, progress)
     if "fisher" in kinds:
         gather_fisher(blocks, torch.from_numpy(calibration.windows[: recipe.gradient_windows]), store, progress)
+    if "sensitivity" in kinds:
+        windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
+        truncation_losses(blocks, windows, measured_retentions(recipe.retention), store, progress)
 
 
 def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..converter.device import pick_device
 from ..converter.errors import UsageError
 from ..converter.files import remove
-from ..converter.methods import METHODS
+from ..converter.planning import statistics_kinds
 from ..converter.progress import Advance, Progress, SilentProgress
 from ..converter.recipe import Recipe
 from ..converter.source import Source, open_source
@@ -55,6 +55,7 @@ SHAPES_STATISTICS = (
     "buckets",
     "seed",
     "gradient_windows",
+    "sensitivity_windows",
     "dtype",
 )
 """Recipe keys on which the statistics depend, the last digits included."""
@@ -217,7 +218,7 @@ def _gatherings(job: _Job, missing: Sequence[Recipe]) -> dict[str, Recipe]:
     """Kind of statistics that is wanted and not there -> a recipe that reads it."""
     wanted: dict[str, Recipe] = {}
     for recipe in missing:
-        for kind in METHODS[recipe.method].statistics:
+        for kind in statistics_kinds(recipe):
             wanted.setdefault(kind, recipe)
     there = (job.out / STATISTICS).is_dir()
     return {
@@ -292,17 +293,17 @@ def _sample(job: _Job, backend: TorchBackend) -> Sample:
 
 def _collected(job: _Job) -> Comparison:
     """Everything asked for, from the rows' files."""
-    kinds = {kind: None for recipe in job.recipes for kind in METHODS[recipe.method].statistics}
-    costs = {kind: read_row(_statistics_file(job, kind), job.statistics_key(kind)) for kind in kinds}
-    methods = tuple(dict.fromkeys(recipe.method for recipe in job.recipes))
+    readers: dict[str, dict[str, None]] = {}
+    for recipe in job.recipes:
+        for kind in statistics_kinds(recipe):
+            readers.setdefault(kind, {})[recipe.method] = None
+    costs = {kind: read_row(_statistics_file(job, kind), job.statistics_key(kind)) for kind in readers}
     common = job.recipes[0].model_dump(mode="json", exclude={"method", "retention"})
     return Comparison(
         rows=tuple(Row.from_json(_kept(job, _name(recipe), job.key(recipe))) for recipe in job.recipes),
         dense=Measurement.from_json(_kept(job, "dense", _dense_key(job))),
         statistics=tuple(
-            Gathering(kind, tuple(m for m in methods if kind in METHODS[m].statistics), Cost(**cost))
-            for kind, cost in costs.items()
-            if cost is not None
+            Gathering(kind, tuple(readers[kind]), Cost(**cost)) for kind, cost in costs.items() if cost is not None
         ),
         recipe=common,
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},

@@ -85,7 +85,7 @@ class Gathering:
     """Statistics of the dense model, gathered once in a process of their own.
 
     Attributes:
-        kind: "dense" or "gradients".
+        kind: "dense", "gradients", "fisher" or "sensitivity".
         methods: which of the compared methods read them.
         cost: of that process.
     """

@@ -9,7 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 420, 330  # small units, so that a chart on a phone's width has readable letters
 LEFT, RIGHT, BOTTOM = 66, 12, 44
-LEGEND_ROW, LETTER = 18, 6.8  # height of a legend's row, mean width of a letter
+LEGEND_ROW, LETTER = 18, 7.6  # height of a legend's row, mean width of a letter
 LOG_FROM = 8.0  # largest / smallest value from which on an axis is logarithmic
 TICKS = 5
 

@@ -68,6 +68,7 @@ def test_shared_statistics_change_nothing(recipe: Any, tmp_path: Path, method: s
         ({"seed": 7}, "seed"),
         ({"calibration": "python-docs"}, "calibration_sha256"),
         ({"gradient_windows": 3}, "gradient_windows"),
+        ({"sensitivity_windows": 3}, "sensitivity_windows"),
         ({"dtype": "bfloat16"}, "dtype"),
     ],
 )
