@@ -214,7 +214,7 @@ def _gather(
         gather_fisher(blocks, torch.from_numpy(calibration.windows[: recipe.gradient_windows]), store, progress)
     if "sensitivity" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-        truncation_losses(blocks, windows, measured_retentions(recipe.retention), store, progress)
+        truncation_losses(blocks, windows, measured_retentions(recipe.retention), recipe.layout, store, progress)
 
 
 def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:

@@ -15,7 +15,6 @@ from .progress import Progress
 from .statistics import Statistics
 from .whitening import activation_scale
 
-TOKENS = "tokens"  # stored beside a block's linears: how many tokens were measured
 HEAD_ROWS = 256  # tokens whose logits are in memory at once
 
 
@@ -51,7 +50,7 @@ def truncation_losses(
         for index in range(count):
             block = blocks.block(index)
             ranks = _ranks(blocks, block, retentions, layout)
-            stored = _stored(store, index, blocks, ranks, windows.numel())
+            stored = _stored(store, index, blocks, ranks)
             if stored is None:
                 streams = _variants(blocks, block, index, stream, ranks, store)
                 advance(1)
@@ -61,7 +60,7 @@ def truncation_losses(
                     advance(1)
                 losses = {key: _mean_loss(blocks, x, windows) for key, x in streams.items()}
                 found = {name: torch.tensor([row, [losses[name, rank] for rank in row]]) for name, row in ranks.items()}
-                store.save("sensitivity", index, {**found, TOKENS: torch.tensor([windows.numel()])})
+                store.save("sensitivity", index, found)
                 stored = {name: rows[1].tolist() for name, rows in found.items()}  # float32, as it is read back
             else:
                 advance(count - index)
@@ -80,13 +79,13 @@ def _ranks(blocks: BlockSource, block: nn.Module, retentions: Sequence[float], l
 
 
 def _stored(
-    store: Statistics, index: int, blocks: BlockSource, ranks: dict[str, list[int]], tokens: int
+    store: Statistics, index: int, blocks: BlockSource, ranks: dict[str, list[int]]
 ) -> dict[str, list[float]] | None:
-    """Linear -> losses of an earlier run, where it measured the same ranks on as many tokens."""
+    """Linear -> losses of an earlier run, where it measured the same ranks."""
     if not store.has("sensitivity", index + 1):
         return None
     found = {name: values.tolist() for name, values in store.read("sensitivity", index, blocks.device).items()}
-    if found.pop(TOKENS, None) != [tokens] or {name: rows[0] for name, rows in found.items()} != ranks:
+    if {name: rows[0] for name, rows in found.items()} != ranks:
         return None
     return {name: rows[1] for name, rows in found.items()}
 
