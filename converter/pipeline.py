@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .architectures import InputGroup
-from .block_forward import StoppedForward, TappedBlock
+from .checkpoint import load
 from .checkpoint_writer import CheckpointWriter
 from .device import fast_matmul
-from .errors import InputError
 from .files import check_output, replacing
-from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
-from .gathering import GRADIENT
-from .lowrank_linear import LowRankLinear
+from .fit import FitLoss
 from .model_card import model_card
-from .moments import GroupMoments
 from .pivot_block import pivot_block
 from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
-from .refinement import HELD_OUT_SHARE, Schedule, refine_block
-from .whitening import gradient_root
+from .refinement import BATCH_TOKENS, Schedule, fitted_windows, refine_model
+from .streams import Streams
 
 
 @dataclass(frozen=True)
@@ -82,186 +77,67 @@ def execute(job: Job, out: Path, *, force: bool, progress: Progress) -> Compress
     started = time.perf_counter()
     losses: dict[str, FitLoss] = {}
     with fast_matmul(), replacing(out, force=force, folder=True) as folder:
-        writer = CheckpointWriter(folder)
-        with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
-            for index, tensors, block_losses in _compressed_blocks(job, progress):
-                writer.write_shard(f"block-{index:05d}", tensors)
-                losses.update(block_losses)
-                advance(1)
-        writer.write_shard("rest", _rest(job))
-        plan = _plan_with_losses(job, losses)
-        writer.finish(job.blocks.reader, _config(job), _texts(job, plan))
+        blocks = _compressed_blocks(job, losses, progress)
+        if job.recipe.refine == "model":
+            with TemporaryDirectory(prefix=".unrefined-", dir=folder) as unrefined:
+                _write(job, Path(unrefined), blocks, losses, layout="two-factor")
+                student = _refined_model(job, Path(unrefined), progress)
+            blocks = (student.get_submodule(f"{job.source.family.blocks}.{i}") for i in range(job.blocks.block_count))
+        plan = _write(job, folder, blocks, losses, layout=job.recipe.layout)
     return Compression(out, plan, time.perf_counter() - started)
 
 
-def _compressed_blocks(job: Job, progress: Progress) -> Iterator[tuple[int, dict[str, Tensor], dict[str, FitLoss]]]:
-    """Per block: its index, its tensors under their checkpoint names, the losses of its linears."""
-    streams = _Streams(job)
-    for index in range(job.blocks.block_count):
-        block = job.blocks.block(index)
-        losses = streams.compress_block(index, block, progress)
-        if job.recipe.layout == "pivot":
+def _compressed_blocks(job: Job, losses: dict[str, FitLoss], progress: Progress) -> Iterator[nn.Module]:
+    """The blocks with two factors in place of their linears; adds each linear's losses to `losses`."""
+    streams = Streams(job)
+    with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
+        for index in range(job.blocks.block_count):
+            block = job.blocks.block(index)
+            losses |= streams.compress_block(index, block, progress)
+            yield block
+            advance(1)
+
+
+def _refined_model(job: Job, checkpoint: Path, progress: Progress) -> nn.Module:
+    """The model of a checkpoint, refined as a whole against the dense model."""
+    device = str(job.blocks.device)
+    student = load(checkpoint, device=device, dtype=torch.float32)
+    teacher = load(job.source.path, device=device, dtype=torch.float32)
+    windows = torch.cat([*job.chunks, *job.held_out_chunks])
+    fitted = fitted_windows(len(windows), sum(len(chunk) for chunk in job.held_out_chunks))
+    kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
+    inside = job.source.family.blocks + "."
+    trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
+    moving, still = (sum(p.numel() for p in ps) for ps in (trained, teacher.parameters()))
+    # the factors, their gradients, two moments and the best so far, all float32; the dense model beside them
+    progress.note(f"refining the whole model: about {(5 * moving + 2 * still) * 4 / 1e9:.1f} GB and activations")
+    batches = -(-fitted // max(1, BATCH_TOKENS // windows.shape[1]))
+    schedule = Schedule(job.recipe.refine_epochs, job.recipe.refine_model_rate, job.recipe.seed)
+    with progress.stage("refining the whole model", schedule.epochs * batches) as advance:
+        done = refine_model(student, teacher, windows, fitted, trained=trained, schedule=schedule, advance=advance)
+    progress.note(f"held-out KL divergence {done.before:.4f} -> {done.after:.4f} in {done.epochs} epochs")
+    refined: nn.Module = nn.Module.to(student, job.blocks.dtype)
+    return refined
+
+
+def _under(name: str, prefixes: Collection[str]) -> bool:
+    return any(name.startswith(prefix) for prefix in prefixes)
+
+
+def _write(
+    job: Job, folder: Path, blocks: Iterable[nn.Module], losses: Mapping[str, FitLoss], *, layout: str
+) -> dict[str, Any]:
+    """Write a checkpoint; returns its plan. `losses` is read after the blocks."""
+    writer = CheckpointWriter(folder)
+    for index, block in enumerate(blocks):
+        if layout == "pivot":
             pivot_block(block, job.source.family)
         prefix = f"{job.source.family.blocks}.{index}"
-        yield index, {f"{prefix}.{name}": tensor for name, tensor in block.state_dict().items()}, losses
-
-
-class _Streams:
-    """The residual streams of the compressed and, where they are compared, of the dense model between two blocks."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.dense: list[Tensor] = []
-        self.compressed: list[Tensor] = []
-        self.fitted_chunks = len(job.chunks)
-        self.refines = job.recipe.refine != "none"
-        # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
-        self.counted = {linear.shape.name for linear in job.plan.linears if linear.compressed}
-        if job.method.needs_compressed_stream or self.refines:
-            self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
-            self.dense = list(self.compressed) if job.method.aligned or self.refines else []
-
-    def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
-        """Replace the block's linears by factors, in place, and carry the streams through it."""
-        family, run = self.job.source.family, self.job.blocks.run
-        tapped = TappedBlock(block, family)
-        compressed = [StoppedForward(partial(run, block, x)) for x in self.compressed]
-        dense: list[StoppedForward] = []
-        if self.dense:  # compared token by token: the two streams stop side by side
-            dense_block = TappedBlock(self.job.blocks.block(index), family)
-            dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
-        moments = self.job.dense_moments(index)
-        gradients, fisher = self.job.gradients(index), self.job.fisher(index)
-        losses: dict[str, FitLoss] = {}
-        in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
-        for group in family.groups:
-            found = moments[group.name]
-            for chunk, forward in enumerate(compressed):
-                y, x = forward.next_input(), dense[chunk].next_input() if dense else None
-                self._gather(chunk, y, x, found)
-            waiting.append(group)
-            if in_passing or group is family.groups[-1]:
-                for ready in waiting:
-                    metric = self._group_metric(index, ready, moments[ready.name])
-                    losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher, progress))
-                waiting.clear()
-        last = index + 1 == self.job.blocks.block_count
-        if self.refines:
-            for forward in compressed:
-                forward.abandon()
-            tapped.unwrap()
-            self._refine(index, block, [forward.finish() for forward in dense], progress)
-            return losses
-        if in_passing and not last:
-            self.compressed = [forward.finish() for forward in compressed]
-        if not last:
-            self.dense = [forward.finish() for forward in dense]
-        tapped.unwrap()
-        if not in_passing and not last:  # the forward above went through the dense linears
-            self.compressed = [run(block, x) for x in self.compressed]
-        return losses
-
-    def _refine(self, index: int, block: nn.Module, dense_outputs: list[Tensor], progress: Progress) -> None:
-        """Fit the block's parameters to the dense block's output, then carry both streams through."""
-        job, recipe = self.job, self.job.recipe
-        dense_block, run = job.blocks.block(index), job.blocks.run
-        share, targets = recipe.refine_alpha, []
-        for x, y in zip(self.compressed, dense_outputs, strict=True):
-            targets.append(y if share == 1 else share * y + (1 - share) * run(dense_block, x))
-        windows = [w for x in self.compressed for w in x]
-        wanted = [w for y in targets for w in y]
-        fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])
-        if fitted == len(windows):  # the recipe holds nothing out
-            fitted -= max(1, fitted // HELD_OUT_SHARE)
-        gradients = job.statistics.read("gradients", index, job.blocks.device)
-        root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
-        done = refine_block(
-            block.float(),
-            run,
-            windows,
-            wanted,
-            fitted,
-            root=root,
-            frozen=self._excluded_parameters(index, block),
-            schedule=Schedule(recipe.refine_epochs, recipe.refine_rate, recipe.seed),
-        )
-        block.to(job.blocks.dtype)
-        progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
-        self.dense = dense_outputs
-        self.compressed = [run(block, x) for x in self.compressed]
-
-    def _excluded_parameters(self, index: int, block: nn.Module) -> list[nn.Parameter]:
-        """Parameters of the linears that the user keeps as they are."""
-        family = self.job.source.family
-        kept = [name for name in family.linears if family.linear_name(index, name) not in self.counted]
-        return [parameter for name in kept for parameter in block.get_submodule(name).parameters()]
-
-    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
-        """Add a group's inputs in the compressed stream, and the same tokens in the dense one where both run."""
-        if chunk >= self.fitted_chunks:
-            found.held_out.add(y)
-            return
-        found.compressed.add(y)
-        if self.job.recipe.calibration_reduction == "stack-of-batch" and self.job.method.compensation == "adacomp":
-            length = self.compressed[chunk].shape[1]
-            found.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
-        if x is not None:
-            found.cross.add_cross(x, y)
-
-    def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
-        """What the group's linears are fitted with."""
-        method, reduction = self.job.method, self.job.recipe.calibration_reduction
-        try:
-            return group_metric(method, moments, reduction)
-        except ValueError:
-            raise InputError(
-                f"{self.job.recipe.model}: activations at {group.name!r} of block {index} hold NaN or Inf in "
-                f"{self.job.recipe.dtype}; use --dtype float32, or check the model"
-            ) from None
-
-    def _install_group(
-        self,
-        index: int,
-        group: InputGroup,
-        tapped: TappedBlock,
-        metric: GroupMetric,
-        gradients: Mapping[str, Tensor],
-        fisher: Mapping[str, Tensor],
-        progress: Progress,
-    ) -> dict[str, FitLoss]:
-        """Factor the group's linears and put the factors in their place."""
-        losses = {}
-        if metric.whitener is not None and metric.whitener.how not in ("cholesky", "diagonal"):
-            progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
-        for name in group.linears:
-            full_name = self.job.source.family.linear_name(index, name)
-            linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
-            assert isinstance(linear, nn.Linear)
-            if rank is None:
-                if full_name in self.counted:
-                    linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
-                continue
-            factors, loss = fit_linear(
-                linear.weight,
-                rank,
-                metric,
-                iterations=self.job.recipe.iterations,
-                gradient=gradients.get(name),
-                fisher=fisher.get(name),
-            )
-            tapped.install(name, _as_module(linear, factors.u, factors.v))
-            if loss is not None:
-                losses[full_name] = loss
-        return losses
-
-
-def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:
-    weight = linear.weight
-    module = LowRankLinear(linear.in_features, linear.out_features, u.shape[1], bias=False, device="meta")
-    module.lowrank_u.weight = nn.Parameter(u.to(weight.dtype), requires_grad=False)
-    module.lowrank_v.weight = nn.Parameter(v.to(weight.dtype), requires_grad=False)
-    module.bias = linear.bias
-    return module
+        writer.write_shard(f"block-{index:05d}", {f"{prefix}.{name}": t for name, t in block.state_dict().items()})
+    writer.write_shard("rest", _rest(job))
+    plan = _plan_with_losses(job, losses)
+    writer.finish(job.blocks.reader, _config(job, layout), _texts(job, plan))
+    return plan
 
 
 def _rest(job: Job) -> dict[str, Tensor]:
@@ -271,10 +147,10 @@ def _rest(job: Job) -> dict[str, Tensor]:
     return {name: t.to(job.blocks.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def _config(job: Job) -> dict[str, Any]:
+def _config(job: Job, layout: str) -> dict[str, Any]:
     lowrank = {
         "quant_method": "lowrank",
-        "layout": job.recipe.layout,
+        "layout": layout,
         "method": job.recipe.method,
         "retention": job.plan.retention,
         "ranks": job.plan.ranks,
@@ -282,7 +158,7 @@ def _config(job: Job) -> dict[str, Any]:
     return {**job.blocks.reader.config, "dtype": job.recipe.dtype, "quantization_config": lowrank}
 
 
-def _plan_with_losses(job: Job, losses: dict[str, FitLoss]) -> dict[str, Any]:
+def _plan_with_losses(job: Job, losses: Mapping[str, FitLoss]) -> dict[str, Any]:
     plan = job.plan.to_json()
     for name, loss in losses.items():
         plan["linears"][name]["relative_loss"] = asdict(loss)

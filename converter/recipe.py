@@ -41,9 +41,10 @@ class Recipe(BaseModel):
     held_out: int = Field(2, ge=0)
     calibration_reduction: Literal["moments", "stack-of-batch"] = "moments"
     buckets: int = Field(16, ge=1)
-    refine: Literal["none", "block"] = "none"
+    refine: Literal["none", "block", "model"] = "none"
     refine_epochs: int = Field(8, ge=1)
-    refine_rate: float = Field(0.02, gt=0, le=1)
+    refine_rate: float = Field(0.003, gt=0, le=1)
+    refine_model_rate: float = Field(0.001, gt=0, le=1)
     refine_alpha: float = Field(1.0, ge=0, le=1)
     seed: int = Field(0, ge=0)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

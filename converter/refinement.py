@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .errors import UsageError
 from .progress import Advance
 
 BATCH_TOKENS = 2048
@@ -41,6 +42,18 @@ class Refined:
     before: float
     after: float
     epochs: int
+
+
+def fitted_windows(windows: int, held_out: int) -> int:
+    """How many of the windows are trained on: all but those held out, or but one in eight where none is.
+
+    Raises:
+        UsageError: nothing would be left to train on.
+    """
+    fitted = windows - (held_out or max(1, windows // HELD_OUT_SHARE))
+    if fitted < 1:
+        raise UsageError("--refine needs at least two calibration windows, or one beside those held out")
+    return fitted
 
 
 def descend(

@@ -1,0 +1,176 @@
+"""The residual streams of the compressed and the dense model, carried block by block while factors take their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from torch import Tensor, nn
+
+from .architectures import InputGroup
+from .block_forward import StoppedForward, TappedBlock
+from .errors import InputError
+from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
+from .gathering import GRADIENT
+from .lowrank_linear import LowRankLinear
+from .moments import GroupMoments
+from .planning import Job
+from .progress import Progress
+from .refinement import Schedule, fitted_windows, refine_block
+from .whitening import gradient_root
+
+
+class Streams:
+    """The residual streams of the compressed and, where they are compared, of the dense model between two blocks."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.dense: list[Tensor] = []
+        self.compressed: list[Tensor] = []
+        self.fitted_chunks = len(job.chunks)
+        self.refines = job.recipe.refine != "none"
+        # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
+        self.counted = {linear.shape.name for linear in job.plan.linears if linear.compressed}
+        if job.method.needs_compressed_stream or self.refines:
+            self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
+            self.dense = list(self.compressed) if job.method.aligned or self.refines else []
+
+    def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
+        """Replace the block's linears by factors, in place, and carry the streams through it."""
+        family, run = self.job.source.family, self.job.blocks.run
+        tapped = TappedBlock(block, family)
+        compressed = [StoppedForward(partial(run, block, x)) for x in self.compressed]
+        dense: list[StoppedForward] = []
+        if self.dense:  # compared token by token: the two streams stop side by side
+            dense_block = TappedBlock(self.job.blocks.block(index), family)
+            dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
+        moments = self.job.dense_moments(index)
+        gradients, fisher = self.job.gradients(index), self.job.fisher(index)
+        losses: dict[str, FitLoss] = {}
+        in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
+        for group in family.groups:
+            found = moments[group.name]
+            for chunk, forward in enumerate(compressed):
+                y, x = forward.next_input(), dense[chunk].next_input() if dense else None
+                self._gather(chunk, y, x, found)
+            waiting.append(group)
+            if in_passing or group is family.groups[-1]:
+                for ready in waiting:
+                    metric = self._group_metric(index, ready, moments[ready.name])
+                    losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher, progress))
+                waiting.clear()
+        last = index + 1 == self.job.blocks.block_count
+        if self.refines:
+            for forward in compressed:
+                forward.abandon()
+            tapped.unwrap()
+            self._refine(index, block, [forward.finish() for forward in dense], progress)
+            return losses
+        if in_passing and not last:
+            self.compressed = [forward.finish() for forward in compressed]
+        if not last:
+            self.dense = [forward.finish() for forward in dense]
+        tapped.unwrap()
+        if not in_passing and not last:  # the forward above went through the dense linears
+            self.compressed = [run(block, x) for x in self.compressed]
+        return losses
+
+    def _refine(self, index: int, block: nn.Module, dense_outputs: list[Tensor], progress: Progress) -> None:
+        """Fit the block's parameters to the dense block's output, then carry both streams through."""
+        job, recipe = self.job, self.job.recipe
+        dense_block, run = job.blocks.block(index), job.blocks.run
+        share, targets = recipe.refine_alpha, []
+        for x, y in zip(self.compressed, dense_outputs, strict=True):
+            targets.append(y if share == 1 else share * y + (1 - share) * run(dense_block, x))
+        windows = [w for x in self.compressed for w in x]
+        wanted = [w for y in targets for w in y]
+        fitted = fitted_windows(len(windows), sum(len(x) for x in self.compressed[self.fitted_chunks :]))
+        gradients = job.statistics.read("gradients", index, job.blocks.device)
+        root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
+        done = refine_block(
+            block.float(),
+            run,
+            windows,
+            wanted,
+            fitted,
+            root=root,
+            frozen=self._excluded_parameters(index, block),
+            schedule=Schedule(recipe.refine_epochs, recipe.refine_rate, recipe.seed),
+        )
+        block.to(job.blocks.dtype)
+        progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
+        self.dense = dense_outputs
+        self.compressed = [run(block, x) for x in self.compressed]
+
+    def _excluded_parameters(self, index: int, block: nn.Module) -> list[nn.Parameter]:
+        """Parameters of the linears that the user keeps as they are."""
+        family = self.job.source.family
+        kept = [name for name in family.linears if family.linear_name(index, name) not in self.counted]
+        return [parameter for name in kept for parameter in block.get_submodule(name).parameters()]
+
+    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
+        """Add a group's inputs in the compressed stream, and the same tokens in the dense one where both run."""
+        if chunk >= self.fitted_chunks:
+            found.held_out.add(y)
+            return
+        found.compressed.add(y)
+        if self.job.recipe.calibration_reduction == "stack-of-batch" and self.job.method.compensation == "adacomp":
+            length = self.compressed[chunk].shape[1]
+            found.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
+        if x is not None:
+            found.cross.add_cross(x, y)
+
+    def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
+        """What the group's linears are fitted with."""
+        method, reduction = self.job.method, self.job.recipe.calibration_reduction
+        try:
+            return group_metric(method, moments, reduction)
+        except ValueError:
+            raise InputError(
+                f"{self.job.recipe.model}: activations at {group.name!r} of block {index} hold NaN or Inf in "
+                f"{self.job.recipe.dtype}; use --dtype float32, or check the model"
+            ) from None
+
+    def _install_group(
+        self,
+        index: int,
+        group: InputGroup,
+        tapped: TappedBlock,
+        metric: GroupMetric,
+        gradients: Mapping[str, Tensor],
+        fisher: Mapping[str, Tensor],
+        progress: Progress,
+    ) -> dict[str, FitLoss]:
+        """Factor the group's linears and put the factors in their place."""
+        losses = {}
+        if metric.whitener is not None and metric.whitener.how not in ("cholesky", "diagonal"):
+            progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
+        for name in group.linears:
+            full_name = self.job.source.family.linear_name(index, name)
+            linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
+            assert isinstance(linear, nn.Linear)
+            if rank is None:
+                if full_name in self.counted:
+                    linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
+                continue
+            factors, loss = fit_linear(
+                linear.weight,
+                rank,
+                metric,
+                iterations=self.job.recipe.iterations,
+                gradient=gradients.get(name),
+                fisher=fisher.get(name),
+            )
+            tapped.install(name, _as_module(linear, factors.u, factors.v))
+            if loss is not None:
+                losses[full_name] = loss
+        return losses
+
+
+def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:
+    weight = linear.weight
+    module = LowRankLinear(linear.in_features, linear.out_features, u.shape[1], bias=False, device="meta")
+    module.lowrank_u.weight = nn.Parameter(u.to(weight.dtype), requires_grad=False)
+    module.lowrank_v.weight = nn.Parameter(v.to(weight.dtype), requires_grad=False)
+    module.bias = linear.bias
+    return module
