@@ -214,7 +214,7 @@ def _gather(
         gather_fisher(blocks, torch.from_numpy(calibration.windows[: recipe.gradient_windows]), store, progress)
     if "sensitivity" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-        truncation_losses(blocks, windows, measured_retentions(recipe.retention), store, progress)
+        truncation_losses(blocks, windows, measured_retentions(recipe.retention), recipe.layout, store, progress)
 
 
 def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:
@@ -318,13 +318,13 @@ def _wanted(
         return type_loss(shapes, types, losses, target), ()
     retentions = measured_retentions(target)
     windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-    measured = truncation_losses(blocks, windows, retentions, store, progress)
+    measured = truncation_losses(blocks, windows, retentions, recipe.layout, store, progress)
     return candidate_cut(shapes, [measured[shape.name] for shape in shapes], retentions, target), ()
 
 
 def _summed_loss(shape: LinearShape, energies: Tensor, retention: float, calibration: Calibration) -> float:
     """||(W - U V^T) X||_F over all calibration tokens of the truncation to a retention."""
-    rank = max(1, int(retention * shape.break_even_rank))
+    rank = max(1, int(shape.rank_for(retention)))
     return math.sqrt(calibration.windows.size * float(energies[rank:].sum()))
 
 

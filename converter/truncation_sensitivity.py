@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .blocks import BlockSource
 from .factorisation import factor
 from .gathering import MEAN_ABS
+from .layouts import Layout, rank_for
 from .progress import Progress
 from .statistics import Statistics
 from .whitening import activation_scale
@@ -19,7 +20,12 @@ HEAD_ROWS = 256  # tokens whose logits are in memory at once
 
 @torch.no_grad()
 def truncation_losses(
-    blocks: BlockSource, windows: Tensor, retentions: Sequence[float], store: Statistics, progress: Progress
+    blocks: BlockSource,
+    windows: Tensor,
+    retentions: Sequence[float],
+    layout: Layout,
+    store: Statistics,
+    progress: Progress,
 ) -> dict[str, list[float]]:
     """Full linear name -> mean token loss of the model with this linear alone truncated, per retention.
 
@@ -33,6 +39,7 @@ def truncation_losses(
         blocks: the dense model.
         windows: token ids (N, T).
         retentions: of the linear, below 1.
+        layout: says which rank a retention is.
         store: read for kind "dense"; filled with kind "sensitivity".
         progress: told about every block that the variants of a block run through.
     """
@@ -42,33 +49,51 @@ def truncation_losses(
     with progress.stage("loss of truncating each linear alone", count * (count + 1) // 2) as advance:
         for index in range(count):
             block = blocks.block(index)
-            if not _is_stored(store, index, blocks, len(retentions)):
-                streams = _variants(blocks, block, index, stream, retentions, store)
+            ranks = _ranks(blocks, block, retentions, layout)
+            stored = _stored(store, index, blocks, ranks)
+            if stored is None:
+                streams = _variants(blocks, block, index, stream, ranks, store)
                 advance(1)
                 for later in range(index + 1, count):
                     after = blocks.block(later)
                     streams = {key: blocks.run(after, x) for key, x in streams.items()}
                     advance(1)
                 losses = {key: _mean_loss(blocks, x, windows) for key, x in streams.items()}
-                store.save("sensitivity", index, _by_linear(blocks, losses, retentions))
+                found = {name: torch.tensor([row, [losses[name, rank] for rank in row]]) for name, row in ranks.items()}
+                store.save("sensitivity", index, found)
+                stored = {name: rows[1].tolist() for name, rows in found.items()}  # float32, as it is read back
             else:
                 advance(count - index)
-            for name, values in store.read("sensitivity", index, blocks.device).items():
-                result[blocks.family.linear_name(index, name)] = values.tolist()
+            result |= {blocks.family.linear_name(index, name): values for name, values in stored.items()}
             stream = blocks.run(block, stream)
     return result
 
 
-def _is_stored(store: Statistics, index: int, blocks: BlockSource, retentions: int) -> bool:
+def _ranks(blocks: BlockSource, block: nn.Module, retentions: Sequence[float], layout: Layout) -> dict[str, list[int]]:
+    """Linear -> its rank at each retention."""
+    result = {}
+    for name in blocks.family.linears:
+        m, n = block.get_parameter(name + ".weight").shape
+        result[name] = [max(1, int(rank_for(layout, m, n, retention))) for retention in retentions]
+    return result
+
+
+def _stored(
+    store: Statistics, index: int, blocks: BlockSource, ranks: dict[str, list[int]]
+) -> dict[str, list[float]] | None:
+    """Linear -> losses of an earlier run, where it measured the same ranks."""
     if not store.has("sensitivity", index + 1):
-        return False
-    return all(len(values) == retentions for values in store.read("sensitivity", index, blocks.device).values())
+        return None
+    found = {name: values.tolist() for name, values in store.read("sensitivity", index, blocks.device).items()}
+    if {name: rows[0] for name, rows in found.items()} != ranks:
+        return None
+    return {name: rows[1] for name, rows in found.items()}
 
 
 def _variants(
-    blocks: BlockSource, block: nn.Module, index: int, x: Tensor, retentions: Sequence[float], store: Statistics
-) -> dict[tuple[str, float], Tensor]:
-    """(linear, retention) -> output of the block with that linear truncated."""
+    blocks: BlockSource, block: nn.Module, index: int, x: Tensor, ranks: dict[str, list[int]], store: Statistics
+) -> dict[tuple[str, int], Tensor]:
+    """(linear, rank) -> output of the block with that linear truncated."""
     found = store.read("dense", index, blocks.device)
     outputs = {}
     for group in blocks.family.groups:
@@ -76,21 +101,14 @@ def _variants(
         for name in group.linears:
             linear = block.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            dense, break_even = linear.weight, linear.weight.numel() / sum(linear.weight.shape)
-            ranks = {retention: max(1, int(retention * break_even)) for retention in retentions}
-            factors, _ = factor(dense, max(ranks.values()), whitener)
-            for retention, rank in ranks.items():  # U is orthonormal: its leading columns are the smaller truncation
+            dense = linear.weight
+            factors, _ = factor(dense, max(ranks[name]), whitener)
+            for rank in ranks[name]:  # U is orthonormal: its leading columns are the smaller truncation
                 truncated = (factors.u[:, :rank] @ factors.v[:rank]).to(dense.dtype)
                 linear.weight = nn.Parameter(truncated, requires_grad=False)
-                outputs[name, retention] = blocks.run(block, x)
+                outputs[name, rank] = blocks.run(block, x)
             linear.weight = dense
     return outputs
-
-
-def _by_linear(
-    blocks: BlockSource, losses: dict[tuple[str, float], float], retentions: Sequence[float]
-) -> dict[str, Tensor]:
-    return {name: torch.tensor([losses[name, retention] for retention in retentions]) for name in blocks.family.linears}
 
 
 def _mean_loss(blocks: BlockSource, x: Tensor, windows: Tensor) -> float:

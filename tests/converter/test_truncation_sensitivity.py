@@ -33,7 +33,7 @@ def test_losses_are_those_of_the_whole_model_with_one_linear_truncated(
     dense: tuple[torch.nn.Module, BlockSource, Statistics, torch.Tensor],
 ) -> None:
     model, blocks, store, windows = dense
-    found = truncation_losses(blocks, windows, RETENTIONS, store, SilentProgress())
+    found = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress())
     assert len(found) == 3 * len(blocks.family.linears)
     groups = {name: group.name for group in blocks.family.groups for name in group.linears}
     for index, name in ((0, "self_attn.k_proj"), (1, "mlp.down_proj"), (2, "self_attn.o_proj")):
@@ -55,12 +55,14 @@ def test_goes_on_after_the_blocks_that_are_there(
     dense: tuple[torch.nn.Module, BlockSource, Statistics, torch.Tensor],
 ) -> None:
     _, blocks, store, windows = dense
-    whole = truncation_losses(blocks, windows, RETENTIONS, store, SilentProgress())
-    marked = {name: torch.full((2,), 7.0) for name in blocks.family.linears}
+    whole = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress())
+    marked = store.read("sensitivity", 0, blocks.device)
+    for name in blocks.family.linears:
+        marked[name][1] = 7.0
     store.save("sensitivity", 0, marked)
     (store.folder / "sensitivity-00002.safetensors").unlink()
-    again = truncation_losses(blocks, windows, RETENTIONS, store, SilentProgress())
+    again = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress())
     first = {blocks.family.linear_name(0, name) for name in blocks.family.linears}
     assert all(again[name] == ([7.0, 7.0] if name in first else whole[name]) for name in whole)
-    other = truncation_losses(blocks, windows, (0.5,), store, SilentProgress())
-    assert all(len(values) == 1 for values in other.values())
+    other = truncation_losses(blocks, windows, RETENTIONS, "pivot", store, SilentProgress())
+    assert all(other[name] != again[name] for name in again)  # other ranks are measured anew
