@@ -1,4 +1,4 @@
-"""Perplexity on WikiText-2 and C4, CPU seconds and peak memory of compressing the demo model on fixed windows, beside published code.
+"""Perplexity, CPU seconds and peak memory of compressing the demo model on fixed windows, beside published code.
 
 Needs the folder named by LOWRANK_DATA. Each compression runs in a process of its own, one after the other:
 
