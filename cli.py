@@ -61,11 +61,16 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "similarity": Annotated[str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.")],
     "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.")],
     "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.")],
+    "two_sided": Annotated[
+        bool | None, _recipe_option("Whether the truncation sees loss gradients.", "--two-sided/--one-sided")
+    ],
+    "allocation": Annotated[str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.")],
     "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 8.")],
     "sensitivity_windows": Annotated[int | None, _recipe_option("Windows that asvd measures on. Default 2.")],
     "refine": Annotated[str | None, _recipe_option("Gradient descent on the factors: none (default), block, model.")],
     "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
     "refine_rate": Annotated[float | None, _recipe_option("First step of the refinement, relative to each tensor.")],
+    "refine_model_rate": Annotated[float | None, _recipe_option("The same for the refinement of the whole model.")],
     "refine_alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the refinement's target.")],
     "calibration": Annotated[
         str | None,

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 RETENTIONS = (0.8, 0.6, 0.4)
+
+ONE_SIDED = ["--method", "loss-aware", "--one-sided"]
+PIVOT = ["--method", "loss-aware", "--layout", "pivot"]
 
 # Row name -> options of `lowrank-export compress`; "@" stands for the data folder. Rank multiple 1: the published codes
 # round ranks down to whole numbers.
@@ -30,6 +30,17 @@ ROWS: dict[str, list[str]] = {
     "svd-llm-v2": ["--method", "svd-llm-v2"],
     "pifa-m": ["--method", "pifa-m"],
     "saes": ["--method", "saes"],
+    "whitening on X'": [*ONE_SIDED, "--allocation", "uniform", "--alpha", "0"],
+    "+ two-sided": ["--method", "loss-aware", "--allocation", "uniform", "--alpha", "0"],
+    "+ threshold": ["--method", "loss-aware", "--alpha", "0"],
+    "loss-aware": ["--method", "loss-aware"],
+    "loss-aware, uniform ranks": ["--method", "loss-aware", "--allocation", "uniform"],
+    "loss-aware, one-sided": ONE_SIDED,
+    "loss-aware, 16 gradient windows": ["--method", "loss-aware", "--gradient-windows", "16"],
+    "loss-aware, alpha 0.25": ["--method", "loss-aware", "--alpha", "0.25"],
+    "loss-aware, pivot": PIVOT,
+    "loss-aware, pivot, block": [*PIVOT, "--refine", "block"],
+    "loss-aware, pivot, model": [*PIVOT, "--refine", "model"],
     "adasvd": ["--method", "adasvd"],
     "adasvd, 0 iterations": ["--method", "adasvd", "--iterations", "0"],
     "adasvd, 3 iterations": ["--method", "adasvd", "--iterations", "3"],
@@ -69,6 +80,7 @@ def main() -> None:
             beside = f"  published {published:9.2f}" if published else ""
             print(
                 f"{row:34s} {retention:.1f}  PPL {result['ppl']:10.2f} +- {result['ppl_se']:.2f}{beside}  "
+                f"C4 {result['c4']:8.2f} +- {result['c4_se']:.2f}  "
                 f"CPU {result['cpu_seconds']:4.0f} s  wall {result['wall_seconds']:4.0f} s  "
                 f"peak {result['peak_gb']:.2f} GB",
                 flush=True,
@@ -79,48 +91,49 @@ def main() -> None:
 
 
 def measure(row: str, retention: float, model: str, data: Path) -> dict[str, object]:
-    """Compress in a child process, then score its checkpoint on the evaluation windows."""
+    """Compress in a child process, then score its checkpoint on both evaluation texts."""
+    from lowrank_export.runtime_tests.child import run_child
+
     options = [f"{float(o[1:-1]) * retention}" if o.startswith("{") else o for o in ROWS[row]]
     options = [f"{data}{o[1:]}" if o.startswith("@") else o for o in options]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checkpoint"
-        command = [sys.executable, "-m", "lowrank_export", "compress", "--model", model, "--out", str(out)]
-        command += ["--calibration", str(data / "smollm2_calibration_32x1024.npy"), "--rank-multiple", "1"]
-        command += ["--retention", str(retention), *options]
-        started = time.perf_counter()
-        with (Path(folder) / "log").open("w+", encoding="utf-8") as log:
-            child = subprocess.Popen(command, stderr=log)
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            if status != 0:
-                log.seek(0)
-                raise SystemExit(f"{row}, retention {retention}: {log.read().strip().splitlines()[-1]}")
-        wall = time.perf_counter() - started
-        score = perplexity_of(out, data / "smollm2_evaluation_12x1024.npy")
+        command = ["compress", "--model", model, "--out", str(out), "--rank-multiple", "1"]
+        command += ["--calibration", str(data / "smollm2_calibration_32x1024.npy")]
+        _, cost = run_child([*command, "--retention", str(retention), *options], Path(folder) / "log")
+        score = perplexities_of(out, data)
     return {
         "row": row,
         "retention": retention,
         **score,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "wall_seconds": wall,
-        "peak_gb": usage.ru_maxrss / 1e6,
+        "cpu_seconds": cost.cpu_seconds,
+        "wall_seconds": cost.wall_seconds,
+        "peak_gb": cost.peak_bytes / 1e9,
     }
 
 
-def perplexity_of(checkpoint: Path, windows: Path) -> dict[str, float]:
-    """PPL and its standard error over all windows."""
+def perplexities_of(checkpoint: Path, data: Path) -> dict[str, float]:
+    """PPL and its standard error over the WikiText-2 windows and over as many of C4."""
     import numpy as np
+    from transformers import AutoTokenizer
 
+    from lowrank_export.converter.calibration import draw_windows, read_text, tokenize
     from lowrank_export.runtime_tests.backends.torch_reference import open_torch
     from lowrank_export.runtime_tests.perplexity import perplexity, token_losses
 
+    wikitext = np.load(data / "smollm2_evaluation_12x1024.npy", allow_pickle=False)
+    c4 = read_text(f"{data / 'c4_sample.jsonl'}#prefix+gold_completion", "evaluation")
+    tokens = tokenize(AutoTokenizer.from_pretrained(checkpoint), c4)
+    texts = {"ppl": wikitext, "c4": draw_windows(tokens, *wikitext.shape, seed=0, where="C4")}
     backend = open_torch(checkpoint, device="cpu", dtype="float32", threads=os.cpu_count() or 1)
+    result = {}
     try:
-        losses = [token_losses(backend.window_logits(w), w) for w in np.load(windows, allow_pickle=False)]
+        for name, windows in texts.items():
+            found = perplexity(np.concatenate([token_losses(backend.window_logits(w), w) for w in windows]))
+            result |= {name: found.value, f"{name}_se": found.standard_error}
     finally:
         backend.close()
-    found = perplexity(np.concatenate(losses))
-    return {"ppl": found.value, "ppl_se": found.standard_error}
+    return result
 
 
 if __name__ == "__main__":

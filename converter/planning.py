@@ -36,6 +36,7 @@ from .source import Source, open_source
 from .statistics import Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
 
+CHANGEABLE = ("alpha", "two_sided", "allocation")  # fields of a method that a recipe may set
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
 
@@ -101,6 +102,12 @@ class Job:
         return {name.removeprefix(ROWS): rows for name, rows in found.items()}
 
 
+def method_of(recipe: Recipe) -> Method:
+    """The row of the method table, with what the recipe changes of it."""
+    changes = {key: value for key in CHANGEABLE if (value := getattr(recipe, key)) is not None}
+    return replace(METHODS[recipe.method], **changes)
+
+
 @contextmanager
 def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, progress: Progress) -> Iterator[Job]:
     """Open the source, draw the calibration windows, gather statistics of the dense model, allocate ranks.
@@ -157,9 +164,7 @@ def _gathered(
     recipe: Recipe, device: str, folder: Path | None, progress: Progress, kinds: Sequence[str] | None = None
 ) -> Iterator[tuple[Method, Source, BlockSource, Calibration | None, Statistics]]:
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
-    method = METHODS[recipe.method]
-    if recipe.alpha is not None:
-        method = replace(method, alpha=recipe.alpha)
+    method = method_of(recipe)
     source = open_source(recipe.model, progress)
     blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
     _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
@@ -180,7 +185,7 @@ def _gathered(
 def statistics_kinds(recipe: Recipe) -> tuple[str, ...]:
     """Kinds of statistics that a recipe reads, each after those it is made from."""
     refining = ("gradients",) if recipe.refine != "none" else ()
-    return tuple(dict.fromkeys([*METHODS[recipe.method].statistics, *refining]))
+    return tuple(dict.fromkeys([*method_of(recipe).statistics, *refining]))
 
 
 def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[str, Any]:

@@ -180,6 +180,15 @@ def test_interrupted_between_rows(
     assert [gathering.methods for gathering in found.statistics] == [("svd-llm", "adasvd")]
 
 
+def test_what_is_measured_for_all_retentions_is_counted_apart(
+    tmp_path: Path, values: dict[str, Any], evaluation: Evaluation, children: list[str]
+) -> None:
+    recipes = recipe_grid({**values, "refine": "block", "refine_epochs": 1}, ["asvd"], RETENTIONS, "here")
+    found = compare(recipes, tmp_path / "out", evaluation=evaluation)
+    assert [gathering.kind for gathering in found.statistics] == ["dense", "sensitivity", "gradients"]
+    assert children == [*["statistics asvd 0.8"] * 3, "compress asvd 0.8", "compress asvd 0.6"]
+
+
 def test_rows_of_something_else_are_refused(
     again: Path, values: dict[str, Any], evaluation: Evaluation, children: list[str]
 ) -> None:
