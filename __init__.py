@@ -12,13 +12,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .converter.checkpoint import load as load
     from .converter.pipeline import compress as compress
-    from .exporters.export import export as export
+        from .runtime_tests.exporting import export as export
     from .runtime_tests.validate import validate as validate
 
 _LAZY = {
     "load": ".converter.checkpoint",
     "compress": ".converter.pipeline",
-    "export": ".exporters.export",
+    "export": ".runtime_tests.exporting",
     "validate": ".runtime_tests.validate",
 }
 __all__ = ["__version__", *_LAZY]

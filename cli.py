@@ -101,7 +101,17 @@ RecipeFile = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-GgufType = Annotated[list[str] | None, typer.Option(help="q8_0 (default), f16, bf16, f32; repeatable.")]
+GgufType = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="q8_0 (default), f32, f16, bf16, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, q3_k, q2_k, or "
+        "a mix: q5_k_m, q4_k_m, q4_k_s, q3_k_m; repeatable. See docs/gguf.md."
+    ),
+]
+GgufEmbeddingType = Annotated[str | None, typer.Option(help="Of the token embedding. Default: as the type says.")]
+GgufHeadType = Annotated[
+    str | None, typer.Option(help="Of the output head or tied embedding. Default: q6_k below 6 bits.")
+]
 OnnxType = Annotated[list[str] | None, typer.Option(help="int8 (default), fp32; repeatable.")]
 Evaluate = Annotated[str, typer.Option(help="Text that is measured on, as for --calibration.")]
 EvaluationWindows = Annotated[int, typer.Option(min=1, help="Windows measured.")]
@@ -148,6 +158,8 @@ def run(
         "out"
     ),
     gguf_type: GgufType = None,
+    gguf_embedding_type: GgufEmbeddingType = None,
+    gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
@@ -176,7 +188,15 @@ def run(
 
         evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
         report = release(
-            chosen, exports, out, evaluation=evaluation, device=device, force=force, progress=ConsoleProgress()
+            chosen,
+            exports,
+            out,
+            evaluation=evaluation,
+            embedding_type=gguf_embedding_type,
+            head_type=gguf_head_type,
+            device=device,
+            force=force,
+            progress=ConsoleProgress(),
         )
         _show(render(report), report.to_json(), as_json)
         _tell(f"{out}: checkpoint, artifacts and report.json")
@@ -317,6 +337,8 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder the artifacts are written into.")],
     format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
     gguf_type: GgufType = None,
+    gguf_embedding_type: GgufEmbeddingType = None,
+    gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
     layout: Annotated[str, typer.Option(help="GGUF: native (factors) or dense (multiplied out).")] = "native",
     force: Force = False,
@@ -327,7 +349,7 @@ def export(
         from .converter.files import check_output
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
-        from .exporters.export import export as run_export
+        from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
         wanted = _exports(format, gguf_type, onnx_type)
@@ -339,6 +361,8 @@ def export(
                 out / artifact_name(kind, type),
                 format=kind,
                 quantisation=type,
+                embedding_type=gguf_embedding_type,
+                head_type=gguf_head_type,
                 layout=layout if kind == "gguf" else "native",
                 force=force,
                 progress=progress,

@@ -24,7 +24,7 @@ class Artifact:
     Attributes:
         path: the file or folder, in its final place.
         format: "gguf" or "onnx".
-        quantisation: the weight type asked for ("f32", "f16", "bf16", "q8_0"; "fp32", "int8").
+        quantisation: the weight type or mix asked for ("f16", "q8_0", "q4_k_m"; "fp32", "int8").
         layout: "native" (two factors per linear), "dense" (factors multiplied out, or a dense source).
         bytes: size of everything the runtime must load, in bytes.
         parameters: number of stored weights (tied tensors once).

@@ -9,10 +9,12 @@ from ..converter.errors import UsageError
 from ..converter.progress import Progress, SilentProgress
 from ..converter.recipe import nearest
 from .artifact import Artifact
+from .gguf.ggml_encoder import FindLibrary
+from .gguf.mixes import MIXES
 
 # format -> its quantisations; the first is the default
 QUANTISATIONS: Mapping[str, tuple[str, ...]] = {
-    "gguf": ("q8_0", "f16", "bf16", "f32"),
+    "gguf": ("q8_0", *(name for name in MIXES if name != "q8_0")),
     "onnx": ("int8", "fp32"),
 }
 LAYOUTS = ("native", "dense")
@@ -45,18 +47,25 @@ def export(
     *,
     format: str,
     quantisation: str | None = None,
+    embedding_type: str | None = None,
+    head_type: str | None = None,
     layout: str = "native",
+    library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Export a checkpoint, factored or dense.
+
+    `runtime_tests.exporting.export` does the same with llama.cpp's library at hand, which encodes the K-quants.
 
     Args:
         checkpoint: its folder.
         out: the GGUF file or ONNX folder to make; it appears whole or not at all.
         format: "gguf" or "onnx".
         quantisation: see `QUANTISATIONS`; the format's first by default.
+        embedding_type, head_type: GGUF: storage types of token embedding and output head, where not the mix's.
         layout: "native" (two factors) or, for GGUF, "dense" (factors multiplied out).
+        library: GGUF: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace `out` if it exists.
 
     Raises:
@@ -67,7 +76,17 @@ def export(
     if format == "gguf":
         from .gguf.writer import export_gguf
 
-        return export_gguf(checkpoint, out, quantisation=quantisation, layout=layout, force=force, progress=progress)
+        return export_gguf(
+            checkpoint,
+            out,
+            quantisation=quantisation,
+            embedding_type=embedding_type,
+            head_type=head_type,
+            layout=layout,
+            library=library,
+            force=force,
+            progress=progress,
+        )
     if layout != "native":
         raise UsageError(f"--layout {layout}: ONNX has the native layout only")
     from .onnx.export import export_onnx

@@ -46,11 +46,20 @@ def _without_permutation(reader: CheckpointReader) -> tuple[str, ...]:
 
 def _predict(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], format: str, quantisation: str) -> int:
     if format == "gguf":
-        from .gguf.quantisation import predict_bytes as predict_gguf
+        from .gguf.mixes import Quantisation
+        from .gguf.mixes import predict_bytes as predict_gguf
 
-        return predict_gguf(shapes, quantisation)
+        return predict_gguf(_stored(shapes, config), Quantisation(quantisation))
     from .onnx.sizes import predict_bytes as predict_onnx
     from .onnx.sizes import rotary_elements
 
     tied = bool(config.get("tie_word_embeddings"))
     return predict_onnx(shapes, quantisation, tied=tied, rotary_elements=rotary_elements(config))
+
+
+def _stored(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors under the names they have in a GGUF file."""
+    from .gguf.names import family, gguf_name
+
+    of = family(str(config.get("model_type")))
+    return {stored: shape for name, shape in shapes.items() if (stored := gguf_name(name, of)) is not None}

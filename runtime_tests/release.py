@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from ..converter.progress import Progress
 from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.source import open_source
 from ..exporters.artifact import Artifact
-from ..exporters.export import QUANTISATIONS, artifact_name, check_format, export
+from ..exporters.export import QUANTISATIONS, artifact_name, check_format
+from ..exporters.gguf.mixes import Quantisation, stored_as
 from ..exporters.onnx.flavours import check_single_flavour
 from .corpora import evaluation_windows
+from .exporting import export
 from .llamacpp.build import check_compiler
 from .llamacpp.runtime import find_runtime
 from .report import Report, write_report
@@ -49,6 +51,8 @@ def release(
     out: Path,
     *,
     evaluation: Evaluation,
+    embedding_type: str | None = None,
+    head_type: str | None = None,
     device: str,
     force: bool,
     progress: Progress,
@@ -62,6 +66,7 @@ def release(
         exports: (format, quantisation) pairs.
         out: the folder to make.
         evaluation: text and size of the measurement.
+        embedding_type, head_type: of GGUF files, where not those of the type or mix.
         device: of the compression.
         force: start over, replacing what is there.
 
@@ -70,6 +75,7 @@ def release(
         InputError, ResourceError: from the stages.
     """
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
+    Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
     _check_place(recipe, out, force)
     _check_tools({format for format, _ in chosen})
     source = open_source(recipe.model, progress)
@@ -81,8 +87,9 @@ def release(
         compress(recipe, checkpoint, device=device, progress=progress)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
-    factored = [_export(checkpoint, out, format, type, progress) for format, type in chosen]
-    dense = [_export(source.path, out / DENSE, format, type, progress) for format, type in chosen]
+    types = {"embedding_type": embedding_type, "head_type": head_type}
+    factored = [_export(checkpoint, out, format, type, types, progress) for format, type in chosen]
+    dense = [_export(source.path, out / DENSE, format, type, types, progress) for format, type in chosen]
     report = validate(
         factored,
         reference=checkpoint,
@@ -151,12 +158,21 @@ def _clear(out: Path) -> None:
         remove(out / name)
 
 
-def _export(checkpoint: Path, folder: Path, format: str, quantisation: str, progress: Progress) -> Artifact:
-    """Export, unless a finished one is there from before."""
+def _export(
+    checkpoint: Path,
+    folder: Path,
+    format: str,
+    quantisation: str,
+    types: Mapping[str, str | None],
+    progress: Progress,
+) -> Artifact:
+    """Export, unless a finished one of the same types is there from before."""
     from .artifacts import describe
 
     target = folder / artifact_name(format, quantisation)
     if target.exists():
-        return describe(target)
+        found = describe(target)
+        if format != "gguf" or stored_as(found.tensors, Quantisation(quantisation, *types.values())):
+            return found
     folder.mkdir(parents=True, exist_ok=True)
-    return export(checkpoint, target, format=format, quantisation=quantisation, progress=progress)
+    return export(checkpoint, target, format=format, quantisation=quantisation, **types, force=True, progress=progress)

@@ -15,6 +15,8 @@ from ...converter.errors import InputError
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
+EXPORTED_AS = "lowrank-export "  # general.quantized_by starts with it; the type or mix asked for follows
+
 
 @dataclass(frozen=True)
 class Hyperparameters:

@@ -17,10 +17,13 @@ from ...converter.files import replacing
 from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
-from .metadata import Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
+from .encoding import encode
+from .ggml_encoder import FindLibrary
+from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
+from .mixes import MIXES, Quantisation, choose_types, fallback_lines
 from .names import Family, family, gguf_name, interleave_rows, rotary_heads
-from .quantisation import INTEGERS, choose_type, encode, fallbacks, storage_type, tensor_bytes
 from .shapes import check_shapes
+from .types import INTEGERS, TYPES, tensor_bytes
 from .vocabulary import add_vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("native", "dense")
 LOWRANK_VERSIONS = {"two-factor": 1, "pivot": 2}
 ROPE_FREQUENCIES = "rope_freqs.weight"
+PIVOT_BITS = 6  # below, C amplifies the rounding of P and its own beyond use: docs/gguf.md
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,10 @@ def export_gguf(
     out: Path,
     *,
     quantisation: str = "f16",
+    embedding_type: str | None = None,
+    head_type: str | None = None,
     layout: str = "native",
+    library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress,
 ) -> Artifact:
@@ -61,10 +68,13 @@ def export_gguf(
     Args:
         checkpoint: a factored checkpoint or a dense Hugging Face directory.
         out: the file to write.
-        quantisation: "f32", "f16", "bf16" or "q8_0". Norms and biases stay F32; matrices whose rows do not fit the
-            type's blocks get F16, and each is reported.
+        quantisation: a storage type or mix, see `mixes.MIXES`. Norms and biases stay F32; matrices whose rows do not
+            fit a type's blocks get its fallback, and each is reported.
+        embedding_type: of the token embedding, where it is not the mix's.
+        head_type: of the output head, where it is not the mix's; of a tied embedding too.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
+        library: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace an existing file.
         progress: told about stages and fallbacks.
 
@@ -72,11 +82,11 @@ def export_gguf(
         The record of the file. Its layout is "dense" where the file holds no factors.
 
     Raises:
-        UsageError: unknown quantisation or layout, or `out` exists.
+        UsageError: unknown quantisation or layout, `out` exists, or a type wants a library and none was given.
         InputError: an unsupported family, tensor or tokenizer, or a damaged checkpoint.
         ResourceError: no space left.
     """
-    storage_type(quantisation)
+    asked = Quantisation(quantisation, embedding_type, head_type)
     if layout not in LAYOUTS:
         raise UsageError(f"unknown GGUF layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     if out.is_dir() or (out.exists() and not force):
@@ -86,17 +96,24 @@ def export_gguf(
     hyperparameters = read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyperparameters, native=native)
-    check_shapes({source.name: source.shape for source in sources}, of, hyperparameters)
-    records = _records(sources, quantisation)
-    for name, type in fallbacks({source.name: source.shape for source in sources}, quantisation).items():
-        progress.note(f"{name}: stored as {type}, its rows do not divide into {quantisation} blocks")
+    shapes = {source.name: source.shape for source in sources}
+    check_shapes(shapes, of, hyperparameters)
+    chosen = choose_types(shapes, asked)
+    records = tuple(
+        TensorRecord(name, shape, chosen[name].stored, tensor_bytes(shape, chosen[name].stored))
+        for name, shape in shapes.items()
+    )
+    for line in fallback_lines(shapes, chosen):
+        progress.note(line)
+    if native and reader.layout == "pivot" and TYPES[MIXES[quantisation].base].bits < PIVOT_BITS:
+        progress.note(f"pivot rows lose far more to {quantisation} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
     with replacing(out, force=force, folder=False) as partial:
         writer = _open(partial, reader, of, hyperparameters, quantisation, native=native)
         try:
             with progress.stage(f"writing {out.name}", len(sources)) as advance:
-                _write(writer, reader, of, hyperparameters, sources, records, advance)
+                _write(writer, reader, of, hyperparameters, sources, records, library, advance)
         finally:
             writer.close()
         verify_file(partial, records)
@@ -188,11 +205,6 @@ def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:
         raise InputError(f"{path}: read-back: unexpected tensor {next(iter(found))!r}")
 
 
-def _records(sources: list[Source], quantisation: str) -> tuple[TensorRecord, ...]:
-    chosen = [(source, choose_type(source.name, source.shape, quantisation)) for source in sources]
-    return tuple(TensorRecord(s.name, s.shape, type, tensor_bytes(s.shape, type)) for s, type in chosen)
-
-
 def _file_order(source: Source) -> tuple[int, int, str]:
     parts = source.name.split(".")
     if parts[0] == "blk":
@@ -209,7 +221,8 @@ def _open(
     writer = GGUFWriter(path, of.architecture)
     writer.add_type("model")
     writer.add_name(reader.path.resolve().name)
-    writer.add_file_type(storage_type(quantisation).file_type)
+    writer.add_quantized_by(EXPORTED_AS + quantisation)
+    writer.add_file_type(MIXES[quantisation].file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     add_hyperparameters(writer, hyper)
     if reader.lowrank:
@@ -230,6 +243,7 @@ def _write(
     hyper: Hyperparameters,
     sources: list[Source],
     records: tuple[TensorRecord, ...],
+    library: FindLibrary | None,
     advance: Advance,
 ) -> None:
     from gguf import GGMLQuantizationType
@@ -242,7 +256,7 @@ def _write(
     writer.write_ti_data_to_file()
     file = writer.fout[0]
     for source, record in zip(sources, records, strict=True):
-        data = encode(record.name, _weights(source, reader, of, hyper), record.type)
+        data = encode(record.name, _weights(source, reader, of, hyper), record.type, library)
         # Not write_tensor_data: numpy's tofile loses the reason of a failed write.
         writer.write_padding(file, file.tell())
         file.write(data.reshape(-1).view(np.uint8).data)

@@ -22,6 +22,8 @@ from .source import HASHES, PATCH, VERSION
 
 MARKER = "llama_lowrank_version"  # the symbol that only a patched library exports
 
+GGML_LIBRARIES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+
 
 def cache_folder() -> Path:
     """Where built runtimes are kept, in the user's cache."""
@@ -62,6 +64,19 @@ def ensure_runtime(progress: Progress) -> Path:
             return found if found is not None else _build(cache, key, progress)
     except OSError as error:
         raise ResourceError(f"llama.cpp runtime: cannot be built under {cache}: {error}") from None
+
+
+def ggml_library(progress: Progress) -> Path:
+    """The runtime's ggml library, which encodes the types that it decodes; builds the runtime first if needed.
+
+    Raises:
+        ResourceError, InputError: as `ensure_runtime` says, or the runtime lacks the library.
+    """
+    folder = ensure_runtime(progress) / "llama_cpp" / "lib"
+    for name in GGML_LIBRARIES:
+        if (folder / name).is_file():
+            return folder / name
+    raise ResourceError(f"llama.cpp runtime: no ggml library in {folder}")
 
 
 def _build(cache: Path, key: str, progress: Progress) -> Path:

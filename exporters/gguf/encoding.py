@@ -1,0 +1,53 @@
+"""Weights -> the bytes a file holds."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...converter.errors import InputError, UsageError
+from .ggml_encoder import FindLibrary, ggml_encode
+from .types import INTEGERS, storage_type
+
+GGUF_PY = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+"""The types that gguf-py encodes; the others are left to ggml."""
+
+
+def encode(
+    name: str, weights: NDArray[np.float32] | NDArray[np.int32], type: str, library: FindLibrary | None = None
+) -> NDArray[np.generic]:
+    """Encode one tensor for the file.
+
+    Args:
+        name: for errors.
+        weights: float32, any shape; rows along the last axis. A permutation: int32.
+        type: one that the rows fit, see `types.fitting_type`.
+        library: finds ggml, for the types that gguf-py does not encode.
+
+    Returns:
+        A C-contiguous array whose bytes are what the file holds.
+
+    Raises:
+        InputError: an entry is not finite, or does not fit the type's range.
+        UsageError: the type wants ggml, and no library was given.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    if type == INTEGERS:
+        return np.ascontiguousarray(weights, dtype=np.int32)
+    values = np.ascontiguousarray(weights, dtype=np.float32)
+    _check_range(name, values, type)
+    if type in GGUF_PY:
+        return np.ascontiguousarray(quantize(values, GGMLQuantizationType[type.upper()]))
+    if library is None:
+        raise UsageError(f"GGUF type {type} is encoded by llama.cpp's library, which this export was not given")
+    return ggml_encode(library(), values, type)
+
+
+def _check_range(name: str, values: NDArray[np.float32], type: str) -> None:
+    largest = float(np.abs(values).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise InputError(f"tensor {name!r} holds a value that is not finite")
+    if type not in ("f32", "bf16") and largest > float(np.finfo(np.float16).max) * storage_type(type).largest:
+        raise InputError(f"tensor {name!r} holds {largest:g}, beyond the range of {type}; export as bf16 or f32")

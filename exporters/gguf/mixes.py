@@ -1,0 +1,222 @@
+"""Policy: which storage type every tensor of a file gets. Plain types, the mixes people know, and what stands in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ...converter.errors import InputError, UsageError
+from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
+from ...converter.recipe import nearest
+from ..artifact import TensorRecord
+from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_bytes
+
+EMBEDDING, HEAD = "token_embd", "output"
+FACTORS = (U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX)
+HEAD_BITS = 6  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantiser does
+# Rounding gate and up costs least per byte: docs/gguf.md has the figures.
+SENSITIVE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_down")
+
+Blocks = Callable[[int, int], bool]
+"""(block, number of blocks) -> whether a rule holds there."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Types of the kinds of matrices of a file. Rows that do not fit a type get its fallback.
+
+    Attributes:
+        base: of every matrix that nothing below is said of.
+        head: of the output head, or of the embedding that serves as one.
+        file_type: llama.cpp's number for such files.
+        sensitive: of both factors of the `SENSITIVE` linears; U and V alike, see docs/gguf.md.
+        dense: module -> rules for a linear that is not factored, the first that holds wins: llama.cpp's own.
+    """
+
+    base: str
+    head: str
+    file_type: int
+    sensitive: str
+    dense: Mapping[str, tuple[tuple[Blocks, str], ...]] = field(default_factory=dict)
+
+
+def _everywhere(_block: int, _blocks: int) -> bool:
+    return True
+
+
+def _outer_and_each_third(block: int, blocks: int) -> bool:
+    """llama.cpp's use_more_bits: the first and the last eighth, and every third block between."""
+    eighth = blocks // 8
+    return block < eighth or block >= 7 * blocks // 8 or (block - eighth) % 3 == 2
+
+
+def _first(count: int) -> Blocks:
+    return lambda block, _: block < count
+
+
+def _first_part(parts: int) -> Blocks:
+    return lambda block, blocks: block < blocks // parts
+
+
+_MEDIUM = dict.fromkeys(("attn_v", "ffn_down"), ((_outer_and_each_third, "q6_k"),))
+MIXES = {
+    **{
+        name: Mix(name, "q6_k" if type.bits < HEAD_BITS else name, type.file_type, sensitive=name)
+        for name, type in TYPES.items()
+    },
+    "q5_k_m": Mix("q5_k", "q6_k", 17, "q6_k", _MEDIUM),
+    "q4_k_m": Mix("q4_k", "q6_k", 15, "q6_k", _MEDIUM),
+    "q4_k_s": Mix(
+        "q4_k", "q6_k", 14, "q5_k", {"attn_v": ((_first(4), "q5_k"),), "ffn_down": ((_first_part(8), "q5_k"),)}
+    ),
+    "q3_k_m": Mix(
+        "q3_k",
+        "q6_k",
+        12,
+        "q4_k",
+        {
+            "attn_v": ((_first(2), "q5_k"), (_everywhere, "q4_k")),
+            "attn_output": ((_everywhere, "q4_k"),),
+            "ffn_down": ((_first_part(16), "q5_k"), (_everywhere, "q4_k")),
+        },
+    ),
+}
+"""What can be asked for: every storage type, and the mixes."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The type a tensor should have, and the one it is stored in because its rows do not fit."""
+
+    wanted: str
+    stored: str
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a file is quantised.
+
+    Attributes:
+        mix: a key of `MIXES`.
+        embedding: type of the token embedding, where it is not the mix's.
+        head: type of the output head, where it is not the mix's. A tied embedding is both.
+    """
+
+    mix: str
+    embedding: str | None = None
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mix not in MIXES:
+            raise UsageError(f"unknown GGUF type {self.mix!r}{nearest(self.mix, MIXES)}")
+        for option in (self.embedding, self.head):
+            if option is not None:
+                storage_type(option)
+
+
+def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> dict[str, Choice]:
+    """The type of every tensor of a file.
+
+    Norms and biases (one dimension) stay F32, permutations are integers.
+
+    Args:
+        shapes: every tensor of the file, GGUF name -> row-major shape; the last entry is the row length.
+        asked: what was asked for.
+
+    Raises:
+        InputError: a tensor without dimensions.
+        UsageError: a tied embedding was given two types.
+    """
+    tied = not any(name.split(".")[0] == HEAD for name in shapes)
+    blocks = 1 + max((int(name.split(".")[1]) for name in shapes if name.startswith("blk.")), default=0)
+    wanted = {name: _wanted(name, shape, asked, tied=tied, blocks=blocks) for name, shape in shapes.items()}
+    return {
+        name: Choice(type, type if type == INTEGERS else fitting_type(type, shapes[name][-1]))
+        for name, type in wanted.items()
+    }
+
+
+def _wanted(name: str, shape: tuple[int, ...], asked: Quantisation, *, tied: bool, blocks: int) -> str:
+    if not shape:
+        raise InputError(f"tensor {name!r} has no dimensions")
+    if name.endswith(PERM_SUFFIX):
+        return INTEGERS
+    if len(shape) == 1:
+        return "f32"
+    mix, parts = MIXES[asked.mix], name.split(".")
+    if parts[0] == EMBEDDING and tied:
+        if asked.embedding and asked.head and asked.embedding != asked.head:
+            raise UsageError(
+                f"the embedding of this model is its head too: one type for both, not {asked.embedding} and {asked.head}"
+            )
+        return asked.embedding or asked.head or mix.head
+    if parts[0] == EMBEDDING:
+        return asked.embedding or mix.base
+    if parts[0] == HEAD:
+        return asked.head or mix.head
+    module = parts[2] if parts[0] == "blk" else ""
+    if name.endswith(FACTORS):
+        return mix.sensitive if module in SENSITIVE else mix.base
+    return next((type for holds, type in mix.dense.get(module, ()) if holds(int(parts[1]), blocks)), mix.base)
+
+
+def predict_bytes(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> int:
+    """Bytes of a file's tensor data, alignment included. Metadata and vocabulary come on top.
+
+    Raises:
+        InputError, UsageError: as `choose_types` says.
+    """
+    chosen = choose_types(shapes, asked)
+    return sum(padded(tensor_bytes(shape, chosen[name].stored)) for name, shape in shapes.items())
+
+
+def fallbacks(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> dict[str, Choice]:
+    """The tensors that are not stored in the type they should have."""
+    return {name: choice for name, choice in choose_types(shapes, asked).items() if choice.stored != choice.wanted}
+
+
+def recorded_fallbacks(tensors: Iterable[TensorRecord], asked: Quantisation) -> dict[str, Choice]:
+    """The same for a file that is there; a tensor whose type an option set is none of them."""
+    stored = {tensor.name: tensor for tensor in tensors}
+    found = fallbacks({name: tensor.shape for name, tensor in stored.items()}, asked)
+    return {name: choice for name, choice in found.items() if stored[name].type == choice.stored}
+
+
+def stored_as(tensors: Iterable[TensorRecord], asked: Quantisation) -> bool:
+    """Whether a file's tensors have the types that were asked for."""
+    stored = {tensor.name: tensor for tensor in tensors}
+    chosen = choose_types({name: tensor.shape for name, tensor in stored.items()}, asked)
+    return all(stored[name].type == choice.stored for name, choice in chosen.items())
+
+
+def fallback_lines(shapes: Mapping[str, tuple[int, ...]], chosen: Mapping[str, Choice]) -> list[str]:
+    """One line per pair of types: which kinds of tensors, in which blocks, with which rows."""
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for name, choice in chosen.items():
+        if choice.stored != choice.wanted:
+            kind = ".".join(name.split(".")[2:]) if name.startswith("blk.") else name
+            groups.setdefault((choice.wanted, choice.stored), {}).setdefault(kind, []).append(name)
+    return [
+        f"stored as {stored} ({TYPES[stored].bits:.4g} bits per weight) instead of {wanted} "
+        f"({TYPES[wanted].bits:.4g}), whose blocks of {TYPES[wanted].block} their rows do not fit: "
+        + "; ".join(_kind_line(kind, names, shapes) for kind, names in kinds.items())
+        for (wanted, stored), kinds in groups.items()
+    ]
+
+
+def _kind_line(kind: str, names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    rows = sorted({shapes[name][-1] for name in names})
+    lengths = f"{rows[0]} to {rows[-1]}" if len(rows) > 3 else ", ".join(map(str, rows))
+    blocks = f", blocks {_ranges(name.split('.')[1] for name in names)}" if names[0].startswith("blk.") else ""
+    return f"{kind} (rows of {lengths}{blocks})"
+
+
+def _ranges(blocks: Iterable[str]) -> str:
+    """'0-3, 7' of 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for block in sorted({int(block) for block in blocks}):
+        if runs and block == runs[-1][1] + 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
