@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def release(
         compress(recipe, checkpoint, device=device, progress=progress)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
-    types = {"embedding_type": embedding_type, "head_type": head_type}
+    types = (embedding_type, head_type)
     factored = [_export(checkpoint, out, format, type, types, progress) for format, type in chosen]
     dense = [_export(source.path, out / DENSE, format, type, types, progress) for format, type in chosen]
     report = validate(
@@ -163,7 +163,7 @@ def _export(
     folder: Path,
     format: str,
     quantisation: str,
-    types: Mapping[str, str | None],
+    types: tuple[str | None, str | None],
     progress: Progress,
 ) -> Artifact:
     """Export, unless a finished one of the same types is there from before."""
@@ -172,7 +172,16 @@ def _export(
     target = folder / artifact_name(format, quantisation)
     if target.exists():
         found = describe(target)
-        if format != "gguf" or stored_as(found.tensors, Quantisation(quantisation, *types.values())):
+        if format != "gguf" or stored_as(found.tensors, Quantisation(quantisation, *types)):
             return found
     folder.mkdir(parents=True, exist_ok=True)
-    return export(checkpoint, target, format=format, quantisation=quantisation, **types, force=True, progress=progress)
+    return export(
+        checkpoint,
+        target,
+        format=format,
+        quantisation=quantisation,
+        embedding_type=types[0],
+        head_type=types[1],
+        force=True,
+        progress=progress,
+    )

@@ -51,8 +51,8 @@ def _open(library: Path) -> ctypes.CDLL:
         ggml.ggml_row_size.restype = ctypes.c_size_t
         ggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
         ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
-        chunk = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
-        ggml.ggml_quantize_chunk.argtypes = chunk
+        number, pointer, count = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+        ggml.ggml_quantize_chunk.argtypes = [number, pointer, pointer, count, count, count, pointer]
     except (OSError, AttributeError) as error:
         raise ResourceError(f"{library}: not a usable ggml library ({error})") from None
     return ggml

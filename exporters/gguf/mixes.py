@@ -147,7 +147,7 @@ def _wanted(name: str, shape: tuple[int, ...], asked: Quantisation, *, tied: boo
     if parts[0] == EMBEDDING and tied:
         if asked.embedding and asked.head and asked.embedding != asked.head:
             raise UsageError(
-                f"the embedding of this model is its head too: one type for both, not {asked.embedding} and {asked.head}"
+                f"the embedding of this model is its head too: one type, not {asked.embedding} and {asked.head}"
             )
         return asked.embedding or asked.head or mix.head
     if parts[0] == EMBEDDING:

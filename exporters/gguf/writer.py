@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("native", "dense")
 LOWRANK_VERSIONS = {"two-factor": 1, "pivot": 2}
 ROPE_FREQUENCIES = "rope_freqs.weight"
-PIVOT_BITS = 6  # below, C amplifies the rounding of P and its own beyond use: docs/gguf.md
+PIVOT_BITS = 6.5  # below, C amplifies the rounding of P and its own beyond use: docs/gguf.md
 
 
 @dataclass(frozen=True)

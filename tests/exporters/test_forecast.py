@@ -17,7 +17,7 @@ from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.export import QUANTISATIONS, export
 from lowrank_export.exporters.forecast import predict_exports
 
-SIZES = {"hidden_size": 256, "intermediate_size": 640, "head_dim": 64}  # large enough for the vocabulary not to count
+SIZES = {"hidden_size": 256, "intermediate_size": 1280, "head_dim": 64}  # large enough for the vocabulary not to count
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -45,9 +45,9 @@ def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
 
 @pytest.mark.parametrize("model", ["dense", "factored"])
 @pytest.mark.parametrize("quantisation", QUANTISATIONS["gguf"])
-def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: str, model: str) -> None:
+def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, ggml: Path, quantisation: str, model: str) -> None:
     folder, plan = models
-    made = export(folder / model, tmp_path / "m.gguf", format="gguf", quantisation=quantisation)
+    made = export(folder / model, tmp_path / "m.gguf", format="gguf", quantisation=quantisation, library=lambda: ggml)
     if model == "factored":
         permutations = [tensor.name for tensor in made.tensors if tensor.name.endswith("lowrank_perm")]
         assert len(permutations) == (4 if CheckpointReader(folder / model).layout == "pivot" else 0)  # q, k, v, down

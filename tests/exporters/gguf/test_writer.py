@@ -22,8 +22,8 @@ from lowrank_export.converter.errors import InputError, ResourceError, UsageErro
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.artifact import TensorRecord
 from lowrank_export.exporters.gguf import writer
+from lowrank_export.exporters.gguf.mixes import MIXES, Quantisation, predict_bytes
 from lowrank_export.exporters.gguf.names import interleave_rows
-from lowrank_export.exporters.gguf.quantisation import predict_bytes
 from lowrank_export.exporters.gguf.writer import export_gguf, verify_file
 
 
@@ -36,7 +36,7 @@ class Notes(SilentProgress):
 
 
 def export(source: Path, out: Path, **options: Any) -> Any:
-    return export_gguf(source, out, progress=options.pop("progress", SilentProgress()), **options)
+    return export_gguf(source, out, **{"progress": SilentProgress(), **options})
 
 
 def values(path: Path) -> dict[str, np.ndarray]:
@@ -148,25 +148,54 @@ def test_tied_embedding_is_stored_once(factored: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["factored", "pivot"])
-@pytest.mark.parametrize("quantisation", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("quantisation", MIXES)
 def test_record_prediction_and_file_agree(
-    request: pytest.FixtureRequest, tmp_path: Path, quantisation: str, layout: str
+    request: pytest.FixtureRequest, tmp_path: Path, ggml: Path, quantisation: str, layout: str
 ) -> None:
-    artifact = export(request.getfixturevalue(layout), tmp_path / "m.gguf", quantisation=quantisation)
+    source = request.getfixturevalue(layout)
+    artifact = export(source, tmp_path / "m.gguf", quantisation=quantisation, library=lambda: ggml)
     reader = GGUFReader(artifact.path)
     stored = {tensor.name: (tensor.tensor_type.name.lower(), tensor.n_bytes) for tensor in reader.tensors}
     assert stored == {tensor.name: (tensor.type, tensor.bytes) for tensor in artifact.tensors}
     shapes = {tensor.name: tensor.shape for tensor in artifact.tensors}
-    assert artifact.bytes - reader.data_offset == predict_bytes(shapes, quantisation)
+    assert artifact.bytes - reader.data_offset == predict_bytes(shapes, Quantisation(quantisation))
     assert stored["blk.0.attn_norm.weight"][0] == "f32"
 
 
 def test_every_fallback_is_reported(factored: Path, tmp_path: Path) -> None:
     notes = Notes()
     artifact = export(factored, tmp_path / "m.gguf", quantisation="q8_0", progress=notes)
-    odd = [tensor.name for tensor in artifact.tensors if tensor.type == "f16"]
+    odd = {tensor.name for tensor in artifact.tensors if tensor.type == "f16"}
     assert odd and all(name.endswith("lowrank_u.weight") for name in odd)  # rank 20 is no multiple of 32
-    assert sorted(line.split(":")[0] for line in notes.lines) == sorted(odd)
+    (line,) = notes.lines
+    assert line.startswith("stored as f16 (16 bits per weight) instead of q8_0 (8.5), whose blocks of 32 their rows")
+    for name in odd:
+        assert f"{name.split('.', 2)[2]} (rows of 20, blocks 0-1)" in line
+
+
+def test_pivot_rows_in_few_bits_are_warned_of(pivot: Path, tmp_path: Path) -> None:
+    for quantisation, warned in (("q4_0", True), ("q5_1", True), ("q8_0", False)):
+        notes = Notes()
+        export(pivot, tmp_path / f"{quantisation}.gguf", quantisation=quantisation, progress=notes)
+        assert any("pivot rows lose far more" in line for line in notes.lines) == warned
+
+
+def test_embedding_and_head_types(dense: Path, factored: Path, tmp_path: Path) -> None:
+    options = {"quantisation": "f16", "embedding_type": "q8_0", "head_type": "q5_0"}
+    types = {tensor.name: tensor.type for tensor in export(dense, tmp_path / "m.gguf", **options).tensors}
+    assert (types["token_embd.weight"], types["output.weight"]) == ("q8_0", "q5_0")
+    assert types["blk.0.attn_q.weight"] == "f16"
+    with pytest.raises(UsageError, match="one type, not q8_0 and q5_0"):
+        export(factored, tmp_path / "tied.gguf", **options)
+    with pytest.raises(UsageError, match="unknown GGUF type 'q8'"):
+        export(factored, tmp_path / "tied.gguf", head_type="q8")
+    assert not (tmp_path / "tied.gguf").exists()
+
+
+def test_type_without_its_encoder(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="iq4_nl is encoded by llama"):
+        export(dense, tmp_path / "m.gguf", quantisation="iq4_nl", head_type="q8_0")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_existing_output(factored: Path, tmp_path: Path) -> None:
@@ -183,7 +212,7 @@ def test_existing_output(factored: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"quantisation": "q3"}, {"layout": "pivot"}])
 def test_unknown_option(factored: Path, tmp_path: Path, options: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="choose from"):
+    with pytest.raises(UsageError, match="unknown GGUF"):
         export(factored, tmp_path / "m.gguf", **options)
     assert list(tmp_path.iterdir()) == []
 

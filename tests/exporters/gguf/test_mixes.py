@@ -1,0 +1,130 @@
+"""Which type every tensor gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from lowrank_export.converter.errors import UsageError
+from lowrank_export.exporters.artifact import TensorRecord
+from lowrank_export.exporters.gguf.mixes import (
+    MIXES,
+    Choice,
+    Quantisation,
+    choose_types,
+    fallback_lines,
+    fallbacks,
+    predict_bytes,
+    recorded_fallbacks,
+    stored_as,
+)
+from lowrank_export.exporters.gguf.types import TYPES
+
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def file(rank: int | None, *, tied: bool = True, blocks: int = 2, pivot: bool = False) -> dict[str, tuple[int, ...]]:
+    """Shapes of a 512-wide model, factored at a rank or dense."""
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (320, 512), "output_norm.weight": (512,)}
+    if not tied:
+        shapes["output.weight"] = (320, 512)
+    for block in range(blocks):
+        for linear in LINEARS:
+            name = f"blk.{block}.{linear}"
+            if rank is None:
+                shapes[f"{name}.weight"] = (512, 512)
+            elif pivot:
+                shapes |= {f"{name}.lowrank_p.weight": (rank, 512), f"{name}.lowrank_c.weight": (512 - rank, rank)}
+                shapes[f"{name}.lowrank_perm"] = (512,)
+            else:
+                shapes |= {f"{name}.lowrank_u.weight": (512, rank), f"{name}.lowrank_v.weight": (rank, 512)}
+        shapes[f"blk.{block}.attn_norm.weight"] = (512,)
+    return shapes
+
+
+def stored(shapes: dict[str, tuple[int, ...]], mix: str, **options: str) -> dict[str, str]:
+    return {name: choice.stored for name, choice in choose_types(shapes, Quantisation(mix, **options)).items()}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_plain_types(name: str) -> None:
+    types = stored(file(256, tied=False), name)
+    assert types["blk.0.attn_norm.weight"] == "f32"
+    assert {types["blk.0.ffn_up.lowrank_u.weight"], types["blk.1.ffn_down.lowrank_v.weight"]} == {name}
+    assert types["token_embd.weight"] == name
+    assert types["output.weight"] == (name if TYPES[name].bits >= 6 else "q6_k")
+
+
+@pytest.mark.parametrize("pivot", [False, True])
+@pytest.mark.parametrize(
+    ("mix", "base", "larger"),
+    [
+        ("q3_k_m", "q3_k", "q4_k"),
+        ("q4_k_s", "q4_k", "q5_k"),
+        ("q4_k_m", "q4_k", "q6_k"),
+        ("q5_k_m", "q5_k", "q6_k"),
+    ],
+)
+def test_mixes_of_factors(mix: str, base: str, larger: str, pivot: bool) -> None:
+    types = stored(file(256, pivot=pivot), mix)
+    assert types["token_embd.weight"] == "q6_k"
+    for name, type in types.items():
+        linear = name.split(".")[2] if name.startswith("blk.") else ""
+        if linear in LINEARS:
+            expected = base if linear in ("ffn_gate", "ffn_up") else larger
+            assert type == ("i32" if name.endswith("perm") else expected), name
+
+
+def test_embedding_and_head_options() -> None:
+    untied = file(256, tied=False)
+    embedding, head = "token_embd.weight", "output.weight"
+    types = stored(untied, "q4_k_m", embedding="q5_1", head="q8_0")
+    assert (types[embedding], types[head]) == ("q5_1", "q8_0")
+    assert (stored(untied, "q4_k_m")[embedding], stored(untied, "q4_k_m")[head]) == ("q4_k", "q6_k")
+    for option in ("embedding", "head"):
+        assert stored(file(256), "q4_k_m", **{option: "q8_0"})[embedding] == "q8_0"
+    with pytest.raises(UsageError, match="one type, not f16 and q8_0"):
+        stored(file(256), "q4_k_m", embedding="f16", head="q8_0")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UsageError, match=r"'q4_k_n'; did you mean 'q4_k"):
+        Quantisation("q4_k_n")
+    with pytest.raises(UsageError, match="unknown GGUF type 'q4_k_m'"):
+        Quantisation("q8_0", head="q4_k_m")  # a mix is no type
+
+
+def test_fallbacks_are_listed() -> None:
+    found = fallbacks(file(96), Quantisation("q4_k_m"))
+    assert found["blk.0.ffn_up.lowrank_u.weight"] == Choice("q4_k", "q5_0")
+    assert found["blk.1.attn_q.lowrank_u.weight"] == Choice("q6_k", "q8_0")
+    assert all(name.endswith("lowrank_u.weight") for name in found) and len(found) == 14
+    assert fallbacks(file(96), Quantisation("q8_0")) == {}
+    assert fallbacks(file(20), Quantisation("q8_0"))["blk.0.ffn_up.lowrank_u.weight"] == Choice("q8_0", "f16")
+
+
+def test_fallback_lines_are_grouped() -> None:
+    shapes = {
+        **file(96, blocks=5),
+        "blk.3.ffn_up.lowrank_u.weight": (512, 256),
+        "blk.4.ffn_up.lowrank_u.weight": (9, 64),
+    }
+    lines = fallback_lines(shapes, choose_types(shapes, Quantisation("q4_k_m")))
+    assert len(lines) == 2
+    assert lines[0].startswith("stored as q8_0 (8.5 bits per weight) instead of q6_k (6.562), whose blocks of 256")
+    assert "attn_q.lowrank_u.weight (rows of 96, blocks 0-4)" in lines[0]
+    assert "ffn_up.lowrank_u.weight (rows of 64, 96, blocks 0-2, 4)" in lines[1]
+    assert fallback_lines(file(256), choose_types(file(256), Quantisation("q4_k_m"))) == []
+
+
+def test_prediction_counts_alignment_and_fallbacks() -> None:
+    assert predict_bytes({"output_norm.weight": (3,), "token_embd.weight": (2, 32)}, Quantisation("q8_0")) == 32 + 96
+    assert predict_bytes({"token_embd.weight": (16, 288)}, Quantisation("q4_k")) == 16 * 288 // 32 * 34
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_what_a_record_tells(mix: str) -> None:
+    shapes, asked = file(96), Quantisation(mix, head="f16")
+    records = [TensorRecord(name, shape, stored(shapes, mix, head="f16")[name], 0) for name, shape in shapes.items()]
+    assert recorded_fallbacks(records, Quantisation(mix)) == fallbacks(shapes, asked)
+    assert stored_as(records, asked)
+    assert stored_as(records, Quantisation(mix)) == (mix == "f16")
