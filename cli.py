@@ -56,7 +56,9 @@ RECIPE_OPTIONS: dict[str, Any] = {
     ],
     "layout": Annotated[str | None, _recipe_option("two-factor (default), or pivot: more rank in the same bytes.")],
     "min_retention": Annotated[float | None, _recipe_option("Floor of adaCR's retention per block.")],
-    "rank_multiple": Annotated[int | None, _recipe_option("Ranks are multiples of this. Default 32.")],
+    "rank_multiple": Annotated[
+        int | None, _recipe_option("Ranks are multiples of this. Default 32; 256 for K-quants of wide models.")
+    ],
     "keep_dense": Annotated[list[str] | None, _recipe_option("Leave matching linears dense (glob; repeatable).")],
     "similarity": Annotated[str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.")],
     "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.")],
@@ -273,12 +275,14 @@ def plan(
         chosen = _recipe(recipe, given)
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
-        from .exporters.forecast import predict_exports
+        from .exporters.forecast import predict_exports, predict_storage
         from .exporters.plan_table import plan_table
 
         with prepared(chosen, device=device, progress=ConsoleProgress()) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
-            _show(plan_table(job.plan, forecast), {**job.plan.to_json(), "predicted_bytes": forecast}, as_json)
+            storage = predict_storage(job.blocks.reader, job.plan)
+            document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage}
+            _show(plan_table(job.plan, forecast, storage), document, as_json)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from torch import Tensor
 from .allocation.adacr import adacr, normalise
 from .allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from .allocation.plan import LinearShape, RankPlan
+from .allocation.rank_multiple import DEFAULT_MULTIPLE, choose_rank_multiple
 from .allocation.rounding import round_ranks
 from .allocation.threshold import threshold
 from .allocation.type_loss import type_loss
@@ -128,6 +129,23 @@ def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, pro
         if recipe.update_calibration is not None:
             update = _calibration(recipe.update_calibration, recipe, source, blocks, progress)
         yield Job(recipe, method, source, blocks, calibration, update, store, plan)
+
+
+def rank_multiple_for(recipe: Recipe, source: Source, row_multiple: int) -> int:
+    """The recipe's rank multiple, or where it leaves the choice what `choose_rank_multiple` says.
+
+    Args:
+        recipe: as asked.
+        source: the dense model.
+        row_multiple: what rows of the target's storage types are multiples of.
+    """
+    if recipe.rank_multiple is not None:
+        return recipe.rank_multiple
+    blocks = BlockSource(source.reader(), source.family, torch.device("cpu"), DTYPES[recipe.dtype])
+    found = blocks.linear_shapes()
+    kept = _excluded(recipe.keep_dense, list(found))
+    shapes = [LinearShape(name, 0, *shape, recipe.layout) for name, shape in found.items() if name not in kept]
+    return choose_rank_multiple(shapes, recipe.retention, row_multiple)
 
 
 def gather_statistics(
@@ -285,7 +303,7 @@ def _allocate(
         shapes,
         [retentions.get(shape.name, 1.0) for shape in shapes],
         target=recipe.retention,
-        rank_multiple=recipe.rank_multiple,
+        rank_multiple=recipe.rank_multiple or DEFAULT_MULTIPLE,
         keep_dense=keep_dense,
         tolerance=method.tolerance,
         importance=importance,

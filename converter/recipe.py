@@ -27,7 +27,7 @@ class Recipe(BaseModel):
     retention: float = Field(0.8, gt=0, le=1)
     min_retention: float | None = Field(None, ge=0, le=1)
     layout: Layout = "two-factor"
-    rank_multiple: int = Field(32, ge=1)
+    rank_multiple: int | None = Field(None, ge=1)
     keep_dense: tuple[str, ...] = ()
     similarity: Literal["angular", "cosine"] = "angular"
     iterations: int = Field(1, ge=0, le=100)

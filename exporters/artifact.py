@@ -9,12 +9,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One stored tensor: its name in the artifact, shape (row-major, outermost first), storage type, bytes."""
+    """One stored tensor.
+
+    Attributes:
+        name: in the artifact.
+        shape: row-major, outermost first.
+        type: that it is stored in.
+        bytes: of its data.
+        wanted: the type that it should have had, where another one stands in; None elsewhere.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     bytes: int
+    wanted: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from ..converter.allocation.plan import RankPlan
@@ -22,10 +23,7 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
     Returns:
         "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}.
     """
-    names = set(reader.names)
-    if reader.config.get("tie_word_embeddings"):
-        names.discard("lm_head.weight")  # the embedding again, which no export stores twice
-    dense = {name: reader.shape(name) for name in sorted(names)}
+    dense = {name: reader.shape(name) for name in _stored_names(reader)}
     in_order = _without_permutation(reader)
     factored = {name: shape for name, shape in plan.shapes(dense).items() if not name.endswith(in_order)}
     return {
@@ -36,6 +34,35 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
         for format, quantisations in QUANTISATIONS.items()
         for quantisation in quantisations
     }
+
+
+def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[str, Any]]:
+    """How the factored model's GGUF files are stored, per type.
+
+    Returns:
+        "gguf q4_k_m" and so on -> {"bits_per_weight": of all matrices, "fallback_share": of the weights that are
+        stored in another type than they should be, because its blocks do not fit their rows, "fallbacks": lines}.
+    """
+    from .gguf.mixes import Quantisation, fallback_lines, records
+
+    shapes = _stored(plan.shapes({name: reader.shape(name) for name in _stored_names(reader)}), reader.config)
+    result: dict[str, dict[str, Any]] = {}
+    for quantisation in QUANTISATIONS["gguf"]:
+        tensors = [tensor for tensor in records(shapes, Quantisation(quantisation)) if len(tensor.shape) > 1]
+        weights = sum(prod(tensor.shape) for tensor in tensors)
+        replaced = sum(prod(tensor.shape) for tensor in tensors if tensor.wanted is not None)
+        result[f"gguf {quantisation}"] = {
+            "bits_per_weight": 8 * sum(tensor.bytes for tensor in tensors) / weights,
+            "fallback_share": replaced / weights,
+            "fallbacks": fallback_lines(tensors),
+        }
+    return result
+
+
+def _stored_names(reader: CheckpointReader) -> list[str]:
+    """Names of the tensors that exports store: a tied embedding once."""
+    tied = reader.config.get("tie_word_embeddings")
+    return sorted(name for name in reader.names if not (tied and name == "lm_head.weight"))
 
 
 def _without_permutation(reader: CheckpointReader) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..converter.allocation.plan import RankPlan
 
@@ -11,8 +11,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def plan_table(plan: RankPlan, forecast: Mapping[str, Mapping[str, int]]) -> RenderableType:
-    """Ranks and retention per linear, totals, predicted bytes per export, and what rounding cost."""
+def plan_table(
+    plan: RankPlan, forecast: Mapping[str, Mapping[str, int]], storage: Mapping[str, Mapping[str, Any]]
+) -> RenderableType:
+    """Ranks and retention per linear, totals, predicted bytes per export, and what rounding cost.
+
+    Args:
+        plan: the plan.
+        forecast: as `predict_exports` gives it.
+        storage: as `predict_storage` gives it.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -30,14 +38,19 @@ def plan_table(plan: RankPlan, forecast: Mapping[str, Mapping[str, int]]) -> Ren
             f"{linear.retention:.3f}" if linear.compressed else "kept dense",
         )
     sizes = Table(title="Predicted bytes", title_justify="left")
-    for column in ("export", "dense MB", "factored MB", "factored / dense"):
+    for column in ("export", "dense MB", "factored MB", "factored / dense", "bits/weight", "in a fallback"):
         sizes.add_column(column, justify="left" if column == "export" else "right")
     for name, size in forecast.items():
         dense, factored = size["dense"], size["factored"]
-        sizes.add_row(name, f"{dense / 1e6:.1f}", f"{factored / 1e6:.1f}", f"{factored / dense:.3f}")
+        stored = storage.get(name)
+        types = (f"{stored['bits_per_weight']:.2f}", f"{stored['fallback_share']:.1%}") if stored else ("", "")
+        sizes.add_row(name, f"{dense / 1e6:.1f}", f"{factored / 1e6:.1f}", f"{factored / dense:.3f}", *types)
     total = Text(
         f"Linears: {plan.original_parameters:,} -> {plan.kept_parameters:,} parameters, retention {plan.retention:.4f} "
         f"(compression {1 - plan.retention:.1%}); target {plan.target:g}, rounding to multiples of "
         f"{plan.rank_multiple} left {plan.rounding_loss:.4f} unused."
     )
-    return Group(ranks, sizes, total)
+    if not any(stored["fallback_share"] for stored in storage.values()):
+        return Group(ranks, sizes, total)
+    hint = "In a fallback: weights whose rows do not divide into the type's blocks; --json names them."
+    return Group(ranks, sizes, Text(hint, style="dim"), total)

@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..exporters.artifact import Artifact
+from ..exporters.gguf.mixes import fallback_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,10 +32,11 @@ def artifact_table(artifact: Artifact) -> RenderableType:
         sums[0] += 1
         sums[1] += prod(tensor.shape)
         sums[2] += tensor.bytes
-        tensors.add_row(tensor.name, " x ".join(map(str, tensor.shape)), tensor.type, f"{tensor.bytes:,}")
+        type = tensor.type if tensor.wanted is None else f"{tensor.type} (for {tensor.wanted})"
+        tensors.add_row(tensor.name, " x ".join(map(str, tensor.shape)), type, f"{tensor.bytes:,}")
     types = Table(title="Storage types", title_justify="left")
-    for column in ("type", "tensors", "elements", "bytes"):
+    for column in ("type", "tensors", "elements", "bytes", "bits per element"):
         types.add_column(column, justify="left" if column == "type" else "right")
     for name, (count, elements, size) in sorted(totals.items()):
-        types.add_row(name, str(count), f"{elements:,}", f"{size:,}")
-    return Group(tensors, types, head)
+        types.add_row(name, str(count), f"{elements:,}", f"{size:,}", f"{8 * size / elements:.3f}")
+    return Group(tensors, types, head, *(Text(line) for line in fallback_lines(artifact.tensors)))

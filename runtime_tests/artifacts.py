@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..converter.errors import InputError
 from ..exporters.artifact import Artifact, TensorRecord
+from ..exporters.gguf.header import read_header
+from ..exporters.gguf.mixes import exported_as, records
 from .backends.open import artifact_format
 
 CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32"}
@@ -31,24 +33,15 @@ def describe(artifact: Artifact | Path) -> Artifact:
 
 
 def _describe_gguf(path: Path) -> Artifact:
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        tensors = tuple(
-            TensorRecord(
-                tensor.name,
-                tuple(int(n) for n in reversed(tensor.shape)),
-                tensor.tensor_type.name.lower(),
-                int(tensor.n_bytes),
-            )
-            for tensor in reader.tensors
-        )
-    except Exception as error:  # the reader trusts its input: whatever it stumbles over is damage
-        raise InputError(f"{path}: damaged or truncated GGUF file ({type(error).__name__})") from error
-    layout = "native" if "lowrank.version" in reader.fields else "dense"
+    header = read_header(path)
+    tensors = tuple(TensorRecord(tensor.name, tensor.shape, tensor.type, tensor.bytes) for tensor in header.tensors)
+    asked = exported_as(header)
+    if asked is not None:
+        meant = {record.name: record for record in records({tensor.name: tensor.shape for tensor in tensors}, asked)}
+        tensors = tuple(meant[tensor.name] if meant[tensor.name].type == tensor.type else tensor for tensor in tensors)
+    layout = "native" if "lowrank.version" in header.metadata else "dense"
     parameters = sum(prod(tensor.shape) for tensor in tensors if tensor.type != PERMUTATION)
-    return Artifact(path, "gguf", _main_type(tensors), layout, path.stat().st_size, parameters, tensors)
+    return Artifact(path, "gguf", asked.mix if asked else _main_type(tensors), layout, header.size, parameters, tensors)
 
 
 def _describe_onnx(folder: Path) -> Artifact:

@@ -46,6 +46,11 @@ PARITY_LIMITS: dict[tuple[str, str], Limits] = {
     # 8 bits of mantissa where float16 has 11: each weight is rounded 8 times as coarsely, and KLD grows with its square
     ("gguf", "bf16"): Limits(1e-3, 5e-3),
     ("gguf", "q8_0"): Limits(0.02, 0.02),
+    # Below 8 bits rounding changes the model: these limits tell a lossy file from a broken one
+    **{("gguf", name): Limits(0.15, 0.15) for name in ("q6_k", "q5_k_m")},
+    **{("gguf", name): Limits(0.4, 0.5) for name in ("q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k_s")},
+    **{("gguf", name): Limits(1.2, 2.0) for name in ("q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_m")},
+    **{("gguf", name): Limits(4.0, 50.0) for name in ("q3_k", "q2_k")},
     ("onnx", "fp32"): Limits(1e-6, 1e-3),
     ("onnx", "int8"): Limits(0.02, 0.02),
 }

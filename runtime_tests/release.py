@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
 from ..converter.calibration import read_text, read_token_windows
 from ..converter.checkpoint import CheckpointReader, read_json
 from ..converter.errors import InputError, UsageError
 from ..converter.files import check_output, remove
 from ..converter.pipeline import compress
+from ..converter.planning import rank_multiple_for
 from ..converter.progress import Progress
 from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
-from ..converter.source import open_source
+from ..converter.source import Source, open_source
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_format
-from ..exporters.gguf.mixes import Quantisation, stored_as
+from ..exporters.gguf.header import read_header
+from ..exporters.gguf.mixes import Quantisation, exported_as, row_multiple
 from ..exporters.onnx.flavours import check_single_flavour
 from .corpora import evaluation_windows
 from .exporting import export
@@ -79,6 +82,7 @@ def release(
     _check_place(recipe, out, force)
     _check_tools({format for format, _ in chosen})
     source = open_source(recipe.model, progress)
+    recipe = _with_rank_multiple(recipe, source, [type for format, type in chosen if format == "gguf"])
     windows = load_windows(evaluation, source.path)
     if force:
         _clear(out)
@@ -139,8 +143,20 @@ def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
     if foreign and not made.is_file():
         hint = "it is not a folder this tool made" if force else "or add --force"
         raise UsageError(f"{out}: exists and is not empty; choose another --out{', ' if force else ' '}{hint}")
-    if foreign and not force and read_recipe(made) != recipe:
+    if foreign and not force and not _same(read_recipe(made), recipe):
         raise UsageError(f"{out}: holds an unfinished job of another recipe; choose another --out or add --force")
+
+
+def _same(made: Recipe, asked: Recipe) -> bool:
+    """Whether a recipe is what was asked for; an automatic rank multiple is whichever was chosen."""
+    return made == asked.model_copy(update={"rank_multiple": asked.rank_multiple or made.rank_multiple})
+
+
+def _with_rank_multiple(recipe: Recipe, source: Source, types: Sequence[str]) -> Recipe:
+    """The recipe with a rank multiple that suits the GGUF types, where it leaves the choice."""
+    row = max((row_multiple(type) for type in types), default=1)
+    multiple = rank_multiple_for(recipe, source, row)
+    return recipe if multiple == DEFAULT_MULTIPLE else recipe.model_copy(update={"rank_multiple": multiple})
 
 
 def _check_tools(formats: set[str]) -> None:
@@ -170,10 +186,9 @@ def _export(
     from .artifacts import describe
 
     target = folder / artifact_name(format, quantisation)
-    if target.exists():
-        found = describe(target)
-        if format != "gguf" or stored_as(found.tensors, Quantisation(quantisation, *types)):
-            return found
+    asked = Quantisation(quantisation, *types) if format == "gguf" else None
+    if target.exists() and (asked is None or exported_as(read_header(target)) == asked):
+        return describe(target)
     folder.mkdir(parents=True, exist_ok=True)
     return export(
         checkpoint,

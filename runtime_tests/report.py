@@ -38,6 +38,7 @@ class Row:
         dense_speed: of the dense artifact in the same runtime, timed in the same interleaved run.
         sample: greedy continuation of the report's prompt.
         gates: parity gates of this row.
+        fallbacks: tensors that are stored in another type than asked for, a line per pair of types.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Row:
     dense_speed: Speed | None
     sample: Sample | None
     gates: tuple[Gate, ...]
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:

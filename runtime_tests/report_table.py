@@ -39,6 +39,7 @@ def render(report: Report) -> RenderableType:
         "torch model exported, quality against dense; tok/s: median"
     )
     parts.append(Text(notes, style="dim"))
+    parts.extend(Text(f"{row.label}: {line}", style="dim") for row in report.rows for line in row.fallbacks)
     parts.extend(_samples(report.rows))
     parts.extend(Text(line, style=style) for line, style in _verdict(report))
     return Group(*parts)

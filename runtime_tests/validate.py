@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..converter.errors import InputError
 from ..converter.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
+from ..exporters.gguf.mixes import fallback_lines
 from .artifacts import describe
 from .backends.open import TORCH, backend_names, open_backend
 from .backends.protocol import Backend
@@ -255,6 +256,7 @@ def _row(artifact: Artifact, backend: str, model: str, found: Measured, text: Sa
         dense_speed=None,
         sample=text,
         gates=(),
+        fallbacks=tuple(fallback_lines(artifact.tensors)),
     )
 
 

@@ -9,11 +9,13 @@ from ...converter.errors import InputError, UsageError
 from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.recipe import nearest
 from ..artifact import TensorRecord
+from .header import Header
+from .metadata import EXPORTED_AS
 from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_bytes
 
 EMBEDDING, HEAD = "token_embd", "output"
 FACTORS = (U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX)
-HEAD_BITS = 6  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantiser does
+HEAD_BITS = 6.5  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantiser does
 # Rounding gate and up costs least per byte: docs/gguf.md has the figures.
 SENSITIVE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_down")
 
@@ -86,10 +88,15 @@ MIXES = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The type a tensor should have, and the one it is stored in because its rows do not fit."""
+    """The type a tensor should have, and the one it is stored in: another where its rows do not fit."""
 
     wanted: str
     stored: str
+
+    @property
+    def fallback(self) -> bool:
+        """Whether another type stands in."""
+        return self.stored != self.wanted
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,11 @@ class Quantisation:
         for option in (self.embedding, self.head):
             if option is not None:
                 storage_type(option)
+
+    def __str__(self) -> str:
+        """In one word per choice, the mix first: what a file says of itself."""
+        options = {"embedding": self.embedding, "head": self.head}
+        return " ".join([self.mix, *(f"{name}={type}" for name, type in options.items() if type is not None)])
 
 
 def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> dict[str, Choice]:
@@ -160,54 +172,63 @@ def _wanted(name: str, shape: tuple[int, ...], asked: Quantisation, *, tied: boo
     return next((type for holds, type in mix.dense.get(module, ()) if holds(int(parts[1]), blocks)), mix.base)
 
 
+def row_multiple(mix: str) -> int:
+    """What rows of factors must be multiples of for no other type to stand in.
+
+    Raises:
+        UsageError: unknown type.
+    """
+    Quantisation(mix)
+    return max(TYPES[MIXES[mix].base].block, TYPES[MIXES[mix].sensitive].block)
+
+
 def predict_bytes(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> int:
     """Bytes of a file's tensor data, alignment included. Metadata and vocabulary come on top.
 
     Raises:
         InputError, UsageError: as `choose_types` says.
     """
-    chosen = choose_types(shapes, asked)
-    return sum(padded(tensor_bytes(shape, chosen[name].stored)) for name, shape in shapes.items())
+    return sum(padded(record.bytes) for record in records(shapes, asked))
 
 
-def fallbacks(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> dict[str, Choice]:
-    """The tensors that are not stored in the type they should have."""
-    return {name: choice for name, choice in choose_types(shapes, asked).items() if choice.stored != choice.wanted}
+def records(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> tuple[TensorRecord, ...]:
+    """Every tensor as a file holds it.
+
+    Raises:
+        InputError, UsageError: as `choose_types` says.
+    """
+    return tuple(
+        TensorRecord(
+            name=name,
+            shape=shapes[name],
+            type=choice.stored,
+            bytes=tensor_bytes(shapes[name], choice.stored),
+            wanted=choice.wanted if choice.fallback else None,
+        )
+        for name, choice in choose_types(shapes, asked).items()
+    )
 
 
-def recorded_fallbacks(tensors: Iterable[TensorRecord], asked: Quantisation) -> dict[str, Choice]:
-    """The same for a file that is there; a tensor whose type an option set is none of them."""
-    stored = {tensor.name: tensor for tensor in tensors}
-    found = fallbacks({name: tensor.shape for name, tensor in stored.items()}, asked)
-    return {name: choice for name, choice in found.items() if stored[name].type == choice.stored}
-
-
-def stored_as(tensors: Iterable[TensorRecord], asked: Quantisation) -> bool:
-    """Whether a file's tensors have the types that were asked for."""
-    stored = {tensor.name: tensor for tensor in tensors}
-    chosen = choose_types({name: tensor.shape for name, tensor in stored.items()}, asked)
-    return all(stored[name].type == choice.stored for name, choice in chosen.items())
-
-
-def fallback_lines(shapes: Mapping[str, tuple[int, ...]], chosen: Mapping[str, Choice]) -> list[str]:
-    """One line per pair of types: which kinds of tensors, in which blocks, with which rows."""
-    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for name, choice in chosen.items():
-        if choice.stored != choice.wanted:
-            kind = ".".join(name.split(".")[2:]) if name.startswith("blk.") else name
-            groups.setdefault((choice.wanted, choice.stored), {}).setdefault(kind, []).append(name)
+def fallback_lines(tensors: Iterable[TensorRecord]) -> list[str]:
+    """One line per pair of types: which kinds of tensors are stored in another type, in which blocks, which rows."""
+    groups: dict[tuple[str, str], dict[str, list[TensorRecord]]] = {}
+    for tensor in sorted(tensors, key=lambda tensor: tensor.name):
+        if tensor.wanted is not None:
+            kind = ".".join(tensor.name.split(".")[2:]) if tensor.name.startswith("blk.") else tensor.name
+            groups.setdefault((tensor.wanted, tensor.type), {}).setdefault(kind, []).append(tensor)
     return [
         f"stored as {stored} ({TYPES[stored].bits:.4g} bits per weight) instead of {wanted} "
         f"({TYPES[wanted].bits:.4g}), whose blocks of {TYPES[wanted].block} their rows do not fit: "
-        + "; ".join(_kind_line(kind, names, shapes) for kind, names in kinds.items())
+        + "; ".join(_kind_line(kind, found) for kind, found in kinds.items())
         for (wanted, stored), kinds in groups.items()
     ]
 
 
-def _kind_line(kind: str, names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    rows = sorted({shapes[name][-1] for name in names})
+def _kind_line(kind: str, tensors: list[TensorRecord]) -> str:
+    rows = sorted({tensor.shape[-1] for tensor in tensors})
     lengths = f"{rows[0]} to {rows[-1]}" if len(rows) > 3 else ", ".join(map(str, rows))
-    blocks = f", blocks {_ranges(name.split('.')[1] for name in names)}" if names[0].startswith("blk.") else ""
+    in_blocks = tensors[0].name.startswith("blk.")
+    blocks = f", blocks {_ranges(tensor.name.split('.')[1] for tensor in tensors)}" if in_blocks else ""
     return f"{kind} (rows of {lengths}{blocks})"
 
 
@@ -220,3 +241,15 @@ def _ranges(blocks: Iterable[str]) -> str:
         else:
             runs.append([block, block])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def exported_as(header: Header) -> Quantisation | None:
+    """What a file of this project says it was exported in, None for another's."""
+    made = str(header.metadata.get("general.quantized_by", ""))
+    mix, *options = made.removeprefix(EXPORTED_AS).split(" ")
+    if not made.startswith(EXPORTED_AS):
+        return None
+    try:
+        return Quantisation(mix, **dict(option.split("=", 1) for option in options))
+    except (UsageError, ValueError, TypeError):
+        return None

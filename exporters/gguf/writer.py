@@ -19,11 +19,13 @@ from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary
+from .header import read_header
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
-from .mixes import MIXES, Quantisation, choose_types, fallback_lines
+from .mixes import MIXES, Quantisation, fallback_lines
+from .mixes import records as tensor_records
 from .names import Family, family, gguf_name, interleave_rows, rotary_heads
 from .shapes import check_shapes
-from .types import INTEGERS, TYPES, tensor_bytes
+from .types import INTEGERS, TYPES
 from .vocabulary import add_vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -98,19 +100,15 @@ def export_gguf(
     sources = plan_tensors(reader, of, hyperparameters, native=native)
     shapes = {source.name: source.shape for source in sources}
     check_shapes(shapes, of, hyperparameters)
-    chosen = choose_types(shapes, asked)
-    records = tuple(
-        TensorRecord(name, shape, chosen[name].stored, tensor_bytes(shape, chosen[name].stored))
-        for name, shape in shapes.items()
-    )
-    for line in fallback_lines(shapes, chosen):
+    records = tensor_records(shapes, asked)
+    for line in fallback_lines(records):
         progress.note(line)
     if native and reader.layout == "pivot" and TYPES[MIXES[quantisation].base].bits < PIVOT_BITS:
         progress.note(f"pivot rows lose far more to {quantisation} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
     with replacing(out, force=force, folder=False) as partial:
-        writer = _open(partial, reader, of, hyperparameters, quantisation, native=native)
+        writer = _open(partial, reader, of, hyperparameters, asked, native=native)
         try:
             with progress.stage(f"writing {out.name}", len(sources)) as advance:
                 _write(writer, reader, of, hyperparameters, sources, records, library, advance)
@@ -191,16 +189,13 @@ def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:
     Raises:
         InputError: something differs; names the first tensor.
     """
-    from gguf import GGUFReader
-
-    found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    found = {tensor.name: tensor for tensor in read_header(path).tensors}
     for record in records:
         tensor = found.pop(record.name, None)
         if tensor is None:
             raise InputError(f"{path}: read-back: tensor {record.name!r} is missing")
-        shape = tuple(int(n) for n in reversed(tensor.shape))
-        if (shape, tensor.tensor_type.name.lower(), int(tensor.n_bytes)) != (record.shape, record.type, record.bytes):
-            raise InputError(f"{path}: read-back: {record.name!r} is {shape} {tensor.tensor_type.name}, not {record}")
+        if (tensor.shape, tensor.type, tensor.bytes) != (record.shape, record.type, record.bytes):
+            raise InputError(f"{path}: read-back: {record.name!r} is {tensor.shape} {tensor.type}, not {record}")
     if found:
         raise InputError(f"{path}: read-back: unexpected tensor {next(iter(found))!r}")
 
@@ -213,7 +208,7 @@ def _file_order(source: Source) -> tuple[int, int, str]:
 
 
 def _open(
-    path: Path, reader: CheckpointReader, of: Family, hyper: Hyperparameters, quantisation: str, *, native: bool
+    path: Path, reader: CheckpointReader, of: Family, hyper: Hyperparameters, asked: Quantisation, *, native: bool
 ) -> GGUFWriter:
     """A writer with all metadata set."""
     from gguf import GGML_QUANT_VERSION, GGUFWriter
@@ -221,8 +216,8 @@ def _open(
     writer = GGUFWriter(path, of.architecture)
     writer.add_type("model")
     writer.add_name(reader.path.resolve().name)
-    writer.add_quantized_by(EXPORTED_AS + quantisation)
-    writer.add_file_type(MIXES[quantisation].file_type)
+    writer.add_quantized_by(f"{EXPORTED_AS}{asked}")
+    writer.add_file_type(MIXES[asked.mix].file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     add_hyperparameters(writer, hyper)
     if reader.lowrank:

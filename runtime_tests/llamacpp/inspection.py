@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...converter.errors import InputError
 from ...converter.layouts import PERM_SUFFIX
+from ...exporters.gguf.header import StoredTensor, read_header
+from ...exporters.gguf.types import INTEGERS
 
-MAGIC = b"GGUF"
 # Architectures whose linears all pass build_lora_mm, verified against torch. A factored weight used elsewhere would
 # end the process inside ggml.
 FACTORED_ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -33,26 +34,25 @@ class GgufSummary:
 
 
 def inspect_gguf(path: Path) -> GgufSummary:
-    """Parse a file's header and check every tensor's extent against the file size.
+    """Read a file's header, checked as `read_header` does, and what llama.cpp would end the process over.
 
     Raises:
         InputError: missing, not GGUF, truncated or damaged.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise InputError(f"{path}: not a GGUF file")
-    size = path.stat().st_size
-    try:
-        architecture, version, vocabulary, end = _parse(path)
-    except Exception as error:  # the reader trusts its input: whatever it stumbles over is damage
-        raise InputError(f"{path}: damaged or truncated GGUF file ({type(error).__name__} in its header)") from None
-    if end > size:
-        raise InputError(f"{path}: truncated GGUF file: {size} bytes, its tensors end at {end}")
-    if not architecture:
+    header = read_header(path)
+    architecture = header.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
         raise InputError(f"{path}: damaged GGUF file: no general.architecture")
-    return GgufSummary(architecture, version, vocabulary)
+    version = header.metadata.get("lowrank.version", 0)
+    tokens = header.metadata.get("tokenizer.ggml.tokens", [])
+    if not isinstance(version, int) or not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        raise InputError(f"{path}: damaged GGUF file: lowrank.version or the vocabulary has the wrong type")
+    if len(set(tokens)) != len(tokens):  # llama.cpp asserts this
+        raise InputError(f"{path}: damaged GGUF file: two tokens with the same text")
+    for tensor in header.tensors:
+        if tensor.name.endswith(PERM_SUFFIX) and not _is_permutation(path, tensor):  # ggml asserts the range
+            raise InputError(f"{path}: damaged GGUF file: {tensor.name} is no permutation")
+    return GgufSummary(architecture, version, len(tokens))
 
 
 def check_loadable(path: Path, summary: GgufSummary, *, patched_version: int) -> None:
@@ -80,27 +80,8 @@ def check_loadable(path: Path, summary: GgufSummary, *, patched_version: int) ->
         )
 
 
-def _parse(path: Path) -> tuple[str, int, int, int]:
-    """Architecture, layout version, number of tokens, and the offset at which the last tensor ends."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    architecture = reader.fields.get("general.architecture")
-    version = reader.fields.get("lowrank.version")
-    tokens = reader.fields.get("tokenizer.ggml.tokens")
-    texts = tokens.contents() if tokens else []
-    if len(set(texts)) != len(texts):  # llama.cpp asserts this
-        raise ValueError("two tokens with the same text")
-    for tensor in reader.tensors:
-        if tensor.name.endswith(PERM_SUFFIX) and not _is_permutation(tensor.data):  # ggml asserts the range
-            raise ValueError(f"{tensor.name} is no permutation")
-    return (
-        str(architecture.contents()) if architecture else "",
-        int(version.contents()) if version else 0,
-        len(texts),
-        max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0),
-    )
-
-
-def _is_permutation(values: NDArray[np.generic]) -> bool:
-    return values.dtype == np.int32 and bool(np.array_equal(np.sort(values, axis=None), np.arange(values.size)))
+def _is_permutation(path: Path, tensor: StoredTensor) -> bool:
+    if tensor.type != INTEGERS:
+        return False
+    values = np.fromfile(path, dtype=np.int32, count=prod(tensor.shape), offset=tensor.offset)
+    return bool(np.array_equal(np.sort(values), np.arange(values.size)))

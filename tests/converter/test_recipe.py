@@ -26,7 +26,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         method=draw(st.sampled_from(sorted(METHODS))),
         retention=retention,
         min_retention=draw(st.none() | st.floats(0, retention)),
-        rank_multiple=draw(st.integers(1, 512)),
+        rank_multiple=draw(st.none() | st.integers(1, 512)),
         keep_dense=tuple(draw(st.lists(WORDS, max_size=3))),
         similarity=draw(st.sampled_from(["angular", "cosine"])),
         calibration=draw(WORDS),

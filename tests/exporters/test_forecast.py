@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,8 @@ from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.export import QUANTISATIONS, export
-from lowrank_export.exporters.forecast import predict_exports
+from lowrank_export.exporters.forecast import predict_exports, predict_storage
+from lowrank_export.exporters.gguf.mixes import fallback_lines
 
 SIZES = {"hidden_size": 256, "intermediate_size": 1280, "head_dim": 64}  # large enough for the vocabulary not to count
 
@@ -53,6 +55,13 @@ def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, ggml: Path, q
         assert len(permutations) == (4 if CheckpointReader(folder / model).layout == "pivot" else 0)  # q, k, v, down
     predicted = predict_exports(CheckpointReader(folder / "dense"), plan)[f"gguf {quantisation}"][model]
     assert predicted == pytest.approx(made.bytes, rel=0.03)
+    if model == "factored":
+        storage = predict_storage(CheckpointReader(folder / "dense"), plan)[f"gguf {quantisation}"]
+        assert storage["fallbacks"] == fallback_lines(made.tensors)
+        assert bool(storage["fallback_share"]) == bool(storage["fallbacks"])
+        matrices = [tensor for tensor in made.tensors if len(tensor.shape) > 1]
+        bits = 8 * sum(t.bytes for t in matrices) / sum(prod(t.shape) for t in matrices)
+        assert storage["bits_per_weight"] == pytest.approx(bits)
     assert predicted < made.bytes  # metadata and vocabulary come on top
 
 

@@ -1,0 +1,118 @@
+"""Every storage type and mix, from export to logits; the types of a dense file are those of llama.cpp's quantiser."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+
+from lowrank_export.exporters.gguf.mixes import MIXES
+from lowrank_export.runtime_tests.artifacts import describe
+from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
+from lowrank_export.runtime_tests.exporting import export
+from lowrank_export.runtime_tests.llamacpp.runtime import import_llama_cpp
+
+# 256-wide rows throughout, which every type fits
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_key_value_heads": 4}
+TOKENS = np.random.default_rng(0).integers(0, 320, 48).astype(np.int32)
+LIMITS = {
+    "f32": 1e-9,
+    "f16": 1e-5,
+    "bf16": 2e-4,
+    "q8_0": 1.5e-3,
+    "q6_k": 0.008,
+    "q5_k_m": 0.012,
+    "q5_k": 0.025,
+    "q5_1": 0.025,
+    "q5_0": 0.035,
+    "q4_k_m": 0.04,
+    "q4_k_s": 0.04,
+    "q4_k": 0.08,
+    "q4_1": 0.1,
+    "q4_0": 0.12,
+    "iq4_nl": 0.1,
+    "iq4_xs": 0.1,
+    "q3_k_m": 0.15,
+    "q3_k": 0.3,
+    "q2_k": 0.8,
+}
+"""Largest mean KL divergence, in nats, of a tiny random model whose factors have full rank."""
+
+pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
+
+
+def torch_logits(model: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(TOKENS[None].astype(np.int64))).logits[0].float().numpy()
+
+
+def divergence(reference: np.ndarray, path: Path) -> float:
+    """Mean KL divergence of a file's logits in nats."""
+    backend = LlamaCppBackend(path, n_ctx=64)
+    try:
+        logits = backend.window_logits(TOKENS)
+    finally:
+        backend.close()
+    p, q = (torch.log_softmax(torch.tensor(x).double(), -1) for x in (reference, logits))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.fixture(scope="module", params=["two-factor", "pivot", "dense"])
+def model(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+    """Layout, checkpoint and its logits in torch."""
+    folder = tmp_path_factory.mktemp("model")
+    if request.param == "dense":
+        built = tiny.save_dense(folder, "qwen2", **WIDE)
+    else:
+        rank = None if request.param == "two-factor" else 128
+        built = tiny.save_factored(folder, "qwen2", rank=rank, layout=request.param, **WIDE)
+    return request.param, folder, torch_logits(built)
+
+
+@pytest.mark.parametrize("quantisation", MIXES)
+def test_logits_of_every_type(model: Any, tmp_path: Path, quantisation: str) -> None:
+    layout, checkpoint, reference = model
+    made = export(checkpoint, tmp_path / "m.gguf", format="gguf", quantisation=quantisation)
+    assert describe(made.path) == made
+    base = {tensor.type for tensor in made.tensors if ".ffn_up." in tensor.name and tensor.name.endswith("weight")}
+    if layout != "pivot":  # whose C has rows of 128
+        assert base == {MIXES[quantisation].base}
+    assert divergence(reference, made.path) < LIMITS[quantisation] * (4 if layout == "pivot" else 1)
+
+
+@pytest.mark.parametrize("quantisation", ["q4_k_m", "iq4_xs", "q2_k"])
+def test_rows_that_do_not_fit_run_in_their_fallback(tiny: ModuleType, tmp_path: Path, quantisation: str) -> None:
+    built = tiny.save_factored(tmp_path / "model", "llama", rank=32)
+    made = export(tmp_path / "model", tmp_path / "m.gguf", format="gguf", quantisation=quantisation)
+    stands_in = {"q4_k_m": {"q5_0", "q8_0"}, "iq4_xs": {"iq4_nl", "q8_0"}, "q2_k": {"iq4_nl", "q8_0"}}[quantisation]
+    assert {tensor.type for tensor in made.tensors} == {*stands_in, "f32"}
+    assert divergence(torch_logits(built), made.path) < 0.1
+
+
+def quantised_by_llama_cpp(source: Path, target: Path, file_type: int) -> None:
+    api = import_llama_cpp().llama_cpp
+    params = api.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, 1
+    assert api.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_dense_files_have_the_types_of_llama_cpp(tiny: ModuleType, tmp_path: Path, tied: bool) -> None:
+    """Tensor for tensor, and byte for byte."""
+    sizes = {"hidden_size": 256, "intermediate_size": 320, "head_dim": 64}
+    tiny.save_dense(tmp_path / "model", "llama", tied=tied, blocks=17, **sizes)
+    source = export(tmp_path / "model", tmp_path / "f32.gguf", format="gguf", quantisation="f32").path
+    for quantisation in ("q4_k_m", "q5_k_m", "q4_k_s", "q3_k_m", "q4_0", "q5_1", "q6_k"):
+        made = export(tmp_path / "model", tmp_path / f"{quantisation}.gguf", format="gguf", quantisation=quantisation)
+        quantised_by_llama_cpp(source, tmp_path / "theirs.gguf", MIXES[quantisation].file_type)
+        ours, theirs = ({t.name: t for t in GGUFReader(path).tensors} for path in (made.path, tmp_path / "theirs.gguf"))
+        types = {name: (tensor.tensor_type.name, theirs[name].tensor_type.name) for name, tensor in ours.items()}
+        assert {name: pair for name, pair in types.items() if pair[0] != pair[1]} == {}, quantisation
+        for name, tensor in ours.items():
+            np.testing.assert_array_equal(tensor.data, theirs[name].data, err_msg=f"{quantisation} {name}")
