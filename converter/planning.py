@@ -36,7 +36,6 @@ from .source import Source, open_source
 from .statistics import Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
 
-CHANGEABLE = ("alpha", "two_sided", "allocation")  # fields of a method that a recipe may set
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
 
@@ -104,8 +103,10 @@ class Job:
 
 def method_of(recipe: Recipe) -> Method:
     """The row of the method table, with what the recipe changes of it."""
-    changes = {key: value for key in CHANGEABLE if (value := getattr(recipe, key)) is not None}
-    return replace(METHODS[recipe.method], **changes)
+    method = METHODS[recipe.method]
+    two_sided = method.two_sided if recipe.truncation is None else recipe.truncation == "two-sided"
+    alpha = method.alpha if recipe.alpha is None else recipe.alpha
+    return replace(method, two_sided=two_sided, alpha=alpha, allocation=recipe.allocation or method.allocation)
 
 
 @contextmanager

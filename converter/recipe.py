@@ -32,7 +32,7 @@ class Recipe(BaseModel):
     similarity: Literal["angular", "cosine"] = "angular"
     iterations: int = Field(1, ge=0, le=100)
     alpha: float | None = Field(None, ge=0, le=1)
-    two_sided: bool | None = None
+    truncation: Literal["one-sided", "two-sided"] | None = None
     allocation: Literal["uniform", "adacr", "threshold"] | None = None
     gradient_windows: int = Field(8, ge=1)
     sensitivity_windows: int = Field(2, ge=1)
