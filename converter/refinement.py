@@ -206,7 +206,7 @@ def refine_model(
             losses = [compared([i])[0] for i in range(fitted, len(windows))]
         return sum(losses) / len(losses)
 
-    student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    student.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     student.train()  # transformers checkpoints in training mode only; these families have no dropout by default
     for parameter in student.parameters():
         parameter.requires_grad_(False)
@@ -215,7 +215,7 @@ def refine_model(
             return descend(trained, fitted, size, backward, held_out_loss, schedule, advance)
     finally:
         student.eval()
-        student.gradient_checkpointing_disable()  # type: ignore[operator]
+        student.activation_checkpointing_disable()  # type: ignore[operator]
 
 
 @torch.no_grad()
