@@ -23,7 +23,7 @@ from .pivot_block import pivot_block
 from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
-from .refinement import BATCH_TOKENS, Schedule, fitted_windows, refine_model
+from .refinement import BATCH_TOKENS, Schedule, refine_model
 from .streams import Streams
 
 
@@ -105,8 +105,7 @@ def _refined_model(job: Job, checkpoint: Path, progress: Progress) -> nn.Module:
     device = str(job.blocks.device)
     student = load(checkpoint, device=device, dtype=torch.float32)
     teacher = load(job.source.path, device=device, dtype=torch.float32)
-    windows = torch.cat([*job.chunks, *job.held_out_chunks])
-    fitted = fitted_windows(len(windows), sum(len(chunk) for chunk in job.held_out_chunks))
+    windows, fitted = torch.cat([*job.chunks, *job.held_out_chunks]), sum(len(chunk) for chunk in job.chunks)
     kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
     inside = job.source.family.blocks + "."
     trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]

@@ -22,7 +22,7 @@ from .allocation.threshold import threshold
 from .allocation.type_loss import type_loss
 from .allocation.uniform import uniform
 from .blocks import BlockSource
-from .calibration import SELF, Calibration, calibrate, sample_from_model
+from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
 from .checkpoint import load
 from .device import DTYPES, fast_matmul, pick_device
 from .errors import InputError, UsageError
@@ -262,7 +262,8 @@ def _calibration(text: str, recipe: Recipe, source: Source, blocks: BlockSource,
             f"{recipe.model}: attends over {blocks.window_limit} tokens, fewer than the window length "
             f"{drawn.windows.shape[1]}; use a smaller --window-length"
         )
-    return drawn
+    # what tells a refinement when to stop must not have been fitted in closed form either
+    return drawn if recipe.refine == "none" else hold_out(drawn)
 
 
 def _allocate(

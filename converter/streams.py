@@ -16,7 +16,7 @@ from .lowrank_linear import LowRankLinear
 from .moments import GroupMoments
 from .planning import Job
 from .progress import Progress
-from .refinement import Schedule, fitted_windows, refine_block
+from .refinement import Schedule, refine_block
 from .whitening import gradient_root
 
 
@@ -86,7 +86,7 @@ class Streams:
             targets.append(y if share == 1 else share * y + (1 - share) * run(dense_block, x))
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
-        fitted = fitted_windows(len(windows), sum(len(x) for x in self.compressed[self.fitted_chunks :]))
+        fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])
         gradients = job.statistics.read("gradients", index, job.blocks.device)
         root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
         done = refine_block(
