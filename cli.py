@@ -63,8 +63,8 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "similarity": Annotated[str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.")],
     "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.")],
     "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.")],
-    "two_sided": Annotated[
-        bool | None, _recipe_option("Whether the truncation sees loss gradients.", "--two-sided/--one-sided")
+    "truncation": Annotated[
+        str | None, _recipe_option("two-sided sees loss gradients, one-sided does not. Default: the method's.")
     ],
     "allocation": Annotated[str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.")],
     "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 8.")],

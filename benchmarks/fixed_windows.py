@@ -16,7 +16,7 @@ from pathlib import Path
 
 RETENTIONS = (0.8, 0.6, 0.4)
 
-ONE_SIDED = ["--method", "loss-aware", "--one-sided"]
+ONE_SIDED = ["--method", "loss-aware", "--truncation", "one-sided"]
 PIVOT = ["--method", "loss-aware", "--layout", "pivot"]
 
 # Row name -> options of `lowrank-export compress`; "@" stands for the data folder. Rank multiple 1: the published codes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, UsageError
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Tokens = NDArray[np.int32]
 PYTHON_DOCS = "python-docs"
 SELF = "self"
+HELD_OUT_SHARE = 16
 EVALUATION_TOPICS = 4  # every fourth topic of the Python documentation is held out for evaluation
 
 
@@ -63,6 +64,21 @@ def calibrate(
     tokens = tokenize(tokenizer, read_text(spec, "calibration"))
     drawn = draw_windows(tokens, windows + held_out, length, seed, spec)
     return Calibration(drawn[:windows], drawn[windows:], spec, seed)
+
+
+def hold_out(calibration: Calibration) -> Calibration:
+    """The same windows with one in sixteen, at least one, held out where none is yet.
+
+    Raises:
+        UsageError: only one window.
+    """
+    if len(calibration.held_out):
+        return calibration
+    count = max(1, len(calibration.windows) // HELD_OUT_SHARE)
+    if count >= len(calibration.windows):
+        raise UsageError("--refine needs at least two calibration windows: one tells when to stop")
+    kept, moved = calibration.windows[:-count], calibration.windows[-count:]
+    return Calibration(kept, moved, calibration.text, calibration.seed)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:

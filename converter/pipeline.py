@@ -23,7 +23,7 @@ from .pivot_block import pivot_block
 from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
-from .refinement import BATCH_TOKENS, Schedule, fitted_windows, refine_model
+from .refinement import BATCH_TOKENS, Schedule, refine_model
 from .streams import Streams
 
 
@@ -80,20 +80,22 @@ def execute(job: Job, out: Path, *, force: bool, progress: Progress) -> Compress
         blocks = _compressed_blocks(job, losses, progress)
         if job.recipe.refine == "model":
             with TemporaryDirectory(prefix=".unrefined-", dir=folder) as unrefined:
-                _write(job, Path(unrefined), blocks, losses, layout="two-factor")
+                _write(job, Path(unrefined), blocks, losses)
                 student = _refined_model(job, Path(unrefined), progress)
             blocks = (student.get_submodule(f"{job.source.family.blocks}.{i}") for i in range(job.blocks.block_count))
-        plan = _write(job, folder, blocks, losses, layout=job.recipe.layout)
+        plan = _write(job, folder, blocks, losses)
     return Compression(out, plan, time.perf_counter() - started)
 
 
 def _compressed_blocks(job: Job, losses: dict[str, FitLoss], progress: Progress) -> Iterator[nn.Module]:
-    """The blocks with two factors in place of their linears; adds each linear's losses to `losses`."""
+    """The blocks with factors in place of their linears; adds each linear's losses to `losses`."""
     streams = Streams(job)
     with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
         for index in range(job.blocks.block_count):
             block = job.blocks.block(index)
             losses |= streams.compress_block(index, block, progress)
+            if job.recipe.layout == "pivot":
+                pivot_block(block, job.source.family)
             yield block
             advance(1)
 
@@ -103,8 +105,7 @@ def _refined_model(job: Job, checkpoint: Path, progress: Progress) -> nn.Module:
     device = str(job.blocks.device)
     student = load(checkpoint, device=device, dtype=torch.float32)
     teacher = load(job.source.path, device=device, dtype=torch.float32)
-    windows = torch.cat([*job.chunks, *job.held_out_chunks])
-    fitted = fitted_windows(len(windows), sum(len(chunk) for chunk in job.held_out_chunks))
+    windows, fitted = torch.cat([*job.chunks, *job.held_out_chunks]), sum(len(chunk) for chunk in job.chunks)
     kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
     inside = job.source.family.blocks + "."
     trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
@@ -124,19 +125,15 @@ def _under(name: str, prefixes: Collection[str]) -> bool:
     return any(name.startswith(prefix) for prefix in prefixes)
 
 
-def _write(
-    job: Job, folder: Path, blocks: Iterable[nn.Module], losses: Mapping[str, FitLoss], *, layout: str
-) -> dict[str, Any]:
+def _write(job: Job, folder: Path, blocks: Iterable[nn.Module], losses: Mapping[str, FitLoss]) -> dict[str, Any]:
     """Write a checkpoint; returns its plan. `losses` is read after the blocks."""
     writer = CheckpointWriter(folder)
     for index, block in enumerate(blocks):
-        if layout == "pivot":
-            pivot_block(block, job.source.family)
         prefix = f"{job.source.family.blocks}.{index}"
         writer.write_shard(f"block-{index:05d}", {f"{prefix}.{name}": t for name, t in block.state_dict().items()})
     writer.write_shard("rest", _rest(job))
     plan = _plan_with_losses(job, losses)
-    writer.finish(job.blocks.reader, _config(job, layout), _texts(job, plan))
+    writer.finish(job.blocks.reader, _config(job), _texts(job, plan))
     return plan
 
 
@@ -147,10 +144,10 @@ def _rest(job: Job) -> dict[str, Tensor]:
     return {name: t.to(job.blocks.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def _config(job: Job, layout: str) -> dict[str, Any]:
+def _config(job: Job) -> dict[str, Any]:
     lowrank = {
         "quant_method": "lowrank",
-        "layout": layout,
+        "layout": job.recipe.layout,
         "method": job.recipe.method,
         "retention": job.plan.retention,
         "ranks": job.plan.ranks,

@@ -23,7 +23,7 @@ from .allocation.threshold import threshold
 from .allocation.type_loss import type_loss
 from .allocation.uniform import uniform
 from .blocks import BlockSource
-from .calibration import SELF, Calibration, calibrate, sample_from_model
+from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
 from .checkpoint import load
 from .device import DTYPES, fast_matmul, pick_device
 from .errors import InputError, UsageError
@@ -37,7 +37,6 @@ from .source import Source, open_source
 from .statistics import Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
 
-CHANGEABLE = ("alpha", "two_sided", "allocation")  # fields of a method that a recipe may set
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
 
@@ -105,8 +104,10 @@ class Job:
 
 def method_of(recipe: Recipe) -> Method:
     """The row of the method table, with what the recipe changes of it."""
-    changes = {key: value for key in CHANGEABLE if (value := getattr(recipe, key)) is not None}
-    return replace(METHODS[recipe.method], **changes)
+    method = METHODS[recipe.method]
+    two_sided = method.two_sided if recipe.truncation is None else recipe.truncation == "two-sided"
+    alpha = method.alpha if recipe.alpha is None else recipe.alpha
+    return replace(method, two_sided=two_sided, alpha=alpha, allocation=recipe.allocation or method.allocation)
 
 
 @contextmanager
@@ -279,7 +280,8 @@ def _calibration(text: str, recipe: Recipe, source: Source, blocks: BlockSource,
             f"{recipe.model}: attends over {blocks.window_limit} tokens, fewer than the window length "
             f"{drawn.windows.shape[1]}; use a smaller --window-length"
         )
-    return drawn
+    # what tells a refinement when to stop must not have been fitted in closed form either
+    return drawn if recipe.refine == "none" else hold_out(drawn)
 
 
 def _allocate(

@@ -32,7 +32,7 @@ class Recipe(BaseModel):
     similarity: Literal["angular", "cosine"] = "angular"
     iterations: int = Field(1, ge=0, le=100)
     alpha: float | None = Field(None, ge=0, le=1)
-    two_sided: bool | None = None
+    truncation: Literal["one-sided", "two-sided"] | None = None
     allocation: Literal["uniform", "adacr", "threshold"] | None = None
     gradient_windows: int = Field(8, ge=1)
     sensitivity_windows: int = Field(2, ge=1)
@@ -47,7 +47,7 @@ class Recipe(BaseModel):
     refine_epochs: int = Field(8, ge=1)
     refine_rate: float = Field(0.003, gt=0, le=1)
     refine_model_rate: float = Field(0.001, gt=0, le=1)
-    refine_alpha: float = Field(1.0, ge=0, le=1)
+    refine_alpha: float = Field(0.5, ge=0, le=1)
     seed: int = Field(0, ge=0)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .errors import UsageError
 from .progress import Advance
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024  # small batches: a step costs as much as its tokens, and more steps go farther
 BETAS = (0.9, 0.95)
-HELD_OUT_SHARE = 8  # one window in eight tells when to stop, where the recipe holds out none
 PATIENCE = 3  # epochs without a better held-out loss
 HEAD_ROWS = 256  # tokens whose logits are in memory at once
 
@@ -42,18 +40,6 @@ class Refined:
     before: float
     after: float
     epochs: int
-
-
-def fitted_windows(windows: int, held_out: int) -> int:
-    """How many of the windows are trained on: all but those held out, or but one in eight where none is.
-
-    Raises:
-        UsageError: nothing would be left to train on.
-    """
-    fitted = windows - (held_out or max(1, windows // HELD_OUT_SHARE))
-    if fitted < 1:
-        raise UsageError("--refine needs at least two calibration windows, or one beside those held out")
-    return fitted
 
 
 def descend(
@@ -206,7 +192,7 @@ def refine_model(
             losses = [compared([i])[0] for i in range(fitted, len(windows))]
         return sum(losses) / len(losses)
 
-    student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    student.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     student.train()  # transformers checkpoints in training mode only; these families have no dropout by default
     for parameter in student.parameters():
         parameter.requires_grad_(False)
@@ -215,7 +201,7 @@ def refine_model(
             return descend(trained, fitted, size, backward, held_out_loss, schedule, advance)
     finally:
         student.eval()
-        student.gradient_checkpointing_disable()  # type: ignore[operator]
+        student.activation_checkpointing_disable()  # type: ignore[operator]
 
 
 @torch.no_grad()

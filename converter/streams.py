@@ -16,7 +16,7 @@ from .lowrank_linear import LowRankLinear
 from .moments import GroupMoments
 from .planning import Job
 from .progress import Progress
-from .refinement import Schedule, fitted_windows, refine_block
+from .refinement import Schedule, refine_block
 from .whitening import gradient_root
 
 
@@ -47,12 +47,15 @@ class Streams:
         moments = self.job.dense_moments(index)
         gradients, fisher = self.job.gradients(index), self.job.fisher(index)
         losses: dict[str, FitLoss] = {}
+        dense_outputs: list[Tensor] = []
         in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
         for group in family.groups:
             found = moments[group.name]
             for chunk, forward in enumerate(compressed):
                 y, x = forward.next_input(), dense[chunk].next_input() if dense else None
                 self._gather(chunk, y, x, found)
+                if dense and group is family.groups[-1]:  # nothing left to stop for: free what it holds
+                    dense_outputs.append(dense[chunk].finish())
             waiting.append(group)
             if in_passing or group is family.groups[-1]:
                 for ready in waiting:
@@ -64,12 +67,11 @@ class Streams:
             for forward in compressed:
                 forward.abandon()
             tapped.unwrap()
-            self._refine(index, block, [forward.finish() for forward in dense], progress)
+            self._refine(index, block, dense_outputs, progress)
             return losses
         if in_passing and not last:
             self.compressed = [forward.finish() for forward in compressed]
-        if not last:
-            self.dense = [forward.finish() for forward in dense]
+        self.dense = dense_outputs
         tapped.unwrap()
         if not in_passing and not last:  # the forward above went through the dense linears
             self.compressed = [run(block, x) for x in self.compressed]
@@ -84,7 +86,7 @@ class Streams:
             targets.append(y if share == 1 else share * y + (1 - share) * run(dense_block, x))
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
-        fitted = fitted_windows(len(windows), sum(len(x) for x in self.compressed[self.fitted_chunks :]))
+        fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])
         gradients = job.statistics.read("gradients", index, job.blocks.device)
         root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
         done = refine_block(

@@ -169,7 +169,8 @@ def test_statistics_of_another_job_are_refused(quick: list[str], empty_folder: P
     assert not (empty_folder / "b").exists()
 
 
-def test_every_recipe_key_has_its_option() -> None:
+def test_every_recipe_key_has_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     assert set(RECIPE_OPTIONS) == set(Recipe.model_fields)
     for command in ("", "compress", "plan", "statistics", "compare"):
         shown = run(*command.split(), "--help").stdout

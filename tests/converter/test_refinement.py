@@ -7,11 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import lowrank_export
+from lowrank_export.converter.calibration import Calibration, hold_out
 from lowrank_export.converter.errors import UsageError
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.progress import SilentProgress
@@ -20,7 +22,6 @@ from lowrank_export.converter.refinement import (
     Schedule,
     _head_divergence,
     descend,
-    fitted_windows,
     refine_block,
     refine_model,
 )
@@ -55,10 +56,13 @@ def test_stops_where_nothing_gets_better_and_leaves_the_start() -> None:
     assert torch.equal(parameter, torch.ones(3))
 
 
-def test_windows_that_tell_when_to_stop() -> None:
-    assert fitted_windows(34, 2) == 32 and fitted_windows(32, 0) == 28 and fitted_windows(2, 0) == 1
+def test_windows_that_tell_when_to_stop_are_fitted_by_nothing() -> None:
+    given = Calibration(np.arange(64, dtype=np.int32).reshape(32, 2), np.empty((0, 2), np.int32), "x.npy", 0)
+    split = hold_out(given)
+    assert len(split.windows) == 30 and len(split.held_out) == 2 and hold_out(split) is split
+    assert np.array_equal(np.concatenate([split.windows, split.held_out]), given.windows)
     with pytest.raises(UsageError, match="--refine needs at least two"):
-        fitted_windows(1, 0)
+        hold_out(Calibration(given.windows[:1], given.held_out, "x.npy", 0))
 
 
 def test_block_moves_towards_its_target_in_the_metric() -> None:
