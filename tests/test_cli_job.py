@@ -85,6 +85,19 @@ def test_whole_job(job: list[str], tmp_path: Path) -> None:
     assert sorted(entry.name for entry in out.iterdir()) == ["checkpoint", "notes.txt", "onnx-int8", "report.json"]
 
 
+def test_job_in_a_mix(job: list[str], tmp_path: Path) -> None:
+    """Rows of 4 and of 64 fit no block of 256: what stands in is in the report."""
+    ensure_runtime(SilentProgress())
+    result = run(*job, "--gguf-type", "q4_k_m", "--gguf-head-type", "q8_0", "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = {row["model"]: row for row in json.loads(result.stdout)["rows"] if row["backend"] == "llama.cpp"}
+    assert {row["quantisation"] for row in rows.values()} == {"q4_k_m"}
+    assert any("stored as f16" in line and "lowrank_u" in line for line in rows["factored"]["fallbacks"])
+    assert not any("stored as f16" in line or "token_embd" in line for line in rows["dense"]["fallbacks"])
+    refused = run(*job, "--gguf-head-type", "q4_k_m", "--force")
+    assert refused.exit_code == 2 and "unknown GGUF type 'q4_k_m'" in refused.stderr
+
+
 def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lowrank_export.runtime_tests.report import Report
 

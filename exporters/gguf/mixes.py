@@ -227,9 +227,10 @@ def fallback_lines(tensors: Iterable[TensorRecord]) -> list[str]:
 def _kind_line(kind: str, tensors: list[TensorRecord]) -> str:
     rows = sorted({tensor.shape[-1] for tensor in tensors})
     lengths = f"{rows[0]} to {rows[-1]}" if len(rows) > 3 else ", ".join(map(str, rows))
-    in_blocks = tensors[0].name.startswith("blk.")
-    blocks = f", blocks {_ranges(tensor.name.split('.')[1] for tensor in tensors)}" if in_blocks else ""
-    return f"{kind} (rows of {lengths}{blocks})"
+    if not tensors[0].name.startswith("blk."):
+        return f"{kind} (rows of {lengths})"
+    plural = "s" if len(tensors) > 1 else ""
+    return f"{kind} (rows of {lengths}, block{plural} {_ranges(tensor.name.split('.')[1] for tensor in tensors)})"
 
 
 def _ranges(blocks: Iterable[str]) -> str:
