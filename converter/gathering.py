@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -79,9 +80,10 @@ def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Sta
         if linear in groups:
             moments.setdefault(SIGMA + groups[linear], Moment()).add(x.flatten(0, -2))
 
-    for index in backward_blocks(blocks, windows, "sampled", seed, observe, progress):
-        store.save("gradients", index, {name: moment.mean() for name, moment in moments.items()})
-        moments.clear()
+    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress)) as passed:
+        for index in passed:
+            store.save("gradients", index, {name: moment.mean() for name, moment in moments.items()})
+            moments.clear()
 
 
 def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progress: Progress) -> None:
@@ -103,9 +105,10 @@ def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progr
         for inputs, outputs in zip(x.float(), gradient.float(), strict=True):  # one window's weight gradient at a time
             _add(rows, ROWS + linear, (outputs.T @ inputs).square().mean(dim=0).double())
 
-    for index in backward_blocks(blocks, windows, "data", 0, observe, progress):
-        store.save("fisher", index, {name: total / len(windows) for name, total in rows.items()})
-        rows.clear()
+    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress)) as passed:
+        for index in passed:
+            store.save("fisher", index, {name: total / len(windows) for name, total in rows.items()})
+            rows.clear()
 
 
 def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:

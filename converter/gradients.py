@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ HEAD_ROWS = 256  # tokens whose logits are in memory at once
 
 def backward_blocks(
     blocks: BlockSource, windows: Tensor, labels: Labels, seed: int, observe: Observer, progress: Progress
-) -> Iterator[int]:
+) -> Generator[int]:
     """Run the dense model forwards, then backwards; yields each block's index once `observe` has seen all of it.
 
     The loss is the cross-entropy summed over the positions of a window. Labels "sampled" are drawn from the model's own

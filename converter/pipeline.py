@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,8 +77,12 @@ def execute(job: Job, out: Path, *, force: bool, progress: Progress) -> Compress
     """Carry out a prepared job."""
     started = time.perf_counter()
     losses: dict[str, FitLoss] = {}
-    with fast_matmul(), replacing(out, force=force, folder=True) as folder:
-        blocks = _compressed_blocks(job, losses, progress)
+    with (
+        fast_matmul(),
+        replacing(out, force=force, folder=True) as folder,
+        closing(_compressed_blocks(job, losses, progress)) as compressed,
+    ):
+        blocks: Iterable[nn.Module] = compressed
         if job.recipe.refine == "model":
             with TemporaryDirectory(prefix=".unrefined-", dir=folder) as unrefined:
                 _write(job, Path(unrefined), blocks, losses)
@@ -87,7 +92,7 @@ def execute(job: Job, out: Path, *, force: bool, progress: Progress) -> Compress
     return Compression(out, plan, time.perf_counter() - started)
 
 
-def _compressed_blocks(job: Job, losses: dict[str, FitLoss], progress: Progress) -> Iterator[nn.Module]:
+def _compressed_blocks(job: Job, losses: dict[str, FitLoss], progress: Progress) -> Generator[nn.Module]:
     """The blocks with factors in place of their linears; adds each linear's losses to `losses`."""
     streams = Streams(job)
     with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
