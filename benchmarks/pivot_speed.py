@@ -25,8 +25,8 @@ from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.converter.transformers_integration import LowRankConfig
-from lowrank_export.exporters.export import export
 from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, ONNXRUNTIME, open_backend
+from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
 from lowrank_export.runtime_tests.speed import Rate, measure_speed
 

@@ -11,8 +11,9 @@ import pytest
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
-from lowrank_export.exporters.export import QUANTISATIONS, artifact_name, export
+from lowrank_export.exporters.export import QUANTISATIONS, artifact_name
 from lowrank_export.runtime_tests.backends.torch_reference import open_torch
+from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.perplexity import perplexity, token_losses
 from lowrank_export.runtime_tests.release import Evaluation, load_windows
 from lowrank_export.runtime_tests.validate import Settings, validate
