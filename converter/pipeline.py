@@ -19,6 +19,7 @@ from .checkpoint_writer import CheckpointWriter
 from .device import fast_matmul
 from .files import check_output, replacing
 from .fit import FitLoss
+from .memory import release_freed
 from .model_card import model_card
 from .pivot_block import pivot_block
 from .planning import Job, prepared
@@ -102,6 +103,8 @@ def _compressed_blocks(job: Job, losses: dict[str, FitLoss], progress: Progress)
             if job.recipe.layout == "pivot":
                 pivot_block(block, job.source.family)
             yield block
+            del block
+            release_freed()
             advance(1)
 
 

@@ -28,6 +28,7 @@ from .checkpoint import load
 from .device import DTYPES, fast_matmul, pick_device
 from .errors import InputError, UsageError
 from .gathering import GRADIENT, HELD_OUT, MEAN_ABS, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
+from .memory import release_freed
 from .methods import METHODS, Method
 from .moments import GroupMoments, Moment
 from .progress import Progress
@@ -198,6 +199,7 @@ def _gathered(
                 _gather(
                     recipe, statistics_kinds(recipe) if kinds is None else kinds, blocks, calibration, store, progress
                 )
+        release_freed()
         yield method, source, blocks, calibration, store
 
 
