@@ -11,6 +11,7 @@ from torch import Tensor
 from .block_forward import StoppedForward, TappedBlock
 from .blocks import BlockSource
 from .gradients import backward_blocks
+from .memory import release_freed
 from .moments import Moment
 from .progress import Progress
 from .statistics import Statistics
@@ -84,6 +85,7 @@ def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Sta
         for index in passed:
             store.save("gradients", index, {name: moment.mean() for name, moment in moments.items()})
             moments.clear()
+            release_freed()
 
 
 def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progress: Progress) -> None:
