@@ -47,7 +47,6 @@ class Streams:
         moments = self.job.dense_moments(index)
         gradients, fisher = self.job.gradients(index), self.job.fisher(index)
         losses: dict[str, FitLoss] = {}
-        dense_outputs: list[Tensor] = []
         in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
         for group in family.groups:
             found = moments[group.name]
@@ -55,7 +54,7 @@ class Streams:
                 y, x = forward.next_input(), dense[chunk].next_input() if dense else None
                 self._gather(chunk, y, x, found)
                 if dense and group is family.groups[-1]:  # nothing left to stop for: free what it holds
-                    dense_outputs.append(dense[chunk].finish())
+                    self.dense[chunk] = dense[chunk].finish()
             waiting.append(group)
             if in_passing or group is family.groups[-1]:
                 for ready in waiting:
@@ -67,22 +66,22 @@ class Streams:
             for forward in compressed:
                 forward.abandon()
             tapped.unwrap()
-            self._refine(index, block, dense_outputs, progress)
+            self._refine(index, block, progress)
             return losses
         if in_passing and not last:
-            self.compressed = [forward.finish() for forward in compressed]
-        self.dense = dense_outputs
+            for chunk, forward in enumerate(compressed):
+                self.compressed[chunk] = forward.finish()
         tapped.unwrap()
         if not in_passing and not last:  # the forward above went through the dense linears
             self.compressed = [run(block, x) for x in self.compressed]
         return losses
 
-    def _refine(self, index: int, block: nn.Module, dense_outputs: list[Tensor], progress: Progress) -> None:
-        """Fit the block's parameters to the dense block's output, then carry both streams through."""
+    def _refine(self, index: int, block: nn.Module, progress: Progress) -> None:
+        """Fit the block's parameters to the dense block's output, which `dense` holds by now."""
         job, recipe = self.job, self.job.recipe
         dense_block, run = job.blocks.block(index), job.blocks.run
         share, targets = recipe.refine_alpha, []
-        for x, y in zip(self.compressed, dense_outputs, strict=True):
+        for x, y in zip(self.compressed, self.dense, strict=True):
             targets.append(y if share == 1 else share * y + (1 - share) * run(dense_block, x))
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
@@ -101,7 +100,6 @@ class Streams:
         )
         block.to(job.blocks.dtype)
         progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
-        self.dense = dense_outputs
         self.compressed = [run(block, x) for x in self.compressed]
 
     def _excluded_parameters(self, index: int, block: nn.Module) -> list[nn.Parameter]:
