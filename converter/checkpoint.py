@@ -16,7 +16,7 @@ from .safetensors_header import read_header
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 
@@ -217,6 +217,23 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     check_complete(Path(path), found)
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint directory.
+
+    Raises:
+        InputError: there is none, or transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no usable tokenizer ({str(error).splitlines()[0]})") from None
+    return tokenizer
 
 
 def check_complete(path: Path, found: Mapping[str, Any]) -> None:

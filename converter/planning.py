@@ -24,7 +24,7 @@ from .allocation.type_loss import type_loss
 from .allocation.uniform import uniform
 from .blocks import BlockSource
 from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
-from .checkpoint import load
+from .checkpoint import load, load_tokenizer
 from .device import DTYPES, fast_matmul, pick_device
 from .errors import InputError, UsageError
 from .gathering import GRADIENT, HELD_OUT, MEAN_ABS, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
@@ -259,12 +259,7 @@ def _held_out_chunks(calibration: Calibration) -> list[Tensor]:
 
 
 def _calibration(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source.path), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{source.path}: no usable tokenizer ({str(error).splitlines()[0]})") from None
+    tokenizer = load_tokenizer(source.path)
     options = {
         "windows": recipe.windows,
         "length": recipe.window_length,

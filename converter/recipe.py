@@ -57,6 +57,8 @@ class Recipe(BaseModel):
             raise ValueError(f"method: unknown method {self.method!r}{nearest(self.method, METHODS)}")
         if self.update_calibration is not None and not METHODS[self.method].needs_compressed_stream:
             raise ValueError(f"update_calibration: {self.method} fits nothing on the compressed model")
+        if self.alpha and not METHODS[self.method].needs_compressed_stream:
+            raise ValueError(f"alpha: {self.method} fits nothing on the compressed model")
         if self.min_retention is not None and self.min_retention > self.retention:
             raise ValueError(f"min_retention: {self.min_retention} is above retention {self.retention}")
         return self

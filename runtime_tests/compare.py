@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..converter.checkpoint import load_tokenizer
 from ..converter.device import pick_device
 from ..converter.errors import UsageError
 from ..converter.files import remove
@@ -148,8 +149,6 @@ def _prepare(
     recipes: Sequence[Recipe], out: Path, evaluation: Evaluation, device: str, keep: bool, progress: Progress
 ) -> _Job:
     """Find model, tokenizer and evaluation windows, and check them before any work."""
-    from transformers import AutoTokenizer
-
     chosen = str(pick_device(device))
     source = open_source(recipes[0].model, progress)
     windows = load_windows(evaluation, source.path)
@@ -159,7 +158,7 @@ def _prepare(
         out=out,
         source=source,
         windows=windows,
-        tokenizer=AutoTokenizer.from_pretrained(str(source.path), local_files_only=True, trust_remote_code=False),
+        tokenizer=load_tokenizer(source.path),
         origin={"source_sha256": source.fingerprint(), "device": chosen},
         evaluation={"evaluation_text": evaluation.text, "evaluation_windows": window_facts(windows), "prompt": PROMPT},
         device=chosen,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
 from ..converter.calibration import read_text, read_token_windows
-from ..converter.checkpoint import CheckpointReader, read_json
-from ..converter.errors import InputError, UsageError
+from ..converter.checkpoint import CheckpointReader, load_tokenizer, read_json
+from ..converter.errors import UsageError
 from ..converter.files import check_output, remove
 from ..converter.pipeline import compress
 from ..converter.planning import rank_multiple_for
@@ -121,12 +121,7 @@ def load_windows(evaluation: Evaluation, model: Path) -> NDArray[np.int32]:
     Raises:
         InputError: the text or tokenizer cannot be used.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model}: no usable tokenizer ({str(error).splitlines()[0]})") from None
+    tokenizer = load_tokenizer(model)
     if evaluation.text.endswith(".npy"):
         return read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
     text = read_text(evaluation.text, "evaluation")

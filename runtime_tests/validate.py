@@ -150,15 +150,13 @@ def validate(
 
 def _prepare(reference: Path, windows: NDArray[np.int32], threads: int, settings: Settings, progress: Progress) -> _Run:
     """Check windows and settings against the model's configuration before anything is loaded."""
-    from transformers import AutoTokenizer
-
-    from ..converter.checkpoint import CheckpointReader
+    from ..converter.checkpoint import CheckpointReader, load_tokenizer
 
     longest = check_windows(windows, CheckpointReader(reference).config)
     decode = min(settings.decode_tokens, max(1, longest // 4))
     prompt = min(settings.prompt_tokens, longest - decode)
     settings = replace(settings, prompt_tokens=prompt, decode_tokens=decode)
-    tokenizer = AutoTokenizer.from_pretrained(str(reference), local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(reference)
     sampled = len(tokenizer(settings.prompt)["input_ids"]) + settings.sample_tokens if settings.prompt else 0
     context = min(longest, max(windows.shape[1], prompt + decode, sampled) + 1)
     return _Run(settings, threads, windows, tokenizer, progress, context)

@@ -64,6 +64,7 @@ def test_written_by_hand(tmp_path: Path) -> None:
         ({"retention": -0.2}, "retention"),
         ({"retention": float("nan")}, "retention"),
         ({"retention": 0.5, "min_retention": 0.6}, "min_retention: 0.6 is above retention 0.5"),
+        ({"method": "svd", "alpha": 0.3}, "alpha: svd fits nothing on the compressed model"),
         ({"rank_multiple": 0}, "rank_multiple"),
         ({"window_length": 7}, "window_length"),
         # strict: nothing is guessed from another type
