@@ -67,7 +67,7 @@ RECIPE_OPTIONS: dict[str, Any] = {
         str | None, _recipe_option("two-sided sees loss gradients, one-sided does not. Default: the method's.")
     ],
     "allocation": Annotated[str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.")],
-    "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 8.")],
+    "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 12.")],
     "sensitivity_windows": Annotated[int | None, _recipe_option("Windows that asvd measures on. Default 2.")],
     "refine": Annotated[str | None, _recipe_option("Gradient descent on the factors: none (default), block, model.")],
     "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
@@ -89,6 +89,9 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "buckets": Annotated[int | None, _recipe_option("Buckets of stack-of-batch. Default 16.")],
     "seed": Annotated[int | None, _recipe_option("Of everything random. Default 0.")],
     "dtype": Annotated[str | None, _recipe_option("float32 (default), float16 or bfloat16.")],
+    "activations": Annotated[
+        str | None, _recipe_option("Forward passes in float32 or bfloat16; auto: bfloat16 where it is faster.")
+    ],
 }
 Given = dict[str, Any]
 """The recipe keys that were given on the command line."""

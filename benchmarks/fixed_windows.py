@@ -36,7 +36,7 @@ ROWS: dict[str, list[str]] = {
     "loss-aware": ["--method", "loss-aware"],
     "loss-aware, uniform ranks": ["--method", "loss-aware", "--allocation", "uniform"],
     "loss-aware, one-sided": ONE_SIDED,
-    "loss-aware, 16 gradient windows": ["--method", "loss-aware", "--gradient-windows", "16"],
+    "loss-aware, 8 gradient windows": ["--method", "loss-aware", "--gradient-windows", "8"],
     "loss-aware, alpha 0.25": ["--method", "loss-aware", "--alpha", "0.25"],
     "loss-aware, pivot": PIVOT,
     "loss-aware, pivot, block": [*PIVOT, "--refine", "block"],

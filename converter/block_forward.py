@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ class _Tap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parent = getcurrent().parent
         if self.stops and parent is not None:
-            parent.switch(x)
+            with torch.autocast(x.device.type, enabled=False):  # is the forward's own: who reads x computes without it
+                parent.switch(x)
         y: Tensor = self.linear(x)
         return y
 

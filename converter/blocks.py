@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import attention
 from .architectures import Family
 from .checkpoint import CheckpointReader
 from .errors import InputError
@@ -17,18 +18,34 @@ from .errors import InputError
 class BlockSource:
     """Gives the embedding and each block of a dense checkpoint as modules on a device.
 
+    Args:
+        reader: of the checkpoint.
+        family: its architecture.
+        device: where blocks are put.
+        dtype: of the weights and of the residual stream.
+        bfloat16: whether linears and attention inside a block's forward multiply in bfloat16.
+
     Raises:
         InputError: a tensor is missing, has another shape than the config says, or holds NaN or Inf.
     """
 
-    def __init__(self, reader: CheckpointReader, family: Family, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        family: Family,
+        device: torch.device,
+        dtype: torch.dtype,
+        bfloat16: bool = False,
+    ) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
+        self.bfloat16 = bfloat16
         config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
+        self.attention = attention.register() if bfloat16 and device.type == "cpu" else "sdpa"
         with torch.device("meta"):
             factory: Any = AutoModelForCausalLM
-            self._skeleton: nn.Module = factory.from_config(config, dtype=dtype)
+            self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
         self._skeleton.eval()
         self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
         self.block_count = int(config.num_hidden_layers)
@@ -51,7 +68,9 @@ class BlockSource:
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
         """One block's forward over the residual stream (B, T, d), causal attention within each window."""
         positions = torch.arange(x.shape[1], device=x.device)[None]
-        y = block(x, position_embeddings=self._rotary(x, position_ids=positions), position_ids=positions)
+        rotary = self._rotary(x, position_ids=positions)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            y = block(x, position_embeddings=rotary, position_ids=positions)
         result: Tensor = y[0] if isinstance(y, tuple) else y
         return result
 

@@ -32,6 +32,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware, several times faster than float32 ones."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(has is True and "bf16" in feature for feature, has in torch.cpu.get_capabilities().items())
+
+
 @contextmanager
 def fast_matmul() -> Iterator[None]:
     """Send float32 matmuls on the CPU to oneDNN, and put the setting back afterwards.

@@ -16,7 +16,7 @@ Observer = Callable[[str, Tensor, Tensor], None]
 """Called with a linear's path inside the block, its inputs and the loss gradient at its outputs, (B, T, n or m)."""
 
 CHUNK_WINDOWS = 2
-HEAD_ROWS = 256  # tokens whose logits are in memory at once
+HEAD_ROWS = 128  # tokens whose logits are in memory at once
 
 
 def backward_blocks(
@@ -28,7 +28,8 @@ def backward_blocks(
     distribution, which makes E[g g^T] a block of the true Fisher information (KFAC, Martens & Grosse 2015); labels
     "data" are the next tokens of the text.
 
-    Memory: the residual stream of every window at every block, and one block. Each block runs forwards twice.
+    Memory: the residual stream of every window at every block (in bfloat16 where the forward is) and one block. Each
+    block runs forwards twice.
 
     Args:
         blocks: the dense model; parameters get no gradient.
@@ -40,20 +41,23 @@ def backward_blocks(
     """
     chunks = [windows[i : i + CHUNK_WINDOWS] for i in range(0, len(windows), CHUNK_WINDOWS)]
     with progress.stage("gradients of the dense model", 2 * blocks.block_count) as advance:
-        streams = [blocks.embed(chunks)]
+        kept, storage = list[list[Tensor]](), torch.bfloat16 if blocks.bfloat16 else blocks.dtype
+        stream = blocks.embed(chunks)
         with torch.no_grad():
             for index in range(blocks.block_count):
                 block = blocks.block(index)
-                streams.append([blocks.run(block, x) for x in streams[-1]])
+                kept.append([x.to(storage) for x in stream])
+                stream = [blocks.run(block, x) for x in stream]
                 advance(1)
         generator = torch.Generator(device=blocks.device).manual_seed(seed)
-        gradients = _at_last_block(blocks, streams.pop(), chunks if labels == "data" else None, generator)
+        gradients = _at_last_block(blocks, stream, chunks if labels == "data" else None, generator)
+        del stream
         for index in reversed(range(blocks.block_count)):
             block = blocks.block(index)
             for name in blocks.family.linears:
                 block.get_submodule(name).register_forward_hook(_watch(name, observe))
-            for chunk, x in enumerate(streams.pop()):
-                x.requires_grad_(True)
+            for chunk, x in enumerate(kept.pop()):
+                x = x.to(blocks.dtype).requires_grad_(True)
                 with torch.enable_grad():
                     y = blocks.run(block, x)
                 (gradients[chunk],) = torch.autograd.grad(y, x, gradients[chunk])
@@ -74,6 +78,8 @@ def _at_last_block(
 ) -> list[Tensor]:
     """dL/dx at the last block's output, (B, T, d) per chunk. The head's gradient is p - onehot(label)."""
     norm, weight = blocks.head()
+    if blocks.bfloat16:
+        weight = weight.bfloat16()
     result = []
     for chunk, x in enumerate(streams):
         x = x.detach().requires_grad_(True)
@@ -92,10 +98,14 @@ def _head_gradient(x: Tensor, weight: Tensor, tokens: Tensor | None, generator: 
     """Gradient (T, d) at the head's input x (T, d) for one window, written to `out`; the last row predicts nothing."""
     for start in range(0, len(x) - 1, HEAD_ROWS):
         stop = min(start + HEAD_ROWS, len(x) - 1)
-        gradient = (x[start:stop] @ weight.T).float().softmax(-1)
-        if tokens is None:
-            label = torch.multinomial(gradient, 1, generator=generator)
-        else:
-            label = tokens[start + 1 : stop + 1, None]
+        gradient = (x[start:stop].to(weight.dtype) @ weight.T).float().softmax(-1)
+        label = _drawn(gradient, generator) if tokens is None else tokens[start + 1 : stop + 1, None]
         gradient.scatter_add_(1, label, gradient.new_full((len(label), 1), -1.0))
         out[start:stop] = gradient.to(weight.dtype) @ weight
+
+
+def _drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One index per row (T, 1), by inverting the cumulative sum: `multinomial` draws a number per entry instead."""
+    cumulated = probabilities.cumsum(-1)
+    chosen = torch.rand(len(cumulated), 1, generator=generator, device=cumulated.device) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, chosen, right=True).clamp_(max=cumulated.shape[1] - 1)

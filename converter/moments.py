@@ -10,10 +10,10 @@ from torch import Tensor
 PANEL = 256  # rows per product: large enough for the matmul to run at full speed
 
 
-def gram(x: Tensor) -> Tensor:
-    """X^T X of tokens x features (T, n), computed in float32, returned (n, n) in float32 on x's device.
+def upper_gram(x: Tensor) -> Tensor:
+    """The upper triangle of X^T X of tokens x features (T, n), (n, n) float32 on x's device; below it, anything.
 
-    Only the upper triangle is multiplied, one panel of rows at a time: little more than half the work.
+    Computed in float32, one panel of rows at a time: little more than half the work of the whole product.
     """
     x = x.float()
     n = x.shape[1]
@@ -21,7 +21,7 @@ def gram(x: Tensor) -> Tensor:
     for start in range(0, n, PANEL):
         stop = min(start + PANEL, n)
         torch.mm(x[:, start:stop].T, x[:, start:], out=upper[start:stop, start:])
-    return upper.triu() + upper.triu(1).T
+    return upper
 
 
 @dataclass
@@ -31,14 +31,17 @@ class Moment:
     Attributes:
         total: (n, n) float64 sum over tokens; None before the first token.
         tokens: number of tokens seen.
+        triangular: whether only the upper triangle of `total` holds.
     """
 
     total: Tensor | None = None
     tokens: int = 0
+    triangular: bool = False
 
     def add(self, x: Tensor) -> None:
         """Add tokens x features (T, n)."""
-        self._accumulate(gram(x), len(x))
+        self.triangular = True
+        self._accumulate(upper_gram(x), len(x))
 
     def add_cross(self, x: Tensor, y: Tensor) -> None:
         """Add paired tokens of two streams, (T, n) each: the running moment becomes X^T Y / T."""
@@ -59,7 +62,8 @@ class Moment:
         """
         if self.total is None:
             raise ValueError("no tokens were added")
-        return self.total / self.tokens
+        mean = self.total / self.tokens
+        return mean.triu() + mean.triu(1).T if self.triangular else mean
 
 
 @dataclass

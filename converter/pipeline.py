@@ -113,6 +113,8 @@ def _refined_model(job: Job, checkpoint: Path, progress: Progress) -> nn.Module:
     device = str(job.blocks.device)
     student = load(checkpoint, device=device, dtype=torch.float32)
     teacher = load(job.source.path, device=device, dtype=torch.float32)
+    for model in (student, teacher):
+        model.set_attn_implementation(job.blocks.attention)
     windows, fitted = torch.cat([*job.chunks, *job.held_out_chunks]), sum(len(chunk) for chunk in job.chunks)
     kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
     inside = job.source.family.blocks + "."
@@ -123,7 +125,16 @@ def _refined_model(job: Job, checkpoint: Path, progress: Progress) -> nn.Module:
     batches = -(-fitted // max(1, BATCH_TOKENS // windows.shape[1]))
     schedule = Schedule(job.recipe.refine_epochs, job.recipe.refine_model_rate, job.recipe.seed)
     with progress.stage("refining the whole model", schedule.epochs * batches) as advance:
-        done = refine_model(student, teacher, windows, fitted, trained=trained, schedule=schedule, advance=advance)
+        done = refine_model(
+            student,
+            teacher,
+            windows,
+            fitted,
+            trained=trained,
+            schedule=schedule,
+            bfloat16=job.blocks.bfloat16,
+            advance=advance,
+        )
     progress.note(f"held-out KL divergence {done.before:.4f} -> {done.after:.4f} in {done.epochs} epochs")
     refined: nn.Module = nn.Module.to(student, job.blocks.dtype)
     return refined

@@ -25,10 +25,10 @@ from .allocation.uniform import uniform
 from .blocks import BlockSource
 from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
 from .checkpoint import load, load_tokenizer
-from .device import DTYPES, fast_matmul, pick_device
+from .device import DTYPES, computes_bfloat16, fast_matmul, pick_device
 from .errors import InputError, UsageError
 from .gathering import GRADIENT, HELD_OUT, MEAN_ABS, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
-from .memory import release_freed
+from .memory import exempt_loaded, release_freed
 from .methods import METHODS, Method
 from .moments import GroupMoments, Moment
 from .progress import Progress
@@ -186,7 +186,9 @@ def _gathered(
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
     source = open_source(recipe.model, progress)
-    blocks = BlockSource(source.reader(), source.family, pick_device(device), DTYPES[recipe.dtype])
+    where = pick_device(device)
+    blocks = BlockSource(source.reader(), source.family, where, DTYPES[recipe.dtype], _in_bfloat16(recipe, where))
+    exempt_loaded()
     _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
     calibration = None
     if method.needs_calibration or recipe.refine != "none":
@@ -194,7 +196,7 @@ def _gathered(
     with open_statistics(None if calibration is None else folder) as store:
         if calibration is not None:
             if folder is not None:
-                store.claim(_identity(recipe, source, calibration))
+                store.claim(_identity(recipe, blocks, source, calibration))
             with fast_matmul():
                 _gather(
                     recipe, statistics_kinds(recipe) if kinds is None else kinds, blocks, calibration, store, progress
@@ -209,7 +211,14 @@ def statistics_kinds(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*method_of(recipe).statistics, *refining]))
 
 
-def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[str, Any]:
+def _in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether forward passes multiply in bfloat16."""
+    if recipe.activations == "auto":
+        return recipe.dtype != "float16" and computes_bfloat16(device)
+    return recipe.activations == "bfloat16"
+
+
+def _identity(recipe: Recipe, blocks: BlockSource, source: Source, calibration: Calibration) -> dict[str, Any]:
     """Whatever changes the statistics of a model."""
     drawn = calibration.record()
     return {
@@ -219,6 +228,7 @@ def _identity(recipe: Recipe, source: Source, calibration: Calibration) -> dict[
         "gradient_windows": recipe.gradient_windows,
         "sensitivity_windows": recipe.sensitivity_windows,
         "dtype": recipe.dtype,
+        "activations": "bfloat16" if blocks.bfloat16 else "float32",
     }
 
 

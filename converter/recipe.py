@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     alpha: float | None = Field(None, ge=0, le=1)
     truncation: Literal["one-sided", "two-sided"] | None = None
     allocation: Literal["uniform", "adacr", "threshold"] | None = None
-    gradient_windows: int = Field(8, ge=1)
+    gradient_windows: int = Field(12, ge=1)
     sensitivity_windows: int = Field(2, ge=1)
     calibration: str = "python-docs"
     update_calibration: str | None = None
@@ -50,6 +50,7 @@ class Recipe(BaseModel):
     refine_alpha: float = Field(0.5, ge=0, le=1)
     seed: int = Field(0, ge=0)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    activations: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -109,7 +109,7 @@ def refine_block(
     an error counts as far as the loss feels it.
 
     Args:
-        block: in float32; its forward is autocast to bfloat16 on CUDA.
+        block: in float32.
         run: the block's forward over (B, T, d).
         inputs: windows (T, d) of the compressed stream.
         targets: what the block should give for each, (T, d).
@@ -123,9 +123,7 @@ def refine_block(
 
     def loss_of(chosen: Sequence[int]) -> Tensor:
         x = torch.stack([inputs[i] for i in chosen]).float()
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.device.type == "cuda"):
-            y = run(block, x)
-        error = y.float() - torch.stack([targets[i] for i in chosen]).float()
+        error = run(block, x).float() - torch.stack([targets[i] for i in chosen]).float()
         return (error if metric is None else error @ metric.T).square().sum(-1).mean()
 
     def backward(chosen: list[int]) -> None:
@@ -150,6 +148,7 @@ def refine_model(
     *,
     trained: Sequence[nn.Parameter],
     schedule: Schedule,
+    bfloat16: bool = False,
     advance: Advance = lambda steps: None,
 ) -> Refined:
     """Fit parameters of a compressed model to the dense model's distribution of the next token, in place.
@@ -158,12 +157,13 @@ def refine_model(
     in memory for a few rows at a time only; blocks are recomputed in the backward pass.
 
     Args:
-        student: a transformers causal language model, float32; its forward is autocast to bfloat16 on CUDA.
+        student: a transformers causal language model, float32.
         teacher: the dense model, on the same device.
         windows: token ids (N, T).
         fitted: that many windows are trained on, the others tell when to stop.
         trained: parameters of the student that move.
         schedule: epochs, rate, seed.
+        bfloat16: whether forwards are autocast to it.
         advance: told about steps.
     """
     size = max(1, BATCH_TOKENS // windows.shape[1])
@@ -171,7 +171,7 @@ def refine_model(
 
     def hidden(model: nn.Module, chosen: Sequence[int]) -> Tensor:
         tokens = windows[list(chosen)].to(device).long()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             states: Tensor = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
         return states
 

@@ -39,6 +39,7 @@ def recipe(text: Path) -> Any:
             "windows": 6,
             "window_length": 32,
             "held_out": 2,
+            "activations": "float32",
         }
         return Recipe(model=str(model), **{**defaults, **options})
 
@@ -94,6 +95,18 @@ def test_nearly_everything_kept_is_nearly_the_dense_model(
     tiny.tokenizer().save_pretrained(tmp_path / "dense")
     compress(recipe(tmp_path / "dense", method=method, retention=0.9, min_retention=0.8), tmp_path / "out")
     torch.testing.assert_close(logits(lowrank_export.load(tmp_path / "out")), logits(dense), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["svd-llm", "adasvd"])
+def test_bfloat16_forwards_give_nearly_the_same(tiny: ModuleType, recipe: Any, tmp_path: Path, method: str) -> None:
+    """And they do run: the weights differ a little."""
+    dense = logits(tiny.save_dense(tmp_path / "dense", "llama"))
+    found = {}
+    for activations in ("float32", "bfloat16"):
+        compress(recipe(tmp_path / "dense", method=method, activations=activations), tmp_path / activations)
+        found[activations] = logits(lowrank_export.load(tmp_path / activations))
+    moved = float((found["bfloat16"] - found["float32"]).norm() / (found["float32"] - dense).norm())
+    assert 0 < moved < 0.1
 
 
 def test_each_stage_lowers_the_output_error(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Causal attention in bfloat16 on the CPU, in blocks of queries.
+
+PyTorch's own kernel multiplies in bfloat16 no faster than in float32 there. Plain matrix products do, and a block of
+queries needs the keys up to its last query only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "lowrank_causal"
+QUERIES = 256  # per block: few enough to skip most of the future, enough for the matmul to run at full speed
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """softmax(scale Q K^T + causal mask) V.
+
+    Args:
+        query: (B, heads, T, d) bfloat16.
+        key, value: (B, groups, T, d) bfloat16; a group serves heads / groups adjacent heads.
+        scale: of the scores.
+
+    Returns:
+        (B, T, heads, d) bfloat16, contiguous.
+    """
+    batch, heads, length, size = query.shape
+    groups = key.shape[1]
+    query, key, value = query * scale, key.contiguous(), value.contiguous()
+    future = query.new_full((QUERIES, QUERIES), float("-inf")).triu(1)
+    parts = []
+    for start in range(0, length, QUERIES):
+        stop = min(start + QUERIES, length)
+        asked = query[:, :, start:stop].reshape(batch, groups, -1, size)
+        scores = (asked @ key[:, :, :stop].transpose(-1, -2)).view(batch, heads, stop - start, stop)
+        scores[..., start:] += future[: stop - start, : stop - start]
+        weights = scores.softmax(-1).view(batch, groups, -1, stop)
+        parts.append((weights @ value[:, :, :stop]).view(batch, heads, stop - start, -1))
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+
+
+def attention_function(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """`causal_attention` as transformers calls attention; whatever it cannot do goes to PyTorch's."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is not None or options.get("dropout") or options.get("is_causal") is False:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    with torch.autocast(query.device.type, enabled=False):
+        return causal_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), scale), None
+
+
+def register() -> str:
+    """Tell transformers about it; returns the name to ask for it by."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention_function)
+    AttentionMaskInterface.register(NAME, sdpa_mask)  # gives no mask where causal attention is all that is asked
+    return NAME
