@@ -13,6 +13,7 @@ from .errors import InputError
 from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
 from .gathering import GRADIENT
 from .lowrank_linear import LowRankLinear
+from .memory import release_freed
 from .moments import GroupMoments
 from .planning import Job
 from .progress import Progress
@@ -61,6 +62,7 @@ class Streams:
                     metric = self._group_metric(index, ready, moments[ready.name])
                     losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher, progress))
                 waiting.clear()
+                release_freed()
         last = index + 1 == self.job.blocks.block_count
         if self.refines:
             for forward in compressed:
