@@ -51,7 +51,9 @@ def replacing(path: Path, *, force: bool, folder: bool) -> Iterator[Path]:
             if folder:
                 beside.mkdir()
             yield beside
+            _flush(beside)
             _move_into_place(beside, path)
+            _flush_entry(path.parent)
         except BaseException as error:
             remove(beside)
             if (resource := _resource_error(error, path)) is not None:
@@ -81,6 +83,25 @@ def _remove_leftovers(path: Path) -> None:
         process = leftover.name.split(".")[-2]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             remove(leftover)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file, or a folder and all files in it, before it gets its name."""
+    for entry in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        if not entry.is_symlink():
+            _flush_entry(entry)
+
+
+def _flush_entry(path: Path) -> None:
+    """fsync; a file system that cannot do that for folders is left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _move_into_place(beside: Path, path: Path) -> None:

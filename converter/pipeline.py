@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +18,11 @@ from torch import Tensor, nn
 
 from .checkpoint import load
 from .checkpoint_writer import CheckpointWriter
-from .device import fast_matmul
+from .device import fast_matmul, pick_device
 from .files import check_output, replacing
 from .fit import FitLoss
+from .journal import Journal, unfinished
+from .lowrank_linear import replace_linears
 from .memory import release_freed
 from .model_card import model_card
 from .pivot_block import pivot_block
@@ -26,6 +30,7 @@ from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
 from .refinement import BATCH_TOKENS, Schedule, refine_model
+from .source import Source, open_source
 from .streams import Streams
 
 
@@ -53,13 +58,13 @@ def compress(
     statistics: Path | None = None,
     progress: Progress | None = None,
 ) -> Compression:
-    """Compress a model into a factored checkpoint.
+    """Compress a model into a factored checkpoint; a job that was cut short goes on where it stopped.
 
     Args:
         recipe: what to do.
         out: the folder to make; it appears whole or not at all.
         device: "auto", "cpu", "cuda".
-        force: replace `out` if it exists.
+        force: replace `out` if it exists, and forget what an unfinished job of that name left.
         statistics: a folder where statistics of the dense model are kept for other recipes on the same model and
             calibration text; a temporary one by default.
         progress: told about stages.
@@ -69,37 +74,65 @@ def compress(
     """
     check_output(out, force)
     progress = progress or SilentProgress()
-    with prepared(recipe, device=device, statistics=statistics, progress=progress) as job:
-        return execute(job, out, force=force, progress=progress)
+    source = open_source(recipe.model, progress)
+    with unfinished(out, force=force) as journal:
+        journal.claim_recipe(_identity(recipe, source, pick_device(device)))
+        kept = statistics or journal.statistics
+        with prepared(recipe, device=device, statistics=kept, progress=progress) as job:
+            return _execute(job, out, journal, force=force, progress=progress)
+
+
+def _identity(recipe: Recipe, source: Source, device: torch.device) -> dict[str, Any]:
+    """Whatever changes the result of a job, but for the calibration windows, which are drawn later."""
+    versions = {name: version(name) for name in ("lowrank-export", "torch", "transformers")}
+    return {**recipe.model_dump(mode="json"), "source_sha256": source.fingerprint(), "device": device.type, **versions}
 
 
 @torch.no_grad()
-def execute(job: Job, out: Path, *, force: bool, progress: Progress) -> Compression:
+def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Progress) -> Compression:
     """Carry out a prepared job."""
+    drawn = {"calibration": job.calibration, "update": job.update_calibration}
+    journal.claim_calibration({name: found.record() for name, found in drawn.items() if found is not None})
+    if job.recipe.refine != "none":
+        progress.note(f"refining blocks: about {_refinement_bytes(job) / 1e9:.1f} GB beside the library and one block")
     started = time.perf_counter()
     losses: dict[str, FitLoss] = {}
     with (
         fast_matmul(),
         replacing(out, force=force, folder=True) as folder,
-        closing(_compressed_blocks(job, losses, progress)) as compressed,
+        closing(_compressed_blocks(job, journal, losses, progress)) as compressed,
     ):
         blocks: Iterable[nn.Module] = compressed
         if job.recipe.refine == "model":
             with TemporaryDirectory(prefix=".unrefined-", dir=folder) as unrefined:
                 _write(job, Path(unrefined), blocks, losses)
-                student = _refined_model(job, Path(unrefined), progress)
+                student = _refined_model(job, Path(unrefined), journal, progress)
             blocks = (student.get_submodule(f"{job.source.family.blocks}.{i}") for i in range(job.blocks.block_count))
         plan = _write(job, folder, blocks, losses)
     return Compression(out, plan, time.perf_counter() - started)
 
 
-def _compressed_blocks(job: Job, losses: dict[str, FitLoss], progress: Progress) -> Generator[nn.Module]:
+def _compressed_blocks(
+    job: Job, journal: Journal, losses: dict[str, FitLoss], progress: Progress
+) -> Generator[nn.Module]:
     """The blocks with factors in place of their linears; adds each linear's losses to `losses`."""
-    streams = Streams(job)
+    streams, going_on = Streams(job), False
     with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
         for index in range(job.blocks.block_count):
-            block = job.blocks.block(index)
-            losses |= streams.compress_block(index, block, progress)
+            block, finished = job.blocks.block(index), journal.read_block(index)
+            if finished is not None:
+                tensors, found = finished
+                _restore(job, index, block, tensors)
+                streams.pass_block(index, block)
+                losses |= {name: FitLoss(**loss) for name, loss in found.items()}
+                going_on = True
+            else:
+                if going_on:
+                    progress.note(f"going on with block {index} of {job.blocks.block_count}, where the job stopped")
+                    going_on = False
+                fitted = streams.compress_block(index, block, progress)
+                journal.save_block(index, block.state_dict(), {name: asdict(loss) for name, loss in fitted.items()})
+                losses |= fitted
             if job.recipe.layout == "pivot":
                 pivot_block(block, job.source.family)
             yield block
@@ -108,7 +141,27 @@ def _compressed_blocks(job: Job, losses: dict[str, FitLoss], progress: Progress)
             advance(1)
 
 
-def _refined_model(job: Job, checkpoint: Path, progress: Progress) -> nn.Module:
+def _restore(job: Job, index: int, block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a block the factors, and whatever else was fitted, that the journal holds."""
+    family = job.source.family
+    names = {family.linear_name(index, name): name for name in family.linears}
+    replace_linears(block, {names[name]: rank for name, rank in job.plan.ranks.items() if name in names})
+    block.load_state_dict({name: t.to(job.blocks.device) for name, t in tensors.items()}, strict=True, assign=True)
+    block.requires_grad_(False)
+
+
+def _refinement_bytes(job: Job) -> int:
+    """What the refinement of a block has in memory, all float32: residual streams of the compressed and the dense model
+    and the targets over all windows; the block's parameters, their gradients, two moments and the best so far."""
+    tokens = sum(chunk.numel() for chunk in [*job.chunks, *job.held_out_chunks])
+    stream = tokens * int(job.blocks.reader.config["hidden_size"])
+    per_block = Counter[int]()
+    for linear in job.plan.linears:
+        per_block[linear.shape.block] += linear.parameters
+    return 4 * (3 * stream + 5 * max(per_block.values()))
+
+
+def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progress) -> nn.Module:
     """The model of a checkpoint, refined as a whole against the dense model."""
     device = str(job.blocks.device)
     student = load(checkpoint, device=device, dtype=torch.float32)
@@ -133,6 +186,7 @@ def _refined_model(job: Job, checkpoint: Path, progress: Progress) -> nn.Module:
             trained=trained,
             schedule=schedule,
             bfloat16=job.blocks.bfloat16,
+            journal=journal,
             advance=advance,
         )
     progress.note(f"held-out KL divergence {done.before:.4f} -> {done.after:.4f} in {done.epochs} epochs")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .journal import Journal
 from .progress import Advance
 
 BATCH_TOKENS = 1024  # small batches: a step costs as much as its tokens, and more steps go farther
@@ -49,6 +50,7 @@ def descend(
     backward: Callable[[list[int]], None],
     held_out_loss: Callable[[], float],
     schedule: Schedule,
+    journal: Journal | None = None,
     advance: Advance = lambda steps: None,
 ) -> Refined:
     """Adam with cosine decay, in place; the parameters of the epoch with the least held-out loss are kept.
@@ -60,15 +62,24 @@ def descend(
         backward: given the numbers of a batch's examples, adds gradients to the parameters.
         held_out_loss: of the parameters as they are.
         schedule: epochs, rate, seed.
+        journal: keeps the state after every epoch, and gives it back to a job that goes on.
         advance: told about steps.
     """
     groups = [{"params": [p], "scale": float(p.detach().square().mean().sqrt())} for p in trained]
     optimiser = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, weight_decay=0.0)
     generator = torch.Generator().manual_seed(schedule.seed)
     steps = schedule.epochs * -(-examples // batch)
-    best = before = held_out_loss()
-    kept = [parameter.detach().clone() for parameter in trained]
     step = stale = epoch = 0
+    if journal is not None and (state := journal.read_refinement()) is not None:
+        kept = _restore(state, trained, optimiser)
+        before, best = (float(value) for value in state["losses"])
+        epoch, step, stale = (int(value) for value in state["counts"])
+        for _ in range(epoch):
+            torch.randperm(examples, generator=generator)
+        advance(step)
+    else:
+        best = before = held_out_loss()
+        kept = [parameter.detach().clone() for parameter in trained]
     while epoch < schedule.epochs and stale < PATIENCE:
         epoch += 1
         order = torch.randperm(examples, generator=generator).tolist()
@@ -86,10 +97,34 @@ def descend(
         if now < best:
             best, stale = now, 0
             kept = [parameter.detach().clone() for parameter in trained]
+        if journal is not None:
+            counts, losses = torch.tensor([epoch, step, stale]), torch.tensor([before, best], dtype=torch.float64)
+            journal.save_refinement({**_state(trained, optimiser, kept), "counts": counts, "losses": losses})
     with torch.no_grad():
         for parameter, value in zip(trained, kept, strict=True):
             parameter.copy_(value)
     return Refined(before, best, epoch)
+
+
+def _state(trained: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, kept: list[Tensor]) -> dict[str, Tensor]:
+    """Parameters as they are, those of the best epoch, and the optimiser's moments."""
+    tensors: dict[str, Tensor] = {}
+    for index, (parameter, best) in enumerate(zip(trained, kept, strict=True)):
+        tensors |= {f"now.{index}": parameter, f"best.{index}": best}
+        tensors |= {f"{name}.{index}": value for name, value in optimiser.state[parameter].items()}
+    return tensors
+
+
+@torch.no_grad()
+def _restore(
+    state: Mapping[str, Tensor], trained: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
+) -> list[Tensor]:
+    """Put a kept state back; returns the parameters of the best epoch."""
+    for index, parameter in enumerate(trained):
+        parameter.copy_(state[f"now.{index}"])
+        moments = {name: state[f"{name}.{index}"].to(parameter.device) for name in ("exp_avg", "exp_avg_sq")}
+        optimiser.state[parameter] = {"step": state[f"step.{index}"], **moments}
+    return [state[f"best.{index}"].to(parameter.device) for index, parameter in enumerate(trained)]
 
 
 def refine_block(
@@ -149,6 +184,7 @@ def refine_model(
     trained: Sequence[nn.Parameter],
     schedule: Schedule,
     bfloat16: bool = False,
+    journal: Journal | None = None,
     advance: Advance = lambda steps: None,
 ) -> Refined:
     """Fit parameters of a compressed model to the dense model's distribution of the next token, in place.
@@ -164,6 +200,7 @@ def refine_model(
         trained: parameters of the student that move.
         schedule: epochs, rate, seed.
         bfloat16: whether forwards are autocast to it.
+        journal: keeps the state after every epoch.
         advance: told about steps.
     """
     size = max(1, BATCH_TOKENS // windows.shape[1])
@@ -198,7 +235,7 @@ def refine_model(
         parameter.requires_grad_(False)
     try:
         with _gradients_wanted(trained):
-            return descend(trained, fitted, size, backward, held_out_loss, schedule, advance)
+            return descend(trained, fitted, size, backward, held_out_loss, schedule, journal, advance)
     finally:
         student.eval()
         student.activation_checkpointing_disable()  # type: ignore[operator]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .claim import claim
 from .errors import UsageError
 from .files import remove, replacing
 
@@ -40,23 +40,9 @@ class Statistics:
             ResourceError: the folder is not writable.
         """
         path = self.folder / IDENTITY
-        if not path.is_file():
-            if any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
-                raise UsageError(f"{self.folder}: is not a folder of statistics; give a new or empty one")
-            with replacing(path, force=False, folder=False) as beside:
-                beside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-            return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            different = [key for key in {**identity, **found} if found.get(key) != identity.get(key)]
-        except (ValueError, TypeError, AttributeError):
-            raise UsageError(f"{path}: damaged; give a new folder for the statistics") from None
-        if different:
-            key = different[0]
-            raise UsageError(
-                f"{self.folder}: holds statistics made with another {key} ({found.get(key)}, here "
-                f"{identity.get(key)}); give another folder"
-            )
+        if not path.is_file() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
+            raise UsageError(f"{self.folder}: is not a folder of statistics; give a new or empty one")
+        claim(path, identity, holds="statistics", otherwise="give another folder")
 
     def forget(self, kind: str) -> None:
         """Remove whatever there is of one kind."""

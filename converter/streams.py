@@ -78,13 +78,24 @@ class Streams:
             self.compressed = [run(block, x) for x in self.compressed]
         return losses
 
+    def pass_block(self, index: int, block: nn.Module) -> None:
+        """Carry the streams through a block that was compressed before."""
+        run = self.job.blocks.run
+        if index + 1 == self.job.blocks.block_count:
+            return
+        self.compressed = [run(block, x) for x in self.compressed]
+        if self.dense:
+            dense_block = self.job.blocks.block(index)
+            self.dense = [run(dense_block, x) for x in self.dense]
+
     def _refine(self, index: int, block: nn.Module, progress: Progress) -> None:
         """Fit the block's parameters to the dense block's output, which `dense` holds by now."""
-        job, recipe = self.job, self.job.recipe
-        dense_block, run = job.blocks.block(index), job.blocks.run
-        share, targets = recipe.refine_alpha, []
-        for x, y in zip(self.compressed, self.dense, strict=True):
-            targets.append(y if share == 1 else share * y + (1 - share) * run(dense_block, x))
+        job, recipe, run = self.job, self.job.recipe, self.job.blocks.run
+        share, targets = recipe.refine_alpha, self.dense
+        if share < 1:
+            dense_block, targets = job.blocks.block(index), []
+            for x, y in zip(self.compressed, self.dense, strict=True):
+                targets.append(share * y + (1 - share) * run(dense_block, x))
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
         fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])
@@ -102,7 +113,8 @@ class Streams:
         )
         block.to(job.blocks.dtype)
         progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
-        self.compressed = [run(block, x) for x in self.compressed]
+        if index + 1 < job.blocks.block_count:
+            self.compressed = [run(block, x) for x in self.compressed]
 
     def _excluded_parameters(self, index: int, block: nn.Module) -> list[nn.Parameter]:
         """Parameters of the linears that the user keeps as they are."""

@@ -156,7 +156,7 @@ def test_signals_leave_nothing_half_written(models: Path, tmp_path: Path, number
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": default}
     with subprocess.Popen(command, text=True, **pipes) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".out.*.partial/model-block-00001*")):
+        while not list(tmp_path.glob(".out.unfinished/block-00001*")):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
             time.sleep(0.01)
         os.kill(process.pid, number)
@@ -164,4 +164,7 @@ def test_signals_leave_nothing_half_written(models: Path, tmp_path: Path, number
     assert (process.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1].startswith("error: interrupted; nothing half-written was left")
-    assert not list(tmp_path.iterdir())
+    assert [entry.name for entry in tmp_path.iterdir()] == [".out.unfinished"]
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and "going on with block" in again.stderr, again.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

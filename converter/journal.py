@@ -1,0 +1,154 @@
+"""What a compression has finished, kept beside its output: a job that was cut short goes on where it stopped.
+
+Every file appears whole (see files.replacing), so that a kill or a power loss costs the block under way and no more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .claim import claim
+from .errors import InputError, UsageError
+from .files import parent_folder, remove, replacing
+
+RECIPE, CALIBRATION, STATISTICS, REFINEMENT = "recipe.json", "calibration.json", "statistics", "refinement.safetensors"
+START_OVER = "finish it with that, or start over with --force"
+
+
+class Journal:
+    """The folder of one unfinished job.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def statistics(self) -> Path:
+        """A folder for statistics of the dense model."""
+        return self.folder / STATISTICS
+
+    def claim_recipe(self, identity: Mapping[str, Any]) -> None:
+        """See `claim`: recipe, source, versions."""
+        claim(self.folder / RECIPE, identity, holds="an unfinished job", otherwise=START_OVER)
+
+    def claim_calibration(self, identity: Mapping[str, Any]) -> None:
+        """See `claim`: what was drawn from the calibration texts."""
+        claim(self.folder / CALIBRATION, identity, holds="an unfinished job", otherwise=START_OVER)
+
+    def save_block(self, index: int, tensors: Mapping[str, Tensor], losses: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep a finished block.
+
+        Args:
+            index: its number.
+            tensors: of the block in two factors, names inside the block.
+            losses: linear -> its losses, JSON-ready.
+
+        Raises:
+            ResourceError: no space left.
+        """
+        _save(self._block(index), tensors, {"losses": json.dumps(losses)})
+
+    def read_block(self, index: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]] | None:
+        """Tensors and losses of a block that is finished.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        found = _read(self._block(index))
+        return None if found is None else (found[0], json.loads(found[1]["losses"]))
+
+    def save_refinement(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the state of a refinement of the whole model.
+
+        Raises:
+            ResourceError: no space left.
+        """
+        _save(self.folder / REFINEMENT, tensors, {})
+
+    def read_refinement(self) -> dict[str, Tensor] | None:
+        """The state kept last.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        found = _read(self.folder / REFINEMENT)
+        return None if found is None else found[0]
+
+    def holds_work(self) -> bool:
+        """Whether anything is kept that took time."""
+        return any(self.folder.rglob("*.safetensors"))
+
+    def _block(self, index: int) -> Path:
+        return self.folder / f"block-{index:05d}.safetensors"
+
+
+@contextmanager
+def unfinished(out: Path, *, force: bool) -> Iterator[Journal]:
+    """The journal of a job that makes `out`: removed when the job ends well, or by an error of its input.
+
+    Args:
+        out: the job's output.
+        force: forget what an earlier job left.
+
+    Raises:
+        UsageError: another process is at this job.
+    """
+    import filelock
+
+    folder = out.with_name(f".{out.name}.unfinished")
+    with parent_folder(out):
+        lock = filelock.FileLock(folder.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UsageError(f"{out}: another process is making it; wait for it, or choose another name") from None
+        try:
+            if force:
+                remove(folder)
+            known = folder.exists()
+            folder.mkdir(exist_ok=True)
+            journal = Journal(folder)
+            try:
+                yield journal
+            except InputError:
+                remove(folder)  # the same input fails again
+                raise
+            except BaseException as error:
+                if not known and (isinstance(error, UsageError) or not journal.holds_work()):
+                    remove(folder)
+                raise
+            remove(folder)
+        finally:
+            lock.release()
+            remove(folder.with_suffix(".lock"))
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path, force=True, folder=False) as beside:
+        save_file(stored, beside, metadata=metadata)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and metadata of a file, None where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: torch.clone(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path}: damaged ({error}); {START_OVER}") from None
