@@ -37,13 +37,28 @@ class Journal:
         """A folder for statistics of the dense model."""
         return self.folder / STATISTICS
 
-    def claim_recipe(self, identity: Mapping[str, Any]) -> None:
-        """See `claim`: recipe, source, versions."""
-        claim(self.folder / RECIPE, identity, holds="an unfinished job", otherwise=START_OVER)
+    def claim(self, identity: Mapping[str, Any], *, force: bool) -> None:
+        """Go on with what is kept if it is of the same recipe, source and versions.
+
+        Args:
+            identity: JSON-ready.
+            force: forget what is of another.
+
+        Raises:
+            UsageError: it is of another, see `claim`.
+        """
+        try:
+            claim(self.folder / RECIPE, identity, holds="an unfinished job", otherwise=START_OVER)
+        except UsageError:
+            if not force:
+                raise
+            remove(self.folder)
+            self.folder.mkdir()
+            claim(self.folder / RECIPE, identity, holds="an unfinished job", otherwise=START_OVER)
 
     def claim_calibration(self, identity: Mapping[str, Any]) -> None:
         """See `claim`: what was drawn from the calibration texts."""
-        claim(self.folder / CALIBRATION, identity, holds="an unfinished job", otherwise=START_OVER)
+        claim(self.folder / CALIBRATION, identity, holds="an unfinished job", otherwise=f"remove {self.folder}")
 
     def save_block(self, index: int, tensors: Mapping[str, Tensor], losses: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep a finished block.
@@ -93,19 +108,18 @@ class Journal:
 
 
 @contextmanager
-def unfinished(out: Path, *, force: bool) -> Iterator[Journal]:
+def unfinished(out: Path) -> Iterator[Journal]:
     """The journal of a job that makes `out`: removed when the job ends well, or by an error of its input.
 
     Args:
         out: the job's output.
-        force: forget what an earlier job left.
 
     Raises:
         UsageError: another process is at this job.
     """
     import filelock
 
-    folder = out.with_name(f".{out.name}.unfinished")
+    folder = _folder(out)
     with parent_folder(out):
         lock = filelock.FileLock(folder.with_suffix(".lock"))
         try:
@@ -113,8 +127,6 @@ def unfinished(out: Path, *, force: bool) -> Iterator[Journal]:
         except filelock.Timeout:
             raise UsageError(f"{out}: another process is making it; wait for it, or choose another name") from None
         try:
-            if force:
-                remove(folder)
             known = folder.exists()
             folder.mkdir(exist_ok=True)
             journal = Journal(folder)
@@ -131,6 +143,18 @@ def unfinished(out: Path, *, force: bool) -> Iterator[Journal]:
         finally:
             lock.release()
             remove(folder.with_suffix(".lock"))
+
+
+def forget_finished(out: Path) -> None:
+    """Remove the journal of a job that was killed when its output was in place already."""
+    folder = _folder(out)
+    made, begun = out, folder / RECIPE
+    if made.exists() and begun.is_file() and made.stat().st_mtime > begun.stat().st_mtime:
+        remove(folder)
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.unfinished")
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -151,4 +175,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         with safe_open(path, framework="pt") as file:
             return {name: torch.clone(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path}: damaged ({error}); {START_OVER}") from None
+        raise UsageError(f"{path}: damaged ({error}); remove it, and the job makes it again") from None

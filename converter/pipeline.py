@@ -21,7 +21,7 @@ from .checkpoint_writer import CheckpointWriter
 from .device import fast_matmul, pick_device
 from .files import check_output, replacing
 from .fit import FitLoss
-from .journal import Journal, unfinished
+from .journal import Journal, forget_finished, unfinished
 from .lowrank_linear import replace_linears
 from .memory import release_freed
 from .model_card import model_card
@@ -64,7 +64,7 @@ def compress(
         recipe: what to do.
         out: the folder to make; it appears whole or not at all.
         device: "auto", "cpu", "cuda".
-        force: replace `out` if it exists, and forget what an unfinished job of that name left.
+        force: replace `out` if it exists, and forget an unfinished job of that name and another recipe.
         statistics: a folder where statistics of the dense model are kept for other recipes on the same model and
             calibration text; a temporary one by default.
         progress: told about stages.
@@ -72,11 +72,12 @@ def compress(
     Raises:
         UsageError, InputError, ResourceError: one line each, see converter.errors.
     """
+    forget_finished(out)
     check_output(out, force)
     progress = progress or SilentProgress()
     source = open_source(recipe.model, progress)
-    with unfinished(out, force=force) as journal:
-        journal.claim_recipe(_identity(recipe, source, pick_device(device)))
+    with unfinished(out) as journal:
+        journal.claim(_identity(recipe, source, pick_device(device)), force=force)
         kept = statistics or journal.statistics
         with prepared(recipe, device=device, statistics=kept, progress=progress) as job:
             return _execute(job, out, journal, force=force, progress=progress)

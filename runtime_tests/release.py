@@ -88,7 +88,7 @@ def release(
         _clear(out)
     checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
-        compress(recipe, checkpoint, device=device, progress=progress)
+        compress(recipe, checkpoint, device=device, force=force, progress=progress)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)

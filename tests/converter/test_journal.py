@@ -33,9 +33,16 @@ def recipe(tiny: ModuleType, tmp_path: Path) -> Any:
     (tmp_path / "text.txt").write_text(tiny.TEXT)
 
     def build(**options: Any) -> Recipe:
-        defaults = {"windows": 6, "window_length": 32, "held_out": 2, "gradient_windows": 2, "rank_multiple": 4}
+        defaults = {
+            "retention": 0.6,
+            "windows": 6,
+            "window_length": 32,
+            "held_out": 2,
+            "gradient_windows": 2,
+            "rank_multiple": 4,
+        }
         text = str(tmp_path / "text.txt")
-        return Recipe(model=str(tmp_path / "dense"), retention=0.6, calibration=text, **{**defaults, **options})
+        return Recipe(model=str(tmp_path / "dense"), calibration=text, **{**defaults, **options})
 
     return build
 
@@ -143,8 +150,34 @@ def test_a_damaged_block_is_one_line(recipe: Any, tmp_path: Path, monkeypatch: p
         compress(recipe(method="svd"), tmp_path / "out")
     block = tmp_path / ".out.unfinished" / "block-00000.safetensors"
     block.write_bytes(block.read_bytes()[:-9])
-    with pytest.raises(UsageError, match=r"block-00000\.safetensors: damaged .* --force"):
+    with pytest.raises(UsageError, match=r"block-00000\.safetensors: damaged .* remove it"):
         compress(recipe(method="svd"), tmp_path / "out")
+    block.unlink()
+    compress(recipe(method="svd"), tmp_path / "out")
+
+
+def test_force_goes_on_too(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compress(recipe(method="svd", retention=0.5), tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1, Streams, "compress_block")
+        compress(recipe(method="svd"), tmp_path / "out", force=True)
+    assert "retention: 0.5" in (tmp_path / "out" / "recipe.yaml").read_text()
+    with pytest.raises(UsageError, match="already exists"):
+        compress(recipe(method="svd"), tmp_path / "out")
+    assert (tmp_path / ".out.unfinished").exists()
+    interrupt_after(monkeypatch, 1, Streams, "compress_block")
+    compress(recipe(method="svd"), tmp_path / "out", force=True)
+    assert "retention: 0.6" in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
+def test_killed_when_all_was_done(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("lowrank_export.converter.journal.remove", lambda path: None)
+        compress(recipe(method="svd"), tmp_path / "out")
+    assert (tmp_path / ".out.unfinished").exists()
+    with pytest.raises(UsageError, match="already exists"):
+        compress(recipe(method="svd"), tmp_path / "out")
+    assert not (tmp_path / ".out.unfinished").exists()
 
 
 def test_one_process_at_a_time(recipe: Any, tmp_path: Path) -> None:
@@ -154,13 +187,13 @@ def test_one_process_at_a_time(recipe: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [InputError("x"), UsageError("x"), KeyboardInterrupt()])
 def test_nothing_stays_of_a_job_that_did_nothing(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), unfinished(tmp_path / "deep" / "out", force=False):
+    with pytest.raises(type(error)), unfinished(tmp_path / "deep" / "out"):
         raise error
     assert not list(tmp_path.iterdir())
 
 
 def test_an_error_of_the_input_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
-    with pytest.raises(InputError), unfinished(tmp_path / "out", force=False) as journal:
+    with pytest.raises(InputError), unfinished(tmp_path / "out") as journal:
         journal.save_block(0, {"a": torch.ones(2)}, {})
         raise InputError("x")
     assert not list(tmp_path.iterdir())
