@@ -348,7 +348,19 @@ def export(
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
-    layout: Annotated[str, typer.Option(help="GGUF: native (factors) or dense (multiplied out).")] = "native",
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="GGUF: native (factors), dense (multiplied out), adapter (low-bit residuals and a LoRA adapter that "
+            "holds the factors); the last two need no patch."
+        ),
+    ] = "native",
+    dense: Annotated[
+        str | None, typer.Option(help="Layout adapter: the dense model, whose residuals the base holds.")
+    ] = None,
+    gguf_residual_type: Annotated[
+        str | None, typer.Option(help="Layout adapter: type of the residuals, or zero. Default: q4_0 with --dense.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -372,6 +384,8 @@ def export(
                 embedding_type=gguf_embedding_type,
                 head_type=gguf_head_type,
                 layout=layout if kind == "gguf" else "native",
+                dense=dense if kind == "gguf" else None,
+                residual=gguf_residual_type if kind == "gguf" else None,
                 force=force,
                 progress=progress,
             )
