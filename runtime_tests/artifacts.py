@@ -11,6 +11,7 @@ from ..converter.errors import InputError
 from ..exporters.artifact import Artifact, TensorRecord
 from ..exporters.gguf.adapter import LAYOUT as ADAPTER_LAYOUT
 from ..exporters.gguf.adapter import find_adapter, read_records
+from ..exporters.gguf.consistency import check_consistency
 from ..exporters.gguf.header import read_header
 from ..exporters.gguf.mixes import exported_as, records
 from .backends.open import artifact_format
@@ -36,6 +37,10 @@ def describe(artifact: Artifact | Path) -> Artifact:
 
 def _describe_gguf(path: Path) -> Artifact:
     header = read_header(path)
+    try:
+        check_consistency(header)
+    except InputError as error:
+        raise InputError(f"{path}: damaged GGUF file: {error}") from None
     asked = exported_as(header)
     if header.metadata.get("lowrank.layout") == ADAPTER_LAYOUT:
         tensors, layout = read_records(path, header, asked), ADAPTER_LAYOUT
