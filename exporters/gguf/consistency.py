@@ -25,7 +25,7 @@ def check_consistency(header: Header) -> None:
     """Compare tensors and metadata. Nothing but the header is looked at.
 
     Files of every architecture are held to their number of blocks, width and vocabulary; the four families of this
-    project to the shape of every tensor. A part of a split file promises nothing alone.
+    project to the shape of every tensor. A part of a split file promises nothing alone, nor does a vocabulary alone.
 
     Raises:
         InputError: what contradicts what.
@@ -39,7 +39,11 @@ def check_consistency(header: Header) -> None:
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise InputError("no general.architecture")
-    if header.metadata.get("general.type", "model") != "model" or _number(header.metadata, "split.count", 1) > 1:
+    if (
+        not shapes
+        or header.metadata.get("general.type", "model") != "model"
+        or _number(header.metadata, "split.count", 1) > 1
+    ):
         return
     _check_blocks(shapes, header.metadata, architecture)
     _check_vocabulary(shapes, header.metadata)
