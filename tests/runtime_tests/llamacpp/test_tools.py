@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -129,8 +130,23 @@ def test_bench_times_a_factored_file(built: Path, factored: Path) -> None:
 def test_perplexity_of_a_factored_file(built: Path, factored: Path, tiny: ModuleType, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(tiny.TEXT)
-    done = call("llama-perplexity", "-m", factored, "-f", text, "-c", 64, "--chunks", 2, "-t", 1)
-    assert "Final estimate: PPL" in done.stdout + done.stderr
+    dense = export(factored.parent / "model", tmp_path / "d.gguf", format="gguf", quantisation="f32", layout="dense")
+    found = []
+    for path in (factored, dense.path):
+        done = call("llama-perplexity", "-m", path, "-f", text, "-c", 64, "--chunks", 2, "-t", 1)
+        first = re.search(r"\[1\](\d+\.\d+)", done.stdout)
+        assert first is not None, done.stdout + done.stderr
+        found.append(float(first[1]))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_options_give_factors_the_types_of_this_projects_mix(built: Path, factored: Path, tmp_path: Path) -> None:
+    """The options that docs/gguf.md names: without them a mix gives most factors its base type."""
+    options = ["--tensor-type", "attn.*lowrank=q6_k", "--tensor-type", "ffn_down.*lowrank=q6_k"]
+    call("llama-quantize", *options, factored, tmp_path / "q.gguf", "Q4_K_M", 1)
+    made = export(factored.parent / "model", tmp_path / "o.gguf", format="gguf", quantisation="q4_k_m")
+    found = {tensor.name: tensor.type for tensor in read_header(tmp_path / "q.gguf").tensors}
+    assert found == {tensor.name: tensor.type for tensor in made.tensors}
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q4_0", "iq4_nl"])
