@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -109,6 +110,7 @@ def run_steps(command: list[str], log: Path, environment: Mapping[str, str] = os
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            process_group=0,
         )
         try:
             for line in process.stdout or ():
@@ -120,7 +122,7 @@ def run_steps(command: list[str], log: Path, environment: Mapping[str, str] = os
                     yield percent
         finally:
             if process.poll() is None and sys.exc_info()[0] is not None:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)  # cmake alone would wait for the compilers to finish
             code = process.wait()
     if code != 0:
         output = log.read_text(encoding="utf-8")
