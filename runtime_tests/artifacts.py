@@ -10,10 +10,11 @@ from pathlib import Path
 from ..converter.errors import InputError
 from ..exporters.artifact import Artifact, TensorRecord
 from ..exporters.gguf.adapter import LAYOUT as ADAPTER_LAYOUT
-from ..exporters.gguf.adapter import find_adapter, read_records
+from ..exporters.gguf.adapter import RESIDUAL_KEY, find_adapter, read_records
 from ..exporters.gguf.consistency import check_consistency
 from ..exporters.gguf.header import read_header
 from ..exporters.gguf.mixes import exported_as, records
+from ..exporters.gguf.types import TYPES
 from .backends.open import artifact_format
 
 CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32"}
@@ -36,7 +37,7 @@ def describe(artifact: Artifact | Path) -> Artifact:
 
 
 def _describe_gguf(path: Path) -> Artifact:
-    header = read_header(path)
+    header, residual = read_header(path), None
     try:
         check_consistency(header)
     except InputError as error:
@@ -44,6 +45,7 @@ def _describe_gguf(path: Path) -> Artifact:
     asked = exported_as(header)
     if header.metadata.get("lowrank.layout") == ADAPTER_LAYOUT:
         tensors, layout = read_records(path, header, asked), ADAPTER_LAYOUT
+        residual = header.metadata.get(RESIDUAL_KEY)
     else:
         tensors = tuple(TensorRecord(tensor.name, tensor.shape, tensor.type, tensor.bytes) for tensor in header.tensors)
         layout = "native" if "lowrank.version" in header.metadata else "dense"
@@ -55,7 +57,7 @@ def _describe_gguf(path: Path) -> Artifact:
     return Artifact(
         path=path,
         format="gguf",
-        quantisation=asked.mix if asked else _main_type(tensors),
+        quantisation=residual if residual in TYPES else asked.mix if asked else _main_type(tensors),
         layout=layout,
         bytes=header.size + (beside.stat().st_size if beside else 0),
         parameters=sum(prod(tensor.shape) for tensor in weights if tensor.type != PERMUTATION),

@@ -92,7 +92,7 @@ def export_adapter(
 
     Returns:
         The record of both files: bytes and tensors of both; `parameters` are those of the base, so that bits per weight
-        are per weight of the model.
+        are per weight of the model; `quantisation` is the residuals' type where there are any, the coarser one.
 
     Raises:
         UsageError: an unknown type, a residual without a dense model, or a file that exists.
@@ -124,7 +124,7 @@ def export_adapter(
     return Artifact(
         path=out,
         format="gguf",
-        quantisation=quantisation,
+        quantisation=quantisation if residual == NOTHING else residual,
         layout=LAYOUT,
         bytes=out.stat().st_size + beside.stat().st_size,
         parameters=sum(prod(record.shape) for record in base),
