@@ -45,7 +45,7 @@ SUFFIX = ".lora.gguf"
 A_SUFFIX, B_SUFFIX = ".weight.lora_a", ".weight.lora_b"  # V and U under the names that llama.cpp gives them
 NOTHING = "zero"
 RESIDUALS = (NOTHING, *TYPES)
-DEFAULT_RESIDUAL = "q4_0"  # the best quality per byte of those measured: docs/gguf.md
+DEFAULT_RESIDUAL = "q4_0"  # docs/gguf.md has what was measured
 # Types for rows of zeros, smallest first. All of them decode zero bytes as zeros.
 ZEROS = ("q1_0", "q4_0", "f16")
 ADAPTER_KEY, HASH_KEY, RESIDUAL_KEY = "lowrank.adapter", "lowrank.adapter.sha256", "lowrank.residual"
