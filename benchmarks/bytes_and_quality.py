@@ -40,7 +40,7 @@ from lowrank_export.runtime_tests.report import write_json
 from lowrank_export.runtime_tests.svg_chart import STYLE, Point, Series, line_chart
 from lowrank_export.runtime_tests.validate import window_facts
 
-TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_1", "q4_k_m", "q4_1", "q4_k", "q4_0", "iq4_nl", "q3_k_m")
+TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_1", "q5_0", "q4_k_m", "q4_1", "q4_k", "q4_0", "iq4_nl", "q3_k_m")
 RETENTIONS = (0.9, 0.8, 0.6)
 ADAPTER_RETENTIONS = (0.2, 0.1)
 ADAPTER_FACTORS = "q8_0"
