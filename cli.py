@@ -351,7 +351,19 @@ def export(
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
-    layout: Annotated[str, typer.Option(help="GGUF: native (factors) or dense (multiplied out).")] = "native",
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="GGUF: native (factors), dense (multiplied out), adapter (low-bit residuals and a LoRA adapter that "
+            "holds the factors); the last two need no patch."
+        ),
+    ] = "native",
+    dense: Annotated[
+        str | None, typer.Option(help="Layout adapter: the dense model, whose residuals the base holds.")
+    ] = None,
+    gguf_residual_type: Annotated[
+        str | None, typer.Option(help="Layout adapter: type of the residuals, or zero. Default: q4_0 with --dense.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -375,6 +387,8 @@ def export(
                 embedding_type=gguf_embedding_type,
                 head_type=gguf_head_type,
                 layout=layout if kind == "gguf" else "native",
+                dense=dense if kind == "gguf" else None,
+                residual=gguf_residual_type if kind == "gguf" else None,
                 force=force,
                 progress=progress,
             )
@@ -458,15 +472,25 @@ def doctor(as_json: Json = False) -> None:
 
 
 @runtime_app.command("build")
-def runtime_build(as_json: Json = False) -> None:
+def runtime_build(
+    tools: Annotated[
+        bool,
+        typer.Option("--tools", help="llama.cpp's programs too, from llama-cli to llama-quantize."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Build the patched llama.cpp into the per-user cache (once)."""
     with _one_line_errors():
         from .converter.progress import ConsoleProgress
         from .runtime_tests.llamacpp.runtime import ensure_runtime
+        from .runtime_tests.llamacpp.tools import ensure_tools
 
         built = ensure_runtime(ConsoleProgress())
-        _show(None, {"built": True, "path": str(built)}, as_json)
+        programs = ensure_tools(ConsoleProgress()) if tools else None
+        _show(None, {"built": True, "path": str(built), "tools": str(programs) if programs else None}, as_json)
         _tell(f"llama.cpp runtime: {built}")
+        if programs:
+            _tell(f"llama.cpp tools: {programs}")
 
 
 @runtime_app.command("status")
@@ -474,12 +498,29 @@ def runtime_status(as_json: Json = False) -> None:
     """Say whether the patched llama.cpp is built, and where."""
     with _one_line_errors():
         from .runtime_tests.llamacpp.runtime import find_runtime
+        from .runtime_tests.llamacpp.tools import find_tools
 
-        found = find_runtime()
-        _show(None, {"built": found is not None, "path": str(found) if found else None}, as_json)
-        _tell(
-            f"llama.cpp runtime: {found}" if found else "llama.cpp runtime: not built; `lowrank-export runtime build`"
-        )
+        found, tools = find_runtime(), find_tools()
+        paths = {"path": str(found) if found else None, "tools": str(tools) if tools else None}
+        _show(None, {"built": found is not None, **paths}, as_json)
+        _tell(f"llama.cpp runtime: {found or 'not built; `lowrank-export runtime build`'}")
+        _tell(f"llama.cpp tools: {tools or 'not built; `lowrank-export runtime build --tools`'}")
+
+
+@runtime_app.command("path")
+def runtime_path(
+    tool: Annotated[str | None, typer.Option(help="A program: llama-cli, llama-server, llama-bench, ...")] = None,
+    patch: Annotated[bool, typer.Option("--patch", help="The patch for a llama.cpp of your own.")] = False,
+) -> None:
+    """Print one path on stdout, for scripts: the runtime's folder, a program or the patch."""
+    with _one_line_errors():
+        from .runtime_tests.llamacpp.runtime import runtime_folder
+        from .runtime_tests.llamacpp.source import PATCH
+        from .runtime_tests.llamacpp.tools import tool_path
+
+        if tool and patch:
+            raise UsageError("--tool and --patch: one path at a time")
+        typer.echo(str(PATCH if patch else tool_path(tool) if tool else runtime_folder()))
 
 
 LOG_WIDTH = 120  # columns of tables written to a file or pipe

@@ -15,20 +15,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from random_llama import said, save_random_factors, save_random_llama
 
 from lowrank_export.converter.checkpoint import quiet_transformers
-from lowrank_export.converter.lowrank_linear import replace_linears
-from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
-from lowrank_export.converter.transformers_integration import LowRankConfig
 from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, ONNXRUNTIME, open_backend
 from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
-from lowrank_export.runtime_tests.speed import Rate, measure_speed
+from lowrank_export.runtime_tests.speed import measure_speed
 
 LAYOUTS = ("dense", "two-factor", "pivot")
 
@@ -57,66 +52,13 @@ def main() -> None:
 
 
 def make_checkpoints(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
-    """Layout -> checkpoint folder. The factors are random too: what they hold makes no difference to the speed."""
+    """Layout -> checkpoint folder."""
     sources = {layout: folder / layout for layout in LAYOUTS}
     save_random_llama(sources["dense"], arguments.width, arguments.blocks, arguments.prompt + arguments.decode)
     for layout in LAYOUTS[1:]:
         recipe = Recipe(model=str(sources["dense"]), method="svd", retention=arguments.retention, layout=layout)
-        with prepared(recipe, device="cpu", progress=SilentProgress()) as job:
-            ranks = job.plan.ranks
-        model = AutoModelForCausalLM.from_pretrained(sources["dense"])
-        in_order = [name for name in ranks if name.endswith(("gate_proj", "up_proj"))]
-        replace_linears(model, ranks, layout, in_order)
-        for name, parameter in model.named_parameters():
-            if ".lowrank_" in name:
-                fill(parameter)
-        for name, buffer in model.named_buffers():
-            if name.endswith("lowrank_perm"):
-                buffer.copy_(torch.randperm(len(buffer)))
-        model.config.quantization_config = LowRankConfig(layout, ranks, arguments.retention, "random")
-        model.save_pretrained(sources[layout])
-        save_tokenizer(sources[layout])
+        save_random_factors(sources[layout], sources["dense"], recipe)
     return sources
-
-
-@torch.no_grad()
-def fill(parameter: torch.Tensor) -> None:
-    """Random weights that keep the size of what they multiply."""
-    parameter.normal_(std=parameter.shape[-1] ** -0.5)
-
-
-def save_tokenizer(path: Path) -> int:
-    """A tokenizer that knows 256 bytes and one merge, without which llama.cpp loads none; returns its size."""
-    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
-    raw = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[("t", "h")]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=symbols[0]).save_pretrained(path)
-    return len(symbols)
-
-
-def save_random_llama(path: Path, width: int, blocks: int, context: int) -> None:
-    """A llama of random weights."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=save_tokenizer(path),
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=blocks,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 256,
-        head_dim=64,
-        max_position_embeddings=max(1024, context),
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=True,
-    )
-    model = AutoModelForCausalLM.from_config(config).float()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            fill(parameter)
-    model.save_pretrained(path)
 
 
 def measure(sources: dict[str, Path], folder: Path, format: str, type: str, arguments: argparse.Namespace) -> list[str]:
@@ -142,12 +84,6 @@ def measure(sources: dict[str, Path], folder: Path, format: str, type: str, argu
         f"prefill {said(speed.prefill, dense.prefill)}  decode {said(speed.decode, dense.decode)}"
         for (layout, artifact), speed in zip(made.items(), speeds, strict=True)
     ]
-
-
-def said(rate: Rate, dense: Rate) -> str:
-    """Median rate, its ratio to dense, and the ratio of the fastest rounds."""
-    ratio, best = rate.median / dense.median, rate.highest / dense.highest
-    return f"{rate.median:8.1f} tok/s = {ratio:.2f}x dense (best rounds {best:.2f}x)"
 
 
 if __name__ == "__main__":

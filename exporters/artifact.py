@@ -50,8 +50,8 @@ class Artifact:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits the file spends per stored parameter, everything included."""
-        return 8 * self.bytes / self.parameters
+        """Bits the file spends per stored parameter, everything included; 0 for a file without parameters."""
+        return 8 * self.bytes / self.parameters if self.parameters else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON-ready data."""

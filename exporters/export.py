@@ -17,7 +17,7 @@ QUANTISATIONS: Mapping[str, tuple[str, ...]] = {
     "gguf": ("q8_0", *(name for name in MIXES if name != "q8_0")),
     "onnx": ("int8", "fp32"),
 }
-LAYOUTS = ("native", "dense")
+LAYOUTS = ("native", "dense", "adapter")
 
 
 def check_format(format: str, quantisation: str | None = None) -> str:
@@ -50,6 +50,8 @@ def export(
     embedding_type: str | None = None,
     head_type: str | None = None,
     layout: str = "native",
+    dense: str | None = None,
+    residual: str | None = None,
     library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -64,7 +66,10 @@ def export(
         format: "gguf" or "onnx".
         quantisation: see `QUANTISATIONS`; the format's first by default.
         embedding_type, head_type: GGUF: storage types of token embedding and output head, where not the mix's.
-        layout: "native" (two factors) or, for GGUF, "dense" (factors multiplied out).
+        layout: "native" (two factors) or, for GGUF, "dense" (factors multiplied out) and "adapter" (a base of
+            residuals, and the factors as a LoRA adapter beside it); both run in a llama.cpp without the patch.
+        dense: layout "adapter": the model the checkpoint was made from, as `open_source` takes it.
+        residual: layout "adapter": storage type of the residuals, or "zero".
         library: GGUF: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace `out` if it exists.
 
@@ -73,6 +78,26 @@ def export(
     """
     quantisation = check_format(format, quantisation)
     progress = progress or SilentProgress()
+    if layout not in LAYOUTS:
+        raise UsageError(f"--layout {layout}: unknown layout{nearest(layout, LAYOUTS)}")
+    if layout != "adapter" and (dense or residual):
+        raise UsageError("--dense and --gguf-residual-type belong to --layout adapter")
+    if format == "gguf" and layout == "adapter":
+        from ..converter.source import open_source
+        from .gguf.adapter import export_adapter
+
+        return export_adapter(
+            checkpoint,
+            out,
+            dense=None if dense is None else open_source(dense, progress),
+            residual=residual,
+            quantisation=quantisation,
+            embedding_type=embedding_type,
+            head_type=head_type,
+            library=library,
+            force=force,
+            progress=progress,
+        )
     if format == "gguf":
         from .gguf.writer import export_gguf
 

@@ -9,8 +9,12 @@ from pathlib import Path
 
 from ..converter.errors import InputError
 from ..exporters.artifact import Artifact, TensorRecord
+from ..exporters.gguf.adapter import LAYOUT as ADAPTER_LAYOUT
+from ..exporters.gguf.adapter import RESIDUAL_KEY, find_adapter, read_records
+from ..exporters.gguf.consistency import check_consistency
 from ..exporters.gguf.header import read_header
 from ..exporters.gguf.mixes import exported_as, records
+from ..exporters.gguf.types import TYPES
 from .backends.open import artifact_format
 
 CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32"}
@@ -33,15 +37,32 @@ def describe(artifact: Artifact | Path) -> Artifact:
 
 
 def _describe_gguf(path: Path) -> Artifact:
-    header = read_header(path)
-    tensors = tuple(TensorRecord(tensor.name, tensor.shape, tensor.type, tensor.bytes) for tensor in header.tensors)
+    header, residual = read_header(path), None
+    try:
+        check_consistency(header)
+    except InputError as error:
+        raise InputError(f"{path}: damaged GGUF file: {error}") from None
     asked = exported_as(header)
-    if asked is not None:
-        meant = {record.name: record for record in records({tensor.name: tensor.shape for tensor in tensors}, asked)}
-        tensors = tuple(meant[tensor.name] if meant[tensor.name].type == tensor.type else tensor for tensor in tensors)
-    layout = "native" if "lowrank.version" in header.metadata else "dense"
-    parameters = sum(prod(tensor.shape) for tensor in tensors if tensor.type != PERMUTATION)
-    return Artifact(path, "gguf", asked.mix if asked else _main_type(tensors), layout, header.size, parameters, tensors)
+    if header.metadata.get("lowrank.layout") == ADAPTER_LAYOUT:
+        tensors, layout = read_records(path, header, asked), ADAPTER_LAYOUT
+        residual = header.metadata.get(RESIDUAL_KEY)
+    else:
+        tensors = tuple(TensorRecord(tensor.name, tensor.shape, tensor.type, tensor.bytes) for tensor in header.tensors)
+        layout = "native" if "lowrank.version" in header.metadata else "dense"
+        if asked is not None:
+            meant = {record.name: record for record in records({t.name: t.shape for t in tensors}, asked)}
+            tensors = tuple(meant[t.name] if meant[t.name].type == t.type else t for t in tensors)
+    beside = find_adapter(path, header)
+    weights = tensors[: len(header.tensors)]  # those of the model: an adapter's come on top of them
+    return Artifact(
+        path=path,
+        format="gguf",
+        quantisation=residual if residual in TYPES else asked.mix if asked else _main_type(tensors),
+        layout=layout,
+        bytes=header.size + (beside.stat().st_size if beside else 0),
+        parameters=sum(prod(tensor.shape) for tensor in weights if tensor.type != PERMUTATION),
+        tensors=tensors,
+    )
 
 
 def _describe_onnx(folder: Path) -> Artifact:

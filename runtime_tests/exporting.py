@@ -20,6 +20,8 @@ def export(
     embedding_type: str | None = None,
     head_type: str | None = None,
     layout: str = "native",
+    dense: str | None = None,
+    residual: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -37,6 +39,8 @@ def export(
         embedding_type=embedding_type,
         head_type=head_type,
         layout=layout,
+        dense=dense,
+        residual=residual,
         library=partial(ggml_library, progress),
         force=force,
         progress=progress,

@@ -37,6 +37,15 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def stock() -> ModuleType:
+    """tests/stock.py: a llama.cpp without the patch."""
+    module = _load("stock")
+    if not module.INSTALLED:
+        pytest.skip(module.REASON)
+    return module
+
+
+@pytest.fixture(scope="session")
 def demo() -> Path:
     """The demo model as a dense Hugging Face folder; fetched once into the user's cache."""
     from lowrank_export.converter.progress import SilentProgress

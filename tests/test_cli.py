@@ -130,6 +130,44 @@ def test_unknown_formats(
 @pytest.mark.parametrize(
     ("options", "needles"),
     [
+        (["--layout", "adaptor"], ["--layout adaptor", "did you mean 'adapter'"]),
+        (["--dense", "demo"], ["--dense and --gguf-residual-type belong to --layout adapter"]),
+        (["--layout", "adapter", "--gguf-residual-type", "q4_0"], ["give --dense"]),
+        (["--layout", "adapter", "--gguf-residual-type", "q4"], ["unknown residual type 'q4'"]),
+    ],
+)
+def test_layouts_that_do_not_fit(models: Path, empty_folder: Path, options: list[str], needles: list[str]) -> None:
+    assert_one_line(run("export", models / "factored", "--out", "out", *options), 2, *needles)
+    assert not list(empty_folder.iterdir())
+
+
+def test_adapter_layout(models: Path, empty_folder: Path) -> None:
+    options = ["--layout", "adapter", "--dense", models / "dense", "--json"]
+    done = run("export", models / "factored", "--out", "out", *options)
+    assert done.exit_code == 0, done.stderr
+    (made,) = json.loads(done.stdout)["artifacts"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["model-q8_0.gguf", "model-q8_0.lora.gguf"]
+    assert made["bytes"] == sum(path.stat().st_size for path in Path("out").iterdir())
+    found = run("inspect", "out/model-q8_0.gguf", "--json")
+    assert json.loads(found.stdout)["layout"] == "adapter"
+    Path("out/model-q8_0.lora.gguf").unlink()
+    assert_one_line(run("inspect", "out/model-q8_0.gguf"), 3, "its adapter model-q8_0.lora.gguf is not beside it")
+
+
+def test_runtime_path(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One path on stdout and nothing else; one line where there is nothing to name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_folder))
+    done = run("runtime", "path", "--patch")
+    assert done.stderr == "" and Path(done.stdout.removesuffix("\n")).read_text().startswith("Low-rank weights")
+    assert_one_line(run("runtime", "path"), 5, "not built yet", "`lowrank-export runtime build`")
+    assert_one_line(run("runtime", "path", "--tool", "llama-cli"), 5, "`lowrank-export runtime build --tools`")
+    assert_one_line(run("runtime", "path", "--tool", "lama-cli"), 2, "did you mean 'llama-cli'")
+    assert_one_line(run("runtime", "path", "--tool", "llama-cli", "--patch"), 2, "one path at a time")
+
+
+@pytest.mark.parametrize(
+    ("options", "needles"),
+    [
         (["--methods", "svd,adsvd"], ["'adsvd'", "did you mean 'adasvd'"]),
         (["--retention", "0.8", "--retention", "0"], ["retention", "greater than 0"]),
         (["--retention", "0.8,much"], ["retention", "valid number", "'much'"]),

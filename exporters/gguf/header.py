@@ -19,7 +19,8 @@ MAX_DIMENSIONS = 4
 MAX_NAME = 64  # ggml's GGML_MAX_NAME, the closing zero included
 DEFAULT_ALIGNMENT = 32
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
+UINT32, STRING, ARRAY = 4, 8, 9
+ALIGNMENT_KEY = "general.alignment"
 MAX_DEPTH = 4  # of arrays in arrays
 
 
@@ -106,6 +107,15 @@ class _Cursor:
         """A string with its length before it. What is no UTF-8 is replaced: vocabularies hold such."""
         return self.take(self.count(1, f"the length of {what}"), what).decode("utf-8", "replace")
 
+    def name(self, what: str) -> str:
+        """A string that names something: UTF-8, and nothing else."""
+        begin = self.at
+        raw = self.take(self.count(1, f"the length of {what}"), what)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise _Damage(f"{what} at {begin:,} is not UTF-8 ({raw[:20]!r})") from None
+
 
 def _header(cursor: _Cursor, size: int) -> Header:
     version = cursor.number("I", "the version")
@@ -118,13 +128,16 @@ def _header(cursor: _Cursor, size: int) -> Header:
     keys = cursor.count(8 + 4 + 1, "the number of metadata keys")
     metadata: dict[str, Any] = {}
     for _ in range(keys):
-        key = cursor.text("a metadata key")
+        key = cursor.name("a metadata key")
         if key in metadata:
             raise _Damage(f"metadata key {key!r} occurs twice")
-        metadata[key] = _value(cursor, cursor.number("I", f"the type of {key!r}"), key)
-    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise _Damage(f"general.alignment is {alignment!r}, no power of two")
+        kind = cursor.number("I", f"the type of {key!r}")
+        if key == ALIGNMENT_KEY and kind != UINT32:
+            raise _Damage(f"{ALIGNMENT_KEY} has type {kind}, it must be a u32")
+        metadata[key] = _value(cursor, kind, key)
+    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    if alignment < 1 or alignment & (alignment - 1):
+        raise _Damage(f"{ALIGNMENT_KEY} is {alignment!r}, no power of two")
     listed = [_tensor(cursor) for _ in range(tensors)]
     start = -(-cursor.at // alignment) * alignment
     return Header(metadata, _placed(listed, start, alignment, size), size)
@@ -151,7 +164,7 @@ def _tensor(cursor: _Cursor) -> StoredTensor:
     """One entry of the list of tensors; its offset counts from the start of the data."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    name = cursor.text("a tensor's name")
+    name = cursor.name("a tensor's name")
     if not name or len(name.encode("utf-8")) >= MAX_NAME:
         raise _Damage(f"a tensor's name has {len(name)} letters ({name[:20]!r}...)" if name else "a tensor has no name")
     dimensions = cursor.number("I", f"the number of dimensions of {name!r}")
@@ -172,7 +185,7 @@ def _tensor(cursor: _Cursor) -> StoredTensor:
 
 
 def _placed(listed: Iterable[StoredTensor], start: int, alignment: int, size: int) -> tuple[StoredTensor, ...]:
-    """The tensors with offsets in the file, each inside it, aligned, and none overlapping another."""
+    """The tensors with offsets in the file: inside it, aligned, and without gaps, as ggml wants them."""
     placed: dict[str, StoredTensor] = {}
     for tensor in listed:
         begin = start + tensor.offset
@@ -190,4 +203,11 @@ def _placed(listed: Iterable[StoredTensor], start: int, alignment: int, size: in
     for first, second in pairwise(in_order):
         if first.offset + first.bytes > second.offset:
             raise _Damage(f"tensors {first.name!r} and {second.name!r} overlap")
+    expected = start
+    for tensor in placed.values():
+        if tensor.offset != expected:
+            raise _Damage(
+                f"tensor {tensor.name!r} begins at {tensor.offset:,}, after those before it comes {expected:,}"
+            )
+        expected += -(-tensor.bytes // alignment) * alignment
     return tuple(placed.values())

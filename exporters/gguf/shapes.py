@@ -11,13 +11,16 @@ from .names import OUTSIDE, Family
 FORMS = (("weight",), ("lowrank_u.weight", "lowrank_v.weight"), ("lowrank_p.weight", "lowrank_c.weight"))
 
 
-def check_shapes(shapes: Mapping[str, tuple[int, ...]], of: Family, hyper: Hyperparameters) -> None:
+def check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], of: Family, hyper: Hyperparameters, says: str = "config.json"
+) -> None:
     """Compare the tensors to be written with the hyperparameters.
 
     Args:
         shapes: GGUF name -> shape.
         of: the family.
-        hyper: from config.json.
+        hyper: from config.json, or from a file's metadata.
+        says: where they are from.
 
     Raises:
         InputError: a tensor is missing or has another shape; names it.
@@ -32,12 +35,12 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], of: Family, hyper: Hyper
         expected = _expected(kind, full[module])
         if len(shape) != len(expected) or any(n not in (None, found) for n, found in zip(expected, shape, strict=True)):
             said = " x ".join("rank" if n is None else str(n) for n in expected)
-            raise InputError(f"tensor {name!r} has shape {shape}, but config.json says {said}")
+            raise InputError(f"tensor {name!r} has shape {shape}, but {says} says {said}")
     modules = [f"blk.{block}.{module}" for block in range(hyper.blocks) for module in of.modules.values()]
     for module in (*modules, OUTSIDE["model.norm"]):
         if not any(all(f"{module}.{part}" in shapes for part in form) for form in FORMS):
-            raise InputError(f"the checkpoint has no weight for {module!r}")
-        _check_pivot(module, shapes, full[module.rpartition(".")[2]])
+            raise InputError(f"there is no weight for {module!r}, of {hyper.blocks} blocks by {says}")
+        _check_pivot(module, shapes, full[module.rpartition(".")[2]], says)
 
 
 def _full_shapes(hyper: Hyperparameters) -> dict[str, tuple[int, ...]]:
@@ -72,8 +75,8 @@ def _expected(kind: str, full: tuple[int, ...]) -> tuple[int | None, ...]:
     }.get(kind, full)
 
 
-def _check_pivot(module: str, shapes: Mapping[str, tuple[int, ...]], full: tuple[int, ...]) -> None:
+def _check_pivot(module: str, shapes: Mapping[str, tuple[int, ...]], full: tuple[int, ...], says: str) -> None:
     """P and C together must have the rows of W, and C a column per row of P."""
     p, c = shapes.get(f"{module}.lowrank_p.weight"), shapes.get(f"{module}.lowrank_c.weight")
     if p and c and (p[0] + c[0] != full[0] or c[1] != p[0]):
-        raise InputError(f"{module!r} has pivot rows {p} and coefficients {c}, but config.json says {full[0]} rows")
+        raise InputError(f"{module!r} has pivot rows {p} and coefficients {c}, but {says} says {full[0]} rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -108,7 +109,7 @@ def export_gguf(
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
     with replacing(out, force=force, folder=False) as partial:
-        writer = _open(partial, reader, of, hyperparameters, asked, native=native)
+        writer = open_writer(partial, reader, of, hyperparameters, asked, layout=reader.layout if native else "dense")
         try:
             with progress.stage(f"writing {out.name}", len(sources)) as advance:
                 _write(writer, reader, of, hyperparameters, sources, records, library, advance)
@@ -207,10 +208,10 @@ def _file_order(source: Source) -> tuple[int, int, str]:
     return (0 if parts[0] in ("token_embd", "rope_freqs") else 2), 0, source.name
 
 
-def _open(
-    path: Path, reader: CheckpointReader, of: Family, hyper: Hyperparameters, asked: Quantisation, *, native: bool
+def open_writer(
+    path: Path, reader: CheckpointReader, of: Family, hyper: Hyperparameters, asked: Quantisation, *, layout: str
 ) -> GGUFWriter:
-    """A writer with all metadata set."""
+    """A writer with all metadata of a model set; `layout` is what a factored checkpoint's file says of itself."""
     from gguf import GGML_QUANT_VERSION, GGUFWriter
 
     writer = GGUFWriter(path, of.architecture)
@@ -221,9 +222,9 @@ def _open(
     writer.add_quantization_version(GGML_QUANT_VERSION)
     add_hyperparameters(writer, hyper)
     if reader.lowrank:
-        if native:  # what makes an unpatched library's refusal explainable
-            writer.add_uint32("lowrank.version", LOWRANK_VERSIONS[reader.layout])
-        writer.add_string("lowrank.layout", reader.layout if native else "dense")
+        if layout in LOWRANK_VERSIONS:  # what makes an unpatched library's refusal explainable
+            writer.add_uint32("lowrank.version", LOWRANK_VERSIONS[layout])
+        writer.add_string("lowrank.layout", layout)
         writer.add_float32("lowrank.retention", float(reader.lowrank.get("retention", 1.0)))
         writer.add_string("lowrank.method", str(reader.lowrank.get("method", "")))
         writer.add_string("lowrank.recipe", reader.recipe_text)
@@ -241,6 +242,28 @@ def _write(
     library: FindLibrary | None,
     advance: Advance,
 ) -> None:
+    write_tensors(
+        writer,
+        records,
+        (
+            encode(record.name, tensor_values(source, reader, of, hyper), record.type, library)
+            for source, record in zip(sources, records, strict=True)
+        ),
+        advance,
+    )
+
+
+def write_tensors(
+    writer: GGUFWriter, records: Sequence[TensorRecord], encoded: Iterable[NDArray[np.generic]], advance: Advance
+) -> None:
+    """Write header, metadata and every tensor, one in memory at a time, down to the disk.
+
+    Args:
+        writer: with all metadata set.
+        records: what the file holds.
+        encoded: the bytes of each, in that order.
+        advance: told about each.
+    """
     from gguf import GGMLQuantizationType
 
     for record in records:
@@ -250,8 +273,7 @@ def _write(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     file = writer.fout[0]
-    for source, record in zip(sources, records, strict=True):
-        data = encode(record.name, _weights(source, reader, of, hyper), record.type, library)
+    for data in encoded:
         # Not write_tensor_data: numpy's tofile loses the reason of a failed write.
         writer.write_padding(file, file.tell())
         file.write(data.reshape(-1).view(np.uint8).data)
@@ -261,7 +283,7 @@ def _write(
     os.fsync(file.fileno())
 
 
-def _weights(
+def tensor_values(
     source: Source, reader: CheckpointReader, of: Family, hyper: Hyperparameters
 ) -> NDArray[np.float32] | NDArray[np.int32]:
     """One tensor's values, factors multiplied out where there are two parts, rows in llama.cpp's order."""

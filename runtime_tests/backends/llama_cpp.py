@@ -23,7 +23,7 @@ NO_FLASH_ATTENTION = 0
 
 
 class LlamaCppBackend:
-    """One GGUF file in llama.cpp, one sequence at a time.
+    """One GGUF file in llama.cpp, with its LoRA adapter if it has one (layout "adapter"), one sequence at a time.
 
     Args:
         path: the file, factored or ordinary.
@@ -55,7 +55,7 @@ class LlamaCppBackend:
         self._errors.clear()
         self._n_ctx, self._length = n_ctx, 0
         try:
-            self._load(path, threads, exact)
+            self._load(path, summary.adapter, threads, exact)
         except BaseException:
             self.close()
             raise
@@ -110,7 +110,7 @@ class LlamaCppBackend:
             self._api.llama_model_free(self._model)
         self._batch = self._context = self._model = None
 
-    def _load(self, path: Path, threads: int, exact: bool) -> None:
+    def _load(self, path: Path, adapter: Path | None, threads: int, exact: bool) -> None:
         self._api.llama_backend_init()
         self._model = self._api.llama_model_load_from_file(str(path).encode(), self._api.llama_model_default_params())
         if not self._model:
@@ -124,12 +124,23 @@ class LlamaCppBackend:
         self._context = self._api.llama_init_from_model(self._model, options)
         if not self._context:
             raise ResourceError(f"{path}: llama.cpp has no room for {self._n_ctx} tokens: {self._last_error()}")
+        if adapter is not None:
+            self._apply(adapter)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self._vocabulary = int(self._api.llama_vocab_n_tokens(self._vocab))
         self._batch = self._api.llama_batch_init(BATCH, 0, 1)
         for i in range(BATCH):
             self._batch.n_seq_id[i] = 1
             self._batch.seq_id[i][0] = 0
+
+    def _apply(self, adapter: Path) -> None:
+        """Add a LoRA adapter at scale 1. It is freed with the model."""
+        loaded = self._api.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if not loaded:
+            raise InputError(f"{adapter}: llama.cpp cannot load this adapter: {self._last_error()}")
+        one = (self._api.llama_adapter_lora_p_ctypes * 1)(loaded)
+        if self._api.llama_set_adapters_lora(self._context, one, 1, (ctypes.c_float * 1)(1.0)) != 0:
+            raise InputError(f"{adapter}: llama.cpp cannot apply this adapter: {self._last_error()}")
 
     def _decode(self, tokens: Tokens, *, every: bool) -> None:
         """Append up to BATCH tokens; keep the logits of every position or of the last."""

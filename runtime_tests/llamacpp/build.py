@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...converter.errors import ResourceError
@@ -45,7 +46,7 @@ def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
         InputError: a download differs from its pinned hash.
     """
     check_compiler()
-    started, cpu = time.monotonic(), _child_seconds()
+    started, cpu = time.monotonic(), child_seconds()
     with progress.stage("building llama.cpp (once)", 100) as advance:
         download(folder)
         sdist, diskcache = (folder / name for name in HASHES)
@@ -60,7 +61,7 @@ def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(site)
         advance(100 - percent)
-    seconds, cpu = time.monotonic() - started, _child_seconds() - cpu
+    seconds, cpu = time.monotonic() - started, child_seconds() - cpu
     progress.note(f"llama.cpp built in {seconds:.0f} s ({cpu:.0f} CPU-seconds)")
     return site
 
@@ -86,10 +87,21 @@ def _compile(source: Path, wheels: Path, log: Path) -> Iterator[int]:
     """Build one wheel with pip and scikit-build-core; yields percentages, non-decreasing."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--verbose"]
     command += ["--wheel-dir", str(wheels), "--config-settings", f"cmake.args={';'.join(CMAKE_OPTIONS)}", str(source)]
-    environment = {**os.environ, "PIP_NO_COLOR": "1"}
-    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+    log.unlink(missing_ok=True)
+    yield from run_steps(command, log)
+    if not any(wheels.glob("*.whl")):
+        raise ResourceError(f"llama.cpp runtime: the build made no wheel (full output: {log})")
+
+
+def run_steps(command: list[str], log: Path, environment: Mapping[str, str] = os.environ) -> Iterator[int]:
+    """Run a compiler driver; its output is added to `log`. Yields percentages, non-decreasing, 99 at most.
+
+    Raises:
+        ResourceError: it failed; the line that says why.
+    """
+    environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1), **environment, "PIP_NO_COLOR": "1"}
     percent = 0
-    with log.open("w", encoding="utf-8", errors="replace") as record:
+    with log.open("a", encoding="utf-8", errors="replace") as record:
         process = subprocess.Popen(  # noqa: S603
             command,
             env=environment,
@@ -98,6 +110,7 @@ def _compile(source: Path, wheels: Path, log: Path) -> Iterator[int]:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            process_group=0,
         )
         try:
             for line in process.stdout or ():
@@ -109,14 +122,14 @@ def _compile(source: Path, wheels: Path, log: Path) -> Iterator[int]:
                     yield percent
         finally:
             if process.poll() is None and sys.exc_info()[0] is not None:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)  # cmake alone would wait for the compilers to finish
             code = process.wait()
-    if code != 0 or not any(wheels.glob("*.whl")):
+    if code != 0:
         output = log.read_text(encoding="utf-8")
         raise ResourceError(f"llama.cpp runtime: the build failed: {last_error(output)} (full output: {log})")
 
 
-def _child_seconds() -> float:
+def child_seconds() -> float:
     """CPU seconds used by finished child processes, user and system."""
     times = os.times()
     return times.children_user + times.children_system

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...converter.errors import InputError
 from ...converter.layouts import PERM_SUFFIX
+from ...exporters.gguf.adapter import find_adapter
 from ...exporters.gguf.header import StoredTensor, read_header
 from ...exporters.gguf.types import INTEGERS
 
@@ -26,23 +27,27 @@ class GgufSummary:
         architecture: `general.architecture`.
         lowrank_version: version of the factored layout, 0 for an ordinary file.
         vocabulary: number of tokens, 0 if the file has none.
+        adapter: the LoRA adapter that the file is worthless without, None for others.
     """
 
     architecture: str
     lowrank_version: int
     vocabulary: int
+    adapter: Path | None = None
 
 
 def inspect_gguf(path: Path) -> GgufSummary:
     """Read a file's header, checked as `read_header` does, and what llama.cpp would end the process over.
 
     Raises:
-        InputError: missing, not GGUF, truncated or damaged.
+        InputError: missing, not GGUF, truncated or damaged; or its adapter is.
     """
     header = read_header(path)
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise InputError(f"{path}: damaged GGUF file: no general.architecture")
+    if header.metadata.get("general.type") == "adapter":
+        raise InputError(f"{path}: is a LoRA adapter; give the base file that it belongs to")
     version = header.metadata.get("lowrank.version", 0)
     tokens = header.metadata.get("tokenizer.ggml.tokens", [])
     if not isinstance(version, int) or not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
@@ -52,7 +57,10 @@ def inspect_gguf(path: Path) -> GgufSummary:
     for tensor in header.tensors:
         if tensor.name.endswith(PERM_SUFFIX) and not _is_permutation(path, tensor):  # ggml asserts the range
             raise InputError(f"{path}: damaged GGUF file: {tensor.name} is no permutation")
-    return GgufSummary(architecture, version, len(tokens))
+    adapter = find_adapter(path, header)
+    if adapter is not None:
+        read_header(adapter)
+    return GgufSummary(architecture, version, len(tokens), adapter)
 
 
 def check_loadable(path: Path, summary: GgufSummary, *, patched_version: int) -> None:

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -32,15 +32,32 @@ def cache_folder() -> Path:
 
 def runtime_key() -> str:
     """Name of the build that fits this machine: version plus a digest of all that decides what the compiler makes."""
-    parts = [VERSION, *HASHES.values(), PATCH.read_text(encoding="utf-8"), *CMAKE_OPTIONS]
+    return f"{VERSION}-{build_digest(CMAKE_OPTIONS)}"
+
+
+def build_digest(options: Iterable[str]) -> str:
+    """Digest of source, patch, CMake's options, and the machine's platform and features."""
+    parts = [VERSION, *HASHES.values(), PATCH.read_text(encoding="utf-8"), *options]
     parts += [os.environ.get("CMAKE_ARGS", ""), sys.platform, platform.machine(), _cpu_features()]
-    return f"{VERSION}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
+    return hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]
 
 
 def find_runtime() -> Path | None:
     """The built runtime's folder, None if it has not been built."""
     folder = cache_folder() / runtime_key()
     return folder if (folder / "llama_cpp" / "lib").is_dir() else None
+
+
+def runtime_folder() -> Path:
+    """The built library's folder.
+
+    Raises:
+        ResourceError: it has not been built.
+    """
+    found = find_runtime()
+    if found is None:
+        raise ResourceError("llama.cpp runtime: not built yet; run `lowrank-export runtime build`")
+    return found
 
 
 def ensure_runtime(progress: Progress) -> Path:
@@ -53,15 +70,29 @@ def ensure_runtime(progress: Progress) -> Path:
         ResourceError: no compiler, no network, no space, or the build failed.
         InputError: a download differs from its pinned hash.
     """
-    found = find_runtime()
+    return ensure_built(runtime_key(), find_runtime, lambda work, log: build_runtime(work, log, progress))
+
+
+def ensure_built(key: str, find: Callable[[], Path | None], build: Callable[[Path, Path], Path]) -> Path:
+    """A build's folder in the cache; makes it first if needed, one process at a time.
+
+    Args:
+        key: its name.
+        find: gives the folder once it is built.
+        build: makes it, from an empty folder to work in and a file for the compiler's output; returns what to keep.
+
+    Raises:
+        ResourceError, InputError: as `build` says, or the cache cannot be written.
+    """
+    found = find()
     if found is not None:
         return found
-    cache, key = cache_folder(), runtime_key()
+    cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{key}.lock"):
-            found = find_runtime()
-            return found if found is not None else _build(cache, key, progress)
+            found = find()
+            return found if found is not None else _build(cache, key, build)
     except OSError as error:
         raise ResourceError(f"llama.cpp runtime: cannot be built under {cache}: {error}") from None
 
@@ -79,13 +110,12 @@ def ggml_library(progress: Progress) -> Path:
     raise ResourceError(f"llama.cpp runtime: no ggml library in {folder}")
 
 
-def _build(cache: Path, key: str, progress: Progress) -> Path:
+def _build(cache: Path, key: str, build: Callable[[Path, Path], Path]) -> Path:
     for leftover in cache.glob(f"{key}.building-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{key}.building-", dir=cache))
     try:
-        site = build_runtime(work, cache / f"{key}.log", progress)
-        site.rename(cache / key)
+        build(work, cache / f"{key}.log").rename(cache / key)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return cache / key

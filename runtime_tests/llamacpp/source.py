@@ -6,17 +6,40 @@ import hashlib
 import subprocess
 import sys
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...converter.errors import InputError, ResourceError
 
-VERSION = "0.3.36"
+
+@dataclass(frozen=True)
+class Release:
+    """A source distribution of llama-cpp-python that this project has a patch for.
+
+    Attributes:
+        version: of llama-cpp-python.
+        llama_cpp: version of the llama.cpp inside it.
+        sha256: of the source distribution.
+    """
+
+    version: str
+    llama_cpp: str
+    sha256: str
+
+    @property
+    def patch(self) -> Path:
+        """The patch, beside this file."""
+        return Path(__file__).with_name(f"lowrank-{self.version}.patch")
+
+
+# Newest first; the first is built. CONTRIBUTING.md says how to add one.
+RELEASES = (Release("0.3.36", "0.5.0", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"),)
+VERSION, PATCH = RELEASES[0].version, RELEASES[0].patch
 DISKCACHE = "5.6.3"  # imported by llama_cpp, needed by nothing else: it lives beside it, not in the user's environment
 HASHES = {
-    f"llama_cpp_python-{VERSION}.tar.gz": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+    f"llama_cpp_python-{VERSION}.tar.gz": RELEASES[0].sha256,
     f"diskcache-{DISKCACHE}-py3-none-any.whl": "5e31b2d5fbad117cc363ebaf6b689474db18a1f6438bc82358b024abd4c2ca19",
 }
-PATCH = Path(__file__).with_name(f"lowrank-{VERSION}.patch")
 
 # Upstream forces llama.cpp's helper library on; nothing of it is shipped, and it takes a third of the build.
 COMMON_FORCED_ON = 'set(LLAMA_BUILD_COMMON ON CACHE BOOL "Build llama.cpp common library" FORCE)'

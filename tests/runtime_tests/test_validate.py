@@ -178,3 +178,20 @@ def test_gguf_in_llama_cpp(models: Path, windows: NDArray[np.int32], tmp_path: P
     assert report.passed, report.failures
     klds = [rows["factored", "llama.cpp", f"{kind}.gguf"].parity.mean_kld for kind in ("f32", "f16", "q8_0")]
     assert klds == sorted(klds) and klds[0] < 1e-7
+
+
+@pytest.mark.skipif(find_runtime() is None, reason="the llama.cpp runtime is not built")
+def test_adapter_with_its_base(models: Path, windows: NDArray[np.int32], tmp_path: Path) -> None:
+    """With residuals the pair is held to the dense model, without to the factored one; both files count."""
+    from lowrank_export.runtime_tests.exporting import export
+
+    common: dict[str, Any] = {"format": "gguf", "layout": "adapter", "quantisation": "q8_0"}
+    zero = export(models / "factored", tmp_path / "zero.gguf", **common)
+    whole = export(models / "factored", tmp_path / "whole.gguf", **common, dense=str(models / "dense"), residual="q5_1")
+    for artifact, reference, type in ((zero, "factored", "q8_0"), (whole, "dense", "q5_1")):
+        report = validate([artifact.path], reference=models / reference, windows=windows, settings=QUICK)
+        row = report.rows[-1]
+        assert report.passed, report.failures
+        assert (row.layout, row.quantisation, row.bytes) == ("adapter", type, artifact.bytes)
+    report = validate([zero.path], reference=models / "dense", windows=windows, settings=QUICK)
+    assert not report.passed

@@ -110,6 +110,17 @@ DAMAGE = {
     "tensor 'b' .32 f32. ends at 352, the file at 351": build(tensor("a"), tensor("b", offset=128))[:-1],
     "tensor 'a' occurs twice": build(tensor("a"), tensor("a", offset=128)),
     "tensors 'a' and 'b' overlap": build(tensor("a"), tensor("b", offset=96)),
+    "tensor 'b' begins at 288, after those before it comes 224": build(tensor("a"), tensor("b", offset=192), data=400),
+    "tensor 'a' begins at 224, after those before it comes 96": build(tensor("a", offset=128), tensor("b")),
+    "a metadata key at 24 is not UTF-8": build(keys=(struct.pack("<Q", 2) + b"\xff\xfe" + struct.pack("<IB", 0, 1),)),
+    "a tensor's name at 24 is not UTF-8": build(tensor("ab").replace(b"ab", b"\xc3\x28")),
+    "general.alignment has type 8, it must be a u32": build(keys=(key("general.alignment", 8, text("64")),)),
+    "general.alignment is 0, no power of two": build(keys=(key("general.alignment", 4, struct.pack("<I", 0)),)),
+    "number of dimensions of 'a+' wants 4 bytes": build(text("a" * 20), data=0)[:52],
+    "dimension of 'a' wants 8 bytes": build(text("a") + struct.pack("<IQ", 2, 8))[:45],
+    "type of 'a+' wants 4 bytes": build(keys=(text("a" * 20),), data=0)[:52],
+    "length of 'a' is 9, more than fit": build(keys=(key("a", 9, struct.pack("<IQ", 8, 9)),), data=0)[:54],
+    "metadata key 'a' has unknown type 9": build(keys=(key("a", 9, struct.pack("<IQ", 9, 1) * 5),)),
 }
 
 

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
 
 from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.gguf.header import read_header
+from lowrank_export.exporters.gguf.mixes import MIXES
+from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
+from lowrank_export.runtime_tests.exporting import export
 
 TOKENS = np.random.default_rng(0).integers(0, 320, 48).astype(np.int32)
 Q8_0, Q4_K_M = 7, 15
@@ -100,17 +103,54 @@ def test_adapter_of_a_factor_is_refused(
     assert "adapts a factor" in backend._last_error()
 
 
-@pytest.mark.parametrize(("file_type", "limit"), [(Q8_0, 0.2), (Q4_K_M, 1.0)])
-def test_own_quantiser(backend: LlamaCppBackend, factored: Path, tmp_path: Path, file_type: int, limit: float) -> None:
-    api: Any = backend._api
+def quantise(api: Any, source: Path, out: Path, file_type: int) -> None:
     options = api.llama_model_quantize_default_params()
     options.ftype, options.nthread = file_type, 1
+    assert api.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(options)) == 0
+
+
+def stored(path: Path) -> dict[str, str]:
+    return {tensor.name: tensor.type for tensor in read_header(path).tensors}
+
+
+PLAIN = ("f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_1", "q4_0")
+RAISED = {"q4_k": "q5_k", "iq4_nl": "q5_k", "iq4_xs": "q5_k", "q2_k": "q3_k"}
+
+
+@pytest.mark.parametrize("name", [name for name in MIXES if name != "f32"])
+def test_types_that_the_own_quantiser_gives(
+    backend: LlamaCppBackend, tiny: ModuleType, tmp_path: Path, layout: str, name: str
+) -> None:
+    """As docs/gguf.md says: plain types as an export gives them; a mix its base type, raised for some of ffn_down."""
+    wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_key_value_heads": 4}
+    tiny.save_factored(
+        tmp_path / "model", "llama", rank=256 if layout == "two-factor" else 128, layout=layout, blocks=4, **wide
+    )
+    source = export(tmp_path / "model", tmp_path / "f32.gguf", format="gguf", quantisation="f32").path
+    quantise(backend._api, source, tmp_path / "q.gguf", MIXES[name].file_type)
+    found, before = stored(tmp_path / "q.gguf"), stored(source)
+    assert found.keys() == before.keys()
+    assert all(found[tensor] == "i32" for tensor in before if tensor.endswith("lowrank_perm"))
+    if name in PLAIN:
+        made = export(tmp_path / "model", tmp_path / "o.gguf", format="gguf", quantisation=name)
+        assert found == {tensor.name: tensor.type for tensor in made.tensors}
+        return
+    base = MIXES[name].base
+    for tensor in (tensor for tensor in before if ".lowrank_" in tensor and tensor.endswith(".weight")):
+        if tensor.endswith("lowrank_c.weight"):  # rows of 128 do not fit the 256-wide blocks
+            assert TYPES[found[tensor]].bits >= TYPES[base].bits, tensor
+        elif ".ffn_down." in tensor:
+            assert found[tensor] in (base, RAISED.get(base, base), "q6_k", "q4_k"), tensor
+        else:
+            assert found[tensor] == base, tensor
+
+
+@pytest.mark.parametrize(("file_type", "limit"), [(Q8_0, 0.2), (Q4_K_M, 1.0)])
+def test_own_quantiser(backend: LlamaCppBackend, factored: Path, tmp_path: Path, file_type: int, limit: float) -> None:
     out = tmp_path / "q.gguf"
-    assert api.llama_model_quantize(str(factored).encode(), str(out).encode(), ctypes.byref(options)) == 0
+    quantise(backend._api, factored, out, file_type)
     quantised = LlamaCppBackend(out, n_ctx=64)
     difference = np.abs(quantised.window_logits(TOKENS) - backend.window_logits(TOKENS)).mean()
     quantised.close()
-    stored = {tensor.name: tensor for tensor in GGUFReader(out).tensors}
-    assert all(tensor.tensor_type.name == "I32" for name, tensor in stored.items() if name.endswith("lowrank_perm"))
     assert out.stat().st_size < 0.5 * factored.stat().st_size
     assert difference < limit

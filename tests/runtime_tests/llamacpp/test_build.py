@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lowrank_export.converter.errors import ResourceError
@@ -50,6 +52,22 @@ def test_failed_build_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(build.sys, "executable", _script(tmp_path, "echo 'a.cpp:1: error: no'; echo bye; exit 1"))
     with pytest.raises(ResourceError, match=r"the build failed: a\.cpp:1: error: no \(full output: .*log\)"):
         list(build._compile(tmp_path, tmp_path, tmp_path / "log"))
+
+
+def test_interruption_ends_the_compilers_too(tmp_path: Path) -> None:
+    """A driver that holds back the signal, as cmake does, until the compiler it waits for has ended."""
+    compiler = f"echo $$ >{tmp_path}/pid; echo '[1/2]'; exec sleep 60"
+    driver = (
+        "import signal, subprocess; signal.signal(signal.SIGTERM, lambda *_: None); "
+        f"subprocess.run(['sh', '-c', {compiler!r}])"
+    )
+    steps = build.run_steps([sys.executable, "-c", driver], tmp_path / "log")
+    assert next(steps) == 50
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt())
+    assert time.monotonic() - started < 30
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def _script(folder: Path, text: str) -> str:

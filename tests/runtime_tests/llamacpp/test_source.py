@@ -52,6 +52,16 @@ def test_patch_applies(tree: Path) -> None:
     assert "COMMON OFF" in (tree / "CMakeLists.txt").read_text(encoding="utf-8")
 
 
+def test_every_release_has_its_patch_and_every_patch_its_release() -> None:
+    """The first is built; each patch says what it was made for."""
+    shipped = {path.name for path in Path(source.__file__).parent.glob("*.patch")}
+    assert shipped == {release.patch.name for release in source.RELEASES}
+    assert (source.RELEASES[0].version, source.RELEASES[0].patch) == (source.VERSION, source.PATCH)
+    for release in source.RELEASES:
+        assert release.version in release.patch.read_text(encoding="utf-8").splitlines()[0]
+        assert re.fullmatch(r"[0-9a-f]{64}", release.sha256)
+
+
 def test_patch_touches_nothing_in_ggml() -> None:
     assert all(name.startswith(("src/", "include/llama.h")) for name in hunks())
 

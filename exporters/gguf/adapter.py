@@ -1,0 +1,323 @@
+"""Factors for a llama.cpp without the patch: a base file of low-bit residuals, and a LoRA adapter that holds U and V.
+
+    W x  ~  R x + U (V x),    R = W - U V rounded to few bits, or nothing
+
+The base alone is no model. It names its adapter and the adapter's hash, so that this project's own tools find it and
+never take another; llama.cpp itself is told with `--lora`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...converter.checkpoint import CheckpointReader, read_json
+from ...converter.errors import InputError, UsageError
+from ...converter.files import replacing
+from ...converter.layouts import U_SUFFIX, V_SUFFIX
+from ...converter.progress import Progress
+from ...converter.recipe import nearest
+from ...converter.source import Source as Model
+from ..artifact import Artifact, TensorRecord
+from .encoding import encode
+from .ggml_encoder import FindLibrary
+from .header import Header, StoredTensor, read_header
+from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
+from .mixes import Quantisation, fallback_lines
+from .mixes import records as tensor_records
+from .names import Family, family, interleave_rows, rotary_heads
+from .shapes import check_shapes
+from .types import TYPES, fitting_type, tensor_bytes
+from .writer import Source, open_writer, plan_tensors, tensor_values, verify_file, write_tensors
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+LAYOUT = "adapter"
+SUFFIX = ".lora.gguf"
+A_SUFFIX, B_SUFFIX = ".weight.lora_a", ".weight.lora_b"  # V and U under the names that llama.cpp gives them
+NOTHING = "zero"
+RESIDUALS = (NOTHING, *TYPES)
+DEFAULT_RESIDUAL = "q4_0"  # docs/gguf.md has what was measured
+# Types for rows of zeros, smallest first. All of them decode zero bytes as zeros.
+ZEROS = ("q1_0", "q4_0", "f16")
+ADAPTER_KEY, HASH_KEY, RESIDUAL_KEY = "lowrank.adapter", "lowrank.adapter.sha256", "lowrank.residual"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What writing either file needs."""
+
+    reader: CheckpointReader
+    of: Family
+    hyper: Hyperparameters
+    asked: Quantisation
+    library: FindLibrary | None
+    progress: Progress
+
+
+def export_adapter(
+    checkpoint: Path,
+    out: Path,
+    *,
+    dense: Model | None = None,
+    residual: str | None = None,
+    quantisation: str = "q8_0",
+    embedding_type: str | None = None,
+    head_type: str | None = None,
+    library: FindLibrary | None = None,
+    force: bool = False,
+    progress: Progress,
+) -> Artifact:
+    """Write a factored checkpoint as a base file and, beside it, an adapter. Only one tensor is in memory at a time.
+
+    The residual is taken from the factors as they are stored, so it makes up for their rounding too. Both files are
+    written beside their places and renamed when both are sound.
+
+    Args:
+        checkpoint: a factored checkpoint in two factors.
+        out: the base file; the adapter becomes `adapter_path(out)`.
+        dense: the model it was made from; without it there is no residual, and the pair computes what the factored
+            model computes.
+        residual: storage type of the residuals, or "zero" for none. Default: `DEFAULT_RESIDUAL` with `dense`.
+        quantisation: storage type or mix of the factors and of everything that is not factored.
+        embedding_type, head_type, library, force, progress: as `writer.export_gguf` says.
+
+    Returns:
+        The record of both files: bytes and tensors of both; `parameters` are those of the base, so that bits per weight
+        are per weight of the model; `quantisation` is the residuals' type where there are any, the coarser one.
+
+    Raises:
+        UsageError: an unknown type, a residual without a dense model, or a file that exists.
+        InputError: not in two factors, not made from `dense`, or as `writer.export_gguf` says.
+        ResourceError: no space left.
+    """
+    residual = residual or (DEFAULT_RESIDUAL if dense else NOTHING)
+    if residual not in RESIDUALS:
+        raise UsageError(f"unknown residual type {residual!r}{nearest(residual, RESIDUALS)}")
+    if residual != NOTHING and dense is None:
+        raise UsageError(f"a residual in {residual} is of the dense model: give --dense, or --gguf-residual-type zero")
+    reader = CheckpointReader(checkpoint)
+    if reader.layout != "two-factor":
+        raise InputError(f"{checkpoint}: layout {reader.layout}; an adapter holds two factors")
+    model = None if dense is None or residual == NOTHING else _checked(dense, reader)
+    hyper = read_hyperparameters(reader.config)
+    asked = Quantisation(quantisation, embedding_type, head_type)
+    job = _Job(reader, family(str(reader.config.get("model_type"))), hyper, asked, library, progress)
+    sources, base, adapter = _plan(job, residual)
+    for line in fallback_lines([*base, *adapter]):
+        progress.note(line)
+    beside = adapter_path(out)
+    with replacing(beside, force=force, folder=False) as lora, replacing(out, force=force, folder=False) as partial:
+        _write_adapter(lora, job, adapter, residual)
+        extra = {ADAPTER_KEY: beside.name, HASH_KEY: file_hash(lora), RESIDUAL_KEY: residual}
+        _write_base(partial, job, sources, base, read_header(lora), lora, model, extra)
+        verify_file(lora, adapter)
+        verify_file(partial, base)
+    return Artifact(
+        path=out,
+        format="gguf",
+        quantisation=quantisation if residual == NOTHING else residual,
+        layout=LAYOUT,
+        bytes=out.stat().st_size + beside.stat().st_size,
+        parameters=sum(prod(record.shape) for record in base),
+        tensors=(*base, *adapter),
+    )
+
+
+def adapter_path(base: Path) -> Path:
+    """The adapter's file: "model.gguf" has "model.lora.gguf" beside it."""
+    return base.with_name(base.name.removesuffix(".gguf") + SUFFIX)
+
+
+def find_adapter(path: Path, header: Header) -> Path | None:
+    """The adapter that a base file names; None for a file that needs none.
+
+    Args:
+        path: of the file.
+        header: its own.
+
+    Raises:
+        InputError: it is not there, or not the one the base was made with.
+    """
+    name = header.metadata.get(ADAPTER_KEY)
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).name != name or not name:
+        raise InputError(f"{path}: damaged GGUF file: {ADAPTER_KEY} is {name!r}, no file name")
+    found = path.with_name(name)
+    if not found.is_file():
+        raise InputError(f"{path}: is a base without meaning of its own; its adapter {name} is not beside it")
+    if file_hash(found) != header.metadata.get(HASH_KEY):
+        raise InputError(f"{path}: was made with another {name} than the one beside it; export both again")
+    return found
+
+
+def read_records(path: Path, header: Header, asked: Quantisation | None) -> tuple[TensorRecord, ...]:
+    """What a base file and its adapter hold, as `export_adapter` returns it; of an adapter alone, its tensors.
+
+    Args:
+        path, header: of the file.
+        asked: what it was exported in, where it says so.
+
+    Raises:
+        InputError: as `find_adapter` says, or a damaged adapter.
+    """
+    beside = find_adapter(path, header)
+    tensors = (*header.tensors, *(read_header(beside).tensors if beside else ()))
+    wanted: dict[str, str | None] = {}
+    if asked is not None:
+        shapes = {_factor_name(tensor.name): tensor.shape for tensor in tensors}
+        wanted = {_adapter_name(record.name): record.wanted for record in tensor_records(shapes, asked)}
+    residual = header.metadata.get(RESIDUAL_KEY)
+    for tensor in tensors:
+        if tensor.name.endswith(A_SUFFIX):
+            wanted[tensor.name.removesuffix(A_SUFFIX) + ".weight"] = residual if residual in TYPES else None
+    return tuple(
+        TensorRecord(t.name, t.shape, t.type, t.bytes, None if wanted.get(t.name) == t.type else wanted.get(t.name))
+        for t in tensors
+    )
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked(dense: Model, reader: CheckpointReader) -> CheckpointReader:
+    """The dense model's tensors, if the factored checkpoint was made from them."""
+    record = reader.path / "calibration.json"
+    made_from = read_json(record).get("source_sha256") if record.is_file() else None
+    if made_from and made_from != dense.fingerprint():
+        raise InputError(f"{dense.spec}: not the model that {reader.path} was made from")
+    found = dense.reader()
+    for linear in reader.ranks:
+        shape = (reader.shape(linear + U_SUFFIX)[0], reader.shape(linear + V_SUFFIX)[1])
+        if found.shape(linear + ".weight") != shape:
+            raise InputError(f"{dense.spec}: {linear} has shape {found.shape(linear + '.weight')}, not {shape}")
+    return found
+
+
+def _plan(job: _Job, residual: str) -> tuple[list[Source], tuple[TensorRecord, ...], tuple[TensorRecord, ...]]:
+    """Tensors of the base, their records, and the records of the adapter."""
+    factored = plan_tensors(job.reader, job.of, job.hyper, native=True)
+    shapes = {source.name: source.shape for source in factored}
+    check_shapes(shapes, job.of, job.hyper)
+    kept = {record.name: record for record in tensor_records(shapes, job.asked)}
+    sources = plan_tensors(job.reader, job.of, job.hyper, native=False)
+    base = tuple(kept.get(source.name) or _residual_record(source, residual) for source in sources)
+    factors = [name for name in shapes if name.endswith((U_SUFFIX, V_SUFFIX))]
+    return sources, base, tuple(replace(kept[name], name=_adapter_name(name)) for name in factors)
+
+
+def _residual_record(source: Source, residual: str) -> TensorRecord:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if residual != NOTHING:
+        stored = fitting_type(residual, source.shape[-1])
+        wanted = residual if stored != residual else None
+        return TensorRecord(source.name, source.shape, stored, tensor_bytes(source.shape, stored), wanted)
+    sizes = {name: GGML_QUANT_SIZES[GGMLQuantizationType[name.upper()]] for name in ZEROS}
+    stored, (block, width) = next((n, size) for n, size in sizes.items() if source.shape[-1] % size[0] == 0)
+    return TensorRecord(source.name, source.shape, stored, prod(source.shape) // block * width)
+
+
+def _adapter_name(factor: str) -> str:
+    """Of U or V in the adapter."""
+    return factor.replace(U_SUFFIX, B_SUFFIX).replace(V_SUFFIX, A_SUFFIX)
+
+
+def _factor_name(stored: str) -> str:
+    return stored.replace(B_SUFFIX, U_SUFFIX).replace(A_SUFFIX, V_SUFFIX)
+
+
+def _write_adapter(path: Path, job: _Job, records: tuple[TensorRecord, ...], residual: str) -> None:
+    from gguf import GGML_QUANT_VERSION, GGUFWriter
+
+    parts = {source.name: source for source in plan_tensors(job.reader, job.of, job.hyper, native=True)}
+    writer = GGUFWriter(path, job.of.architecture)
+    try:
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", 0.0)  # no scale: B A is added as it is
+        writer.add_name(job.reader.path.resolve().name)
+        writer.add_quantized_by(f"{EXPORTED_AS}{job.asked}")
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        writer.add_string("lowrank.layout", LAYOUT)
+        writer.add_string(RESIDUAL_KEY, residual)
+        with job.progress.stage("writing the adapter", len(records)) as advance:
+            factors = ((record, parts[_factor_name(record.name)]) for record in records)
+            encoded = (
+                encode(record.name, tensor_values(source, job.reader, job.of, job.hyper), record.type, job.library)
+                for record, source in factors
+            )
+            write_tensors(writer, records, encoded, advance)
+    finally:
+        writer.close()
+
+
+def _write_base(
+    path: Path,
+    job: _Job,
+    sources: list[Source],
+    records: tuple[TensorRecord, ...],
+    adapter: Header,
+    lora: Path,
+    dense: CheckpointReader | None,
+    extra: Mapping[str, str],
+) -> None:
+    writer: GGUFWriter = open_writer(path, job.reader, job.of, job.hyper, job.asked, layout=LAYOUT)
+    try:
+        for key, value in extra.items():
+            writer.add_string(key, value)
+        with job.progress.stage("writing the base", len(records)) as advance:
+            write_tensors(writer, records, _base_tensors(job, sources, records, adapter, lora, dense), advance)
+    finally:
+        writer.close()
+
+
+def _base_tensors(
+    job: _Job,
+    sources: list[Source],
+    records: tuple[TensorRecord, ...],
+    adapter: Header,
+    lora: Path,
+    dense: CheckpointReader | None,
+) -> Iterator[NDArray[np.generic]]:
+    """Every tensor of the base, encoded, one after another."""
+    factors = {tensor.name: tensor for tensor in adapter.tensors}
+    for source, record in zip(sources, records, strict=True):
+        module = source.name.removesuffix(".weight")
+        if module + A_SUFFIX not in factors:
+            values = tensor_values(source, job.reader, job.of, job.hyper)
+        elif dense is None:
+            yield np.zeros(record.bytes, dtype=np.uint8)
+            continue
+        else:
+            weight = dense.tensor(source.parts[0].removesuffix(U_SUFFIX) + ".weight").float().numpy()
+            heads = rotary_heads(source.name, job.of, job.hyper.heads, job.hyper.key_value_heads)
+            values = weight if heads is None else interleave_rows(weight, heads)
+            b, a = (_decoded(lora, factors[module + suffix]) for suffix in (B_SUFFIX, A_SUFFIX))
+            values = values - b @ a
+        yield encode(record.name, values, record.type, job.library)
+
+
+def _decoded(path: Path, tensor: StoredTensor) -> NDArray[np.float32]:
+    """A tensor of a file as the runtime decodes it."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    data = np.fromfile(path, dtype=np.uint8, count=tensor.bytes, offset=tensor.offset)
+    kind = GGMLQuantizationType[tensor.type.upper()]
+    rows = data.reshape(*tensor.shape[:-1], -1)
+    plain = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
+    decoded = rows.view(plain[kind]) if kind in plain else dequantize(rows, kind)
+    return np.ascontiguousarray(decoded, dtype=np.float32)
