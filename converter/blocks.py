@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from .architectures import Family
 from .checkpoint import CheckpointReader
 from .errors import InputError
+from .layouts import PERM_SUFFIX
+from .lowrank_linear import replace_linears
 
 
 class BlockSource:
-    """Gives the embedding and each block of a dense checkpoint as modules on a device.
+    """Gives the embedding and each block of a checkpoint, dense or factored, as modules on a device.
 
     Raises:
         InputError: a tensor is missing, has another shape than the config says, or holds NaN or Inf.
@@ -29,6 +31,8 @@ class BlockSource:
         with torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype)
+        in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
+        replace_linears(self._skeleton, reader.ranks, "pivot" if reader.layout == "pivot" else "two-factor", in_order)
         self._skeleton.eval()
         self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
         self.block_count = int(config.num_hidden_layers)
@@ -82,7 +86,7 @@ class BlockSource:
         tensor = self.reader.tensor(name)
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
-        return tensor.to(self.device, self.dtype)
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def _window_limit(config: Any) -> int:
