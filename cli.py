@@ -114,6 +114,17 @@ GgufEmbeddingType = Annotated[str | None, typer.Option(help="Of the token embedd
 GgufHeadType = Annotated[
     str | None, typer.Option(help="Of the output head or tied embedding. Default: q6_k below 6 bits.")
 ]
+GgufRounding = Annotated[
+    str,
+    typer.Option(
+        help="plain: every block of weights by itself; aware: on the calibration text, so that outputs stay close "
+        "(minutes; worth it below 8 bits)."
+    ),
+]
+GgufImatrix = Annotated[Path | None, typer.Option(help="Importance matrix for plain rounding, see `imatrix`.")]
+Calibration = Annotated[
+    str | None, typer.Option(help="Text to run, as for `compress`. Default: the one the checkpoint records.")
+]
 OnnxType = Annotated[list[str] | None, typer.Option(help="int8 (default), fp32; repeatable.")]
 Evaluate = Annotated[str, typer.Option(help="Text that is measured on, as for --calibration.")]
 EvaluationWindows = Annotated[int, typer.Option(min=1, help="Windows measured.")]
@@ -349,17 +360,23 @@ def export(
     gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
     layout: Annotated[str, typer.Option(help="GGUF: native (factors) or dense (multiplied out).")] = "native",
+    gguf_rounding: GgufRounding = "plain",
+    gguf_imatrix: GgufImatrix = None,
+    calibration: Calibration = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to GGUF and ONNX."""
+    _wait_passively()
     with _one_line_errors():
         from .converter.files import check_output
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
+        from .exporters.gguf.rounding_choice import Rounding
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
+        rounding = Rounding(gguf_rounding, gguf_imatrix, calibration)
         wanted = _exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
@@ -372,6 +389,7 @@ def export(
                 embedding_type=gguf_embedding_type,
                 head_type=gguf_head_type,
                 layout=layout if kind == "gguf" else "native",
+                rounding=rounding if kind == "gguf" else None,
                 force=force,
                 progress=progress,
             )
@@ -380,6 +398,25 @@ def export(
         _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
+
+
+@app.command()
+def imatrix(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, llama.cpp's imatrix format.")],
+    calibration: Calibration = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the importance of every input, for `export --gguf-imatrix` and llama-quantize."""
+    _wait_passively()
+    with _one_line_errors():
+        from .converter.progress import ConsoleProgress
+        from .exporters.gguf.importance import export_imatrix
+
+        found = export_imatrix(checkpoint, out, text=calibration, force=force, progress=ConsoleProgress())
+        _show(None, {"path": str(out), "tokens": found.tokens, "matrices": sorted(found.squares)}, as_json)
+        _tell(f"{out}: importance of {len(found.squares)} matrices, measured on {found.tokens:,} tokens")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .architectures import Family
 from .checkpoint import CheckpointReader
 from .errors import InputError
-from .layouts import PERM_SUFFIX
+from .layouts import PERM_SUFFIX, Layout
 from .lowrank_linear import replace_linears
 
 
@@ -32,7 +32,11 @@ class BlockSource:
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype)
         in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
-        replace_linears(self._skeleton, reader.ranks, "pivot" if reader.layout == "pivot" else "two-factor", in_order)
+        layout: Layout = "pivot" if reader.layout == "pivot" else "two-factor"
+        try:
+            replace_linears(self._skeleton, reader.ranks, layout, in_order)
+        except KeyError as name:
+            raise InputError(f"{reader.path}: config.json names a linear that the model lacks: {name}") from None
         self._skeleton.eval()
         self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
         self.block_count = int(config.num_hidden_layers)

@@ -11,6 +11,7 @@ from ..converter.recipe import nearest
 from .artifact import Artifact
 from .gguf.ggml_encoder import FindLibrary
 from .gguf.mixes import MIXES
+from .gguf.rounding_choice import Rounding
 
 # format -> its quantisations; the first is the default
 QUANTISATIONS: Mapping[str, tuple[str, ...]] = {
@@ -50,6 +51,7 @@ def export(
     embedding_type: str | None = None,
     head_type: str | None = None,
     layout: str = "native",
+    rounding: Rounding | None = None,
     library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -65,6 +67,7 @@ def export(
         quantisation: see `QUANTISATIONS`; the format's first by default.
         embedding_type, head_type: GGUF: storage types of token embedding and output head, where not the mix's.
         layout: "native" (two factors) or, for GGUF, "dense" (factors multiplied out).
+        rounding: GGUF: what the rounding is told of the inputs; nothing by default.
         library: GGUF: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace `out` if it exists.
 
@@ -83,6 +86,7 @@ def export(
             embedding_type=embedding_type,
             head_type=head_type,
             layout=layout,
+            rounding=rounding,
             library=library,
             force=force,
             progress=progress,

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..converter.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
 from ..exporters.export import export as run_export
+from ..exporters.gguf.rounding_choice import Rounding
 from .llamacpp.runtime import ggml_library
 
 
@@ -20,6 +21,7 @@ def export(
     embedding_type: str | None = None,
     head_type: str | None = None,
     layout: str = "native",
+    rounding: Rounding | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -37,6 +39,7 @@ def export(
         embedding_type=embedding_type,
         head_type=head_type,
         layout=layout,
+        rounding=rounding,
         library=partial(ggml_library, progress),
         force=force,
         progress=progress,
