@@ -51,7 +51,7 @@ class Codes:
 
 def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Weights i and i + 16 share a byte."""
-    packed: NDArray[np.uint8] = (codes[:, :16] & 15) | (codes[:, 16:] & 15) << 4
+    packed: NDArray[np.uint8] = np.bitwise_or(codes[:, :16] & np.uint8(15), codes[:, 16:] << np.uint8(4))
     return packed
 
 
