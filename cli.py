@@ -106,8 +106,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 GgufType = Annotated[
     list[str] | None,
     typer.Option(
-        help="q8_0 (default), f32, f16, bf16, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, q3_k, q2_k, or "
-        "a mix: q5_k_m, q4_k_m, q4_k_s, q3_k_m; repeatable. See docs/gguf.md."
+        help="q8_0 (default), f32, f16, bf16, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, q3_k, q2_k, "
+        "iq3_s, iq3_xxs, iq2_s, iq2_xs, iq2_xxs, or a mix: q5_k_m, q4_k_m, q4_k_s, q3_k_m; repeatable. "
+        "See docs/gguf.md."
     ),
 ]
 GgufEmbeddingType = Annotated[str | None, typer.Option(help="Of the token embedding. Default: as the type says.")]
@@ -173,6 +174,7 @@ def run(
     gguf_type: GgufType = None,
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
+    gguf_rounding: GgufRounding = "plain",
     onnx_type: OnnxType = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
@@ -207,6 +209,7 @@ def run(
             evaluation=evaluation,
             embedding_type=gguf_embedding_type,
             head_type=gguf_head_type,
+            rounding=gguf_rounding,
             device=device,
             force=force,
             progress=ConsoleProgress(),

@@ -322,7 +322,8 @@ def _rounded_linears(
     from .calibrated import open_calibrated
 
     blocks, chunks = open_calibrated(reader, rounding.calibration)
-    with TemporaryDirectory(prefix=f".{out.name}.rounded-", dir=out.parent) as folder:
+    ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
+    with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
         yield round_linears(blocks, chunks, types, of, library(), Path(folder), progress)
 
 

@@ -15,13 +15,14 @@ from gguf.quants import dequantize
 from torch import nn
 
 from lowrank_export.converter.calibration import calibrate
-from lowrank_export.converter.checkpoint import load, load_tokenizer
+from lowrank_export.converter.checkpoint import CheckpointReader, load, load_tokenizer
 from lowrank_export.converter.errors import InputError, UsageError
 from lowrank_export.converter.lowrank_linear import LowRankLinear
 from lowrank_export.converter.pivot_linear import PivotLinear
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.gguf import aware
 from lowrank_export.exporters.gguf.aware import round_linear
+from lowrank_export.exporters.gguf.calibrated import open_calibrated
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode
 from lowrank_export.exporters.gguf.mixes import exported_as
 from lowrank_export.exporters.gguf.names import interleave_rows
@@ -183,8 +184,10 @@ def test_what_aware_rounding_needs(checkpoint: Path, tmp_path: Path, ggml: Path)
     (checkpoint / "calibration.json").unlink()
     with pytest.raises(UsageError, match="records no calibration text"):
         export(checkpoint, tmp_path / "m.gguf", ggml, "aware")
-    given = Rounding("aware", calibration=str(tmp_path / "notes.txt"))
-    (checkpoint / "calibration.json").write_text('{"windows": 4, "window_length": 600}', encoding="utf-8")
-    with pytest.raises(InputError, match="attends over 512 tokens, fewer than windows of 600"):
-        export(checkpoint, tmp_path / "m.gguf", ggml, "aware", rounding=given)
     assert not (tmp_path / "m.gguf").exists()
+
+
+def test_windows_are_no_longer_than_the_model_attends_over(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "calibration.json").write_text('{"windows": 4, "window_length": 600}', encoding="utf-8")
+    _, chunks = open_calibrated(CheckpointReader(checkpoint), str(tmp_path / "notes.txt"))
+    assert [chunk.shape for chunk in chunks] == [(4, 512)]
