@@ -109,13 +109,25 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 GgufType = Annotated[
     list[str] | None,
     typer.Option(
-        help="q8_0 (default), f32, f16, bf16, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, q3_k, q2_k, or "
-        "a mix: q5_k_m, q4_k_m, q4_k_s, q3_k_m; repeatable. See docs/gguf.md."
+        help="q8_0 (default), f32, f16, bf16, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, q3_k, q2_k, "
+        "iq3_s, iq3_xxs, iq2_s, iq2_xs, iq2_xxs, or a mix: q5_k_m, q4_k_m, q4_k_s, q3_k_m; repeatable. "
+        "See docs/gguf.md."
     ),
 ]
 GgufEmbeddingType = Annotated[str | None, typer.Option(help="Of the token embedding. Default: as the type says.")]
 GgufHeadType = Annotated[
     str | None, typer.Option(help="Of the output head or tied embedding. Default: q6_k below 6 bits.")
+]
+GgufRounding = Annotated[
+    str,
+    typer.Option(
+        help="plain: every block of weights by itself; aware: on the calibration text, so that outputs stay close "
+        "(minutes; worth it below 8 bits)."
+    ),
+]
+GgufImatrix = Annotated[Path | None, typer.Option(help="Importance matrix for plain rounding, see `imatrix`.")]
+Calibration = Annotated[
+    str | None, typer.Option(help="Text to run, as for `compress`. Default: the one the checkpoint records.")
 ]
 OnnxType = Annotated[list[str] | None, typer.Option(help="int8 (default), fp32; repeatable.")]
 Evaluate = Annotated[str, typer.Option(help="Text that is measured on, as for --calibration.")]
@@ -165,6 +177,7 @@ def run(
     gguf_type: GgufType = None,
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
+    gguf_rounding: GgufRounding = "plain",
     onnx_type: OnnxType = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
@@ -199,6 +212,7 @@ def run(
             evaluation=evaluation,
             embedding_type=gguf_embedding_type,
             head_type=gguf_head_type,
+            rounding=gguf_rounding,
             device=device,
             force=force,
             progress=ConsoleProgress(),
@@ -364,17 +378,23 @@ def export(
     gguf_residual_type: Annotated[
         str | None, typer.Option(help="Layout adapter: type of the residuals, or zero. Default: q4_0 with --dense.")
     ] = None,
+    gguf_rounding: GgufRounding = "plain",
+    gguf_imatrix: GgufImatrix = None,
+    calibration: Calibration = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to GGUF and ONNX."""
+    _wait_passively()
     with _one_line_errors():
         from .converter.files import check_output
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
+        from .exporters.gguf.rounding_choice import Rounding
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
+        rounding = Rounding(gguf_rounding, gguf_imatrix, calibration)
         wanted = _exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
@@ -389,6 +409,7 @@ def export(
                 layout=layout if kind == "gguf" else "native",
                 dense=dense if kind == "gguf" else None,
                 residual=gguf_residual_type if kind == "gguf" else None,
+                rounding=rounding if kind == "gguf" else None,
                 force=force,
                 progress=progress,
             )
@@ -397,6 +418,25 @@ def export(
         _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
+
+
+@app.command()
+def imatrix(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, llama.cpp's imatrix format.")],
+    calibration: Calibration = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the importance of every input, for `export --gguf-imatrix` and llama-quantize."""
+    _wait_passively()
+    with _one_line_errors():
+        from .converter.progress import ConsoleProgress
+        from .exporters.gguf.importance import export_imatrix
+
+        found = export_imatrix(checkpoint, out, text=calibration, force=force, progress=ConsoleProgress())
+        _show(None, {"path": str(out), "tokens": found.tokens, "matrices": sorted(found.squares)}, as_json)
+        _tell(f"{out}: importance of {len(found.squares)} matrices, measured on {found.tokens:,} tokens")
 
 
 @app.command()

@@ -13,10 +13,12 @@ from . import attention
 from .architectures import Family
 from .checkpoint import CheckpointReader
 from .errors import InputError
+from .layouts import PERM_SUFFIX, Layout
+from .lowrank_linear import replace_linears
 
 
 class BlockSource:
-    """Gives the embedding and each block of a dense checkpoint as modules on a device.
+    """Gives the embedding and each block of a checkpoint, dense or factored, as modules on a device.
 
     Args:
         reader: of the checkpoint.
@@ -46,6 +48,12 @@ class BlockSource:
         with torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
+        in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
+        layout: Layout = "pivot" if reader.layout == "pivot" else "two-factor"
+        try:
+            replace_linears(self._skeleton, reader.ranks, layout, in_order)
+        except KeyError as name:
+            raise InputError(f"{reader.path}: config.json names a linear that the model lacks: {name}") from None
         self._skeleton.eval()
         self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
         self.block_count = int(config.num_hidden_layers)
@@ -101,7 +109,7 @@ class BlockSource:
         tensor = self.reader.tensor(name)
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
-        return tensor.to(self.device, self.dtype)
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 def _window_limit(config: Any) -> int:

@@ -11,6 +11,7 @@ from ..converter.recipe import nearest
 from .artifact import Artifact
 from .gguf.ggml_encoder import FindLibrary
 from .gguf.mixes import MIXES
+from .gguf.rounding_choice import Rounding
 
 # format -> its quantisations; the first is the default
 QUANTISATIONS: Mapping[str, tuple[str, ...]] = {
@@ -52,6 +53,7 @@ def export(
     layout: str = "native",
     dense: str | None = None,
     residual: str | None = None,
+    rounding: Rounding | None = None,
     library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -70,6 +72,7 @@ def export(
             residuals, and the factors as a LoRA adapter beside it); both run in a llama.cpp without the patch.
         dense: layout "adapter": the model the checkpoint was made from, as `open_source` takes it.
         residual: layout "adapter": storage type of the residuals, or "zero".
+        rounding: GGUF: what the rounding is told of the inputs; nothing by default.
         library: GGUF: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace `out` if it exists.
 
@@ -108,6 +111,7 @@ def export(
             embedding_type=embedding_type,
             head_type=head_type,
             layout=layout,
+            rounding=rounding,
             library=library,
             force=force,
             progress=progress,

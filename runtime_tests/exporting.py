@@ -8,6 +8,7 @@ from pathlib import Path
 from ..converter.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
 from ..exporters.export import export as run_export
+from ..exporters.gguf.rounding_choice import Rounding
 from .llamacpp.runtime import ggml_library
 
 
@@ -22,6 +23,7 @@ def export(
     layout: str = "native",
     dense: str | None = None,
     residual: str | None = None,
+    rounding: Rounding | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -41,6 +43,7 @@ def export(
         layout=layout,
         dense=dense,
         residual=residual,
+        rounding=rounding,
         library=partial(ggml_library, progress),
         force=force,
         progress=progress,

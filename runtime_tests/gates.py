@@ -50,7 +50,8 @@ PARITY_LIMITS: dict[tuple[str, str], Limits] = {
     **{("gguf", name): Limits(0.15, 0.15) for name in ("q6_k", "q5_k_m")},
     **{("gguf", name): Limits(0.4, 0.5) for name in ("q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k_s")},
     **{("gguf", name): Limits(1.2, 2.0) for name in ("q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_m")},
-    **{("gguf", name): Limits(4.0, 50.0) for name in ("q3_k", "q2_k")},
+    **{("gguf", name): Limits(4.0, 50.0) for name in ("q3_k", "q2_k", "iq3_s", "iq3_xxs")},
+    **{("gguf", name): Limits(6.0, 200.0) for name in ("iq2_s", "iq2_xs", "iq2_xxs")},
     ("onnx", "fp32"): Limits(1e-6, 1e-3),
     ("onnx", "int8"): Limits(0.02, 0.02),
 }

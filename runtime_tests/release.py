@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
-from ..converter.calibration import read_text, read_token_windows
+from ..converter.calibration import SELF, read_text, read_token_windows
 from ..converter.checkpoint import CheckpointReader, load_tokenizer, read_json
 from ..converter.errors import UsageError
 from ..converter.files import check_output, remove
@@ -23,7 +23,9 @@ from ..converter.source import Source, open_source
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_format
 from ..exporters.gguf.header import read_header
-from ..exporters.gguf.mixes import Quantisation, exported_as, row_multiple
+from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as, row_multiple
+from ..exporters.gguf.rounding_choice import Rounding
+from ..exporters.gguf.types import TYPES
 from ..exporters.onnx.flavours import check_single_flavour
 from .corpora import evaluation_windows
 from .exporting import export
@@ -56,6 +58,7 @@ def release(
     evaluation: Evaluation,
     embedding_type: str | None = None,
     head_type: str | None = None,
+    rounding: str = "plain",
     device: str,
     force: bool,
     progress: Progress,
@@ -70,6 +73,7 @@ def release(
         out: the folder to make.
         evaluation: text and size of the measurement.
         embedding_type, head_type: of GGUF files, where not those of the type or mix.
+        rounding: of GGUF files, "plain" or "aware"; the dense ones run the recipe's calibration text.
         device: of the compression.
         force: start over, replacing what is there.
 
@@ -79,6 +83,7 @@ def release(
     """
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
     Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
+    roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"])
     _check_place(recipe, out, force)
     _check_tools({format for format, _ in chosen})
     source = open_source(recipe.model, progress)
@@ -92,8 +97,8 @@ def release(
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)
-    factored = [_export(checkpoint, out, format, type, types, progress) for format, type in chosen]
-    dense = [_export(source.path, out / DENSE, format, type, types, progress) for format, type in chosen]
+    factored = [_export(checkpoint, out, format, type, types, roundings[0], progress) for format, type in chosen]
+    dense = [_export(source.path, out / DENSE, format, type, types, roundings[1], progress) for format, type in chosen]
     report = validate(
         factored,
         reference=checkpoint,
@@ -154,6 +159,23 @@ def _with_rank_multiple(recipe: Recipe, source: Source, types: Sequence[str]) ->
     return recipe if multiple == DEFAULT_MULTIPLE else recipe.model_copy(update={"rank_multiple": multiple})
 
 
+def _roundings(recipe: Recipe, how: str, types: Sequence[str]) -> tuple[Rounding, Rounding]:
+    """Of the factored model's files and of the dense one's.
+
+    Raises:
+        UsageError: a type wants to be told more than it is, or there is no text to tell it.
+    """
+    factored = Rounding(how)
+    if how == "plain":
+        wanting = [type for type in types if TYPES[MIXES[type].base].importance]
+        if wanting:
+            raise UsageError(f"--gguf-type {wanting[0]}: wants to know what the inputs are; add --gguf-rounding aware")
+        return factored, factored
+    if recipe.calibration == SELF:
+        raise UsageError(f"--gguf-rounding {how}: wants a calibration text, and `{SELF}` is none")
+    return factored, Rounding(how, calibration=recipe.calibration)
+
+
 def _check_tools(formats: set[str]) -> None:
     """Miss what the runtimes need now rather than after hours of work."""
     if "gguf" in formats and find_runtime() is None:
@@ -175,13 +197,14 @@ def _export(
     format: str,
     quantisation: str,
     types: tuple[str | None, str | None],
+    rounding: Rounding,
     progress: Progress,
 ) -> Artifact:
     """Export, unless a finished one of the same types is there from before."""
     from .artifacts import describe
 
     target = folder / artifact_name(format, quantisation)
-    asked = Quantisation(quantisation, *types) if format == "gguf" else None
+    asked = Quantisation(quantisation, *types, rounding.said) if format == "gguf" else None
     if target.exists() and (asked is None or exported_as(read_header(target)) == asked):
         return describe(target)
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,6 +215,7 @@ def _export(
         quantisation=quantisation,
         embedding_type=types[0],
         head_type=types[1],
+        rounding=rounding,
         force=True,
         progress=progress,
     )

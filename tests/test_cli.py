@@ -128,6 +128,43 @@ def test_unknown_formats(
 
 
 @pytest.mark.parametrize(
+    ("options", "code", "needles"),
+    [
+        (["--gguf-rounding", "awar"], 2, ["--gguf-rounding awar", "did you mean 'aware'"]),
+        (["--gguf-rounding", "aware"], 2, ["factored: records no calibration text", "--calibration"]),
+        (["--gguf-rounding", "aware", "--calibration", "none.txt"], 3, ["none.txt", "no such text"]),
+        (["--gguf-rounding", "aware", "--gguf-imatrix", "none.gguf"], 2, ["measures its own importance"]),
+        (["--gguf-imatrix", "none.gguf"], 3, ["none.gguf", "no such file"]),
+        (["--calibration", "python-docs"], 2, ["plain rounding runs no text"]),
+    ],
+)
+def test_what_rounding_is_told(
+    models: Path, empty_folder: Path, options: list[str], code: int, needles: list[str]
+) -> None:
+    result = run("export", models / "factored", "--out", "out", "--gguf-type", "q8_0", *options)
+    assert_one_line(result, code, *needles, work_began="stored as" in result.stderr)
+    assert not list(empty_folder.iterdir())
+
+
+def test_importance_matrix_is_measured_and_used(models: Path, empty_folder: Path) -> None:
+    measured = run("imatrix", models / "factored", "--out", "i.gguf", "--calibration", models / "text.txt", "--json")
+    assert measured.exit_code == 0, measured.stderr
+    assert "blk.1.ffn_down.lowrank_u.weight" in json.loads(measured.stdout)["matrices"]
+    assert_one_line(run("imatrix", models / "factored", "--out", "i.gguf"), 2, "i.gguf", "already exists")
+    used = run("export", models / "factored", "--out", "out", "--gguf-type", "q4_0", "--gguf-imatrix", "i.gguf")
+    assert used.exit_code == 0, used.stderr
+    assert b"lowrank-export" in (empty_folder / "out" / "model-q4_0.gguf").read_bytes()
+
+
+def test_smallest_types_are_refused_before_any_work(quick: list[str], empty_folder: Path) -> None:
+    refused = run(*quick, "--gguf-type", "iq2_xs")
+    assert_one_line(refused, 2, "--gguf-type iq2_xs", "add --gguf-rounding aware")
+    refused = run(*quick[:2], "--calibration", "self", "--gguf-type", "iq2_xs", "--gguf-rounding", "aware")
+    assert_one_line(refused, 2, "wants a calibration text, and `self` is none")
+    assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.parametrize(
     ("options", "needles"),
     [
         (["--layout", "adaptor"], ["--layout adaptor", "did you mean 'adapter'"]),

@@ -98,6 +98,19 @@ def test_job_in_a_mix(job: list[str], tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "unknown GGUF type 'q4_k_m'" in refused.stderr
 
 
+def test_job_with_aware_rounding(job: list[str], tmp_path: Path) -> None:
+    """Both the factored and the dense file are rounded so."""
+    from lowrank_export.exporters.gguf.header import read_header
+    from lowrank_export.exporters.gguf.mixes import exported_as
+
+    ensure_runtime(SilentProgress())
+    result = run(*job, "--gguf-type", "q4_0", "--gguf-rounding", "aware")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("rounding, aware of what follows") == 2
+    made = exported_as(read_header(tmp_path / "out" / "model-q4_0.gguf"))
+    assert made is not None and str(made) == "q4_0 rounding=aware"
+
+
 def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lowrank_export.runtime_tests.report import Report
 

@@ -14,7 +14,11 @@ GGUF_PY = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 def encode(
-    name: str, weights: NDArray[np.float32] | NDArray[np.int32], type: str, library: FindLibrary | None = None
+    name: str,
+    weights: NDArray[np.float32] | NDArray[np.int32],
+    type: str,
+    library: FindLibrary | None = None,
+    importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.generic]:
     """Encode one tensor for the file.
 
@@ -23,13 +27,14 @@ def encode(
         weights: float32, any shape; rows along the last axis. A permutation: int32.
         type: one that the rows fit, see `types.fitting_type`.
         library: finds ggml, for the types that gguf-py does not encode.
+        importance: of each column (n,), for the types that weigh their errors; ggml encodes those then.
 
     Returns:
         A C-contiguous array whose bytes are what the file holds.
 
     Raises:
         InputError: an entry is not finite, or does not fit the type's range.
-        UsageError: the type wants ggml, and no library was given.
+        UsageError: the type wants ggml, and no library was given; or an importance, and there is none.
     """
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
@@ -37,15 +42,22 @@ def encode(
     if type == INTEGERS:
         return np.ascontiguousarray(weights, dtype=np.int32)
     values = np.ascontiguousarray(weights, dtype=np.float32)
-    _check_range(name, values, type)
-    if type in GGUF_PY:
+    check_range(name, values, type)
+    if importance is None and storage_type(type).importance:
+        raise UsageError(f"tensor {name!r}: {type} wants an importance matrix")
+    if type in GGUF_PY and (importance is None or storage_type(type).block == 1):
         return np.ascontiguousarray(quantize(values, GGMLQuantizationType[type.upper()]))
     if library is None:
         raise UsageError(f"GGUF type {type} is encoded by llama.cpp's library, which this export was not given")
-    return ggml_encode(library(), values, type)
+    return ggml_encode(library(), values, type, importance)
 
 
-def _check_range(name: str, values: NDArray[np.float32], type: str) -> None:
+def check_range(name: str, values: NDArray[np.float32], type: str) -> None:
+    """Refuse what a type cannot hold.
+
+    Raises:
+        InputError: an entry is not finite, or does not fit the type's range.
+    """
     largest = float(np.abs(values).max(initial=0.0))
     if not np.isfinite(largest):
         raise InputError(f"tensor {name!r} holds a value that is not finite")

@@ -33,6 +33,7 @@ class Mix:
         file_type: llama.cpp's number for such files.
         sensitive: of both factors of the `SENSITIVE` linears; U and V alike, see docs/gguf.md.
         dense: module -> rules for a linear that is not factored, the first that holds wins: llama.cpp's own.
+        embedding: of an embedding that is not the head too, where it is not the base: nothing tells its importance.
     """
 
     base: str
@@ -40,6 +41,7 @@ class Mix:
     file_type: int
     sensitive: str
     dense: Mapping[str, tuple[tuple[Blocks, str], ...]] = field(default_factory=dict)
+    embedding: str | None = None
 
 
 def _everywhere(_block: int, _blocks: int) -> bool:
@@ -63,7 +65,13 @@ def _first_part(parts: int) -> Blocks:
 _MEDIUM = dict.fromkeys(("attn_v", "ffn_down"), ((_outer_and_each_third, "q6_k"),))
 MIXES = {
     **{
-        name: Mix(name, "q6_k" if type.bits < HEAD_BITS else name, type.file_type, sensitive=name)
+        name: Mix(
+            base=name,
+            head="q6_k" if type.bits < HEAD_BITS else name,
+            file_type=type.file_type,
+            sensitive=name,
+            embedding="q3_k" if type.importance else None,
+        )
         for name, type in TYPES.items()
     },
     "q5_k_m": Mix("q5_k", "q6_k", 17, "q6_k", _MEDIUM),
@@ -107,11 +115,13 @@ class Quantisation:
         mix: a key of `MIXES`.
         embedding: type of the token embedding, where it is not the mix's.
         head: type of the output head, where it is not the mix's. A tied embedding is both.
+        rounding: what the rounding was told, `rounding_choice.Rounding.said`; None for nothing.
     """
 
     mix: str
     embedding: str | None = None
     head: str | None = None
+    rounding: str | None = None
 
     def __post_init__(self) -> None:
         if self.mix not in MIXES:
@@ -122,7 +132,7 @@ class Quantisation:
 
     def __str__(self) -> str:
         """In one word per choice, the mix first: what a file says of itself."""
-        options = {"embedding": self.embedding, "head": self.head}
+        options = {"embedding": self.embedding, "head": self.head, "rounding": self.rounding}
         return " ".join([self.mix, *(f"{name}={type}" for name, type in options.items() if type is not None)])
 
 
@@ -163,7 +173,7 @@ def _wanted(name: str, shape: tuple[int, ...], asked: Quantisation, *, tied: boo
             )
         return asked.embedding or asked.head or mix.head
     if parts[0] == EMBEDDING:
-        return asked.embedding or mix.base
+        return asked.embedding or mix.embedding or mix.base
     if parts[0] == HEAD:
         return asked.head or mix.head
     module = parts[2] if parts[0] == "blk" else ""

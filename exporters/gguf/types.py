@@ -23,6 +23,7 @@ class StorageType:
         file_type: llama.cpp's number for files mostly of this type.
         fallback: for rows that are no multiple, a type of equal or higher precision; "" where all rows fit.
         largest: how far beyond float16 a weight may lie; types with a float16 scale store weight / largest.
+        importance: rows must come with an importance matrix: the type is of no use without, or cannot be encoded.
     """
 
     block: int
@@ -30,6 +31,7 @@ class StorageType:
     file_type: int
     fallback: str = ""
     largest: float = 1.0
+    importance: bool = False
 
     @property
     def bits(self) -> float:
@@ -52,7 +54,12 @@ TYPES = {
     "iq4_nl": StorageType(32, 18, 25, "f16"),
     "iq4_xs": StorageType(256, 136, 30, "iq4_nl"),
     "q3_k": StorageType(256, 110, 11, "iq4_nl"),
+    "iq3_s": StorageType(256, 110, 26, "iq4_nl", importance=True),
+    "iq3_xxs": StorageType(256, 98, 23, "iq4_nl", importance=True),
     "q2_k": StorageType(256, 84, 10, "iq4_nl"),
+    "iq2_s": StorageType(256, 82, 28, "iq4_nl", importance=True),
+    "iq2_xs": StorageType(256, 74, 20, "iq4_nl", importance=True),
+    "iq2_xxs": StorageType(256, 66, 19, "iq4_nl", importance=True),
 }
 """The types there are. The fallbacks are those of llama.cpp's quantiser."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +27,7 @@ from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hy
 from .mixes import MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records
 from .names import Family, family, gguf_name, interleave_rows, rotary_heads
+from .rounding_choice import Rounding
 from .shapes import check_shapes
 from .types import INTEGERS, TYPES
 from .vocabulary import add_vocabulary, read_vocabulary
@@ -51,6 +54,21 @@ class Source:
     parts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the encoding of tensors goes by.
+
+    Attributes:
+        rounded: GGUF name -> file of rows that are encoded already.
+        importance: GGUF name -> importance of its columns.
+        library: finds a ggml library.
+    """
+
+    rounded: Mapping[str, Path]
+    importance: Mapping[str, NDArray[np.float32]]
+    library: FindLibrary | None
+
+
 def export_gguf(
     checkpoint: Path,
     out: Path,
@@ -59,11 +77,12 @@ def export_gguf(
     embedding_type: str | None = None,
     head_type: str | None = None,
     layout: str = "native",
+    rounding: Rounding | None = None,
     library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress,
 ) -> Artifact:
-    """Write a checkpoint as one GGUF file. Only one tensor is in memory at a time.
+    """Write a checkpoint as one GGUF file. Only one tensor is in memory at a time, with aware rounding one block.
 
     The file is written beside `out`, read back and compared with what was meant, then renamed into place; whatever
     goes wrong leaves neither a partial file nor a changed `out`.
@@ -77,6 +96,7 @@ def export_gguf(
         head_type: of the output head, where it is not the mix's; of a tied embedding too.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
+        rounding: what the rounding is told; nothing by default.
         library: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace an existing file.
         progress: told about stages and fallbacks.
@@ -85,11 +105,13 @@ def export_gguf(
         The record of the file. Its layout is "dense" where the file holds no factors.
 
     Raises:
-        UsageError: unknown quantisation or layout, `out` exists, or a type wants a library and none was given.
+        UsageError: unknown quantisation or layout, `out` exists, or a type wants a library or an importance, and there
+            is none.
         InputError: an unsupported family, tensor or tokenizer, or a damaged checkpoint.
         ResourceError: no space left.
     """
-    asked = Quantisation(quantisation, embedding_type, head_type)
+    rounding = rounding or Rounding()
+    asked = Quantisation(quantisation, embedding_type, head_type, rounding.said)
     if layout not in LAYOUTS:
         raise UsageError(f"unknown GGUF layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     if out.is_dir() or (out.exists() and not force):
@@ -102,17 +124,22 @@ def export_gguf(
     shapes = {source.name: source.shape for source in sources}
     check_shapes(shapes, of, hyperparameters)
     records = tensor_records(shapes, asked)
+    importance = rounding.importance(records)
     for line in fallback_lines(records):
         progress.note(line)
     if native and reader.layout == "pivot" and TYPES[MIXES[quantisation].base].bits < PIVOT_BITS:
         progress.note(f"pivot rows lose far more to {quantisation} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
-    with replacing(out, force=force, folder=False) as partial:
+    with (
+        replacing(out, force=force, folder=False) as partial,
+        _rounded_linears(reader, of, records, rounding, out, library, progress) as rounded,
+    ):
+        given = Given(rounded, importance, library)
         writer = open_writer(partial, reader, of, hyperparameters, asked, layout=reader.layout if native else "dense")
         try:
             with progress.stage(f"writing {out.name}", len(sources)) as advance:
-                _write(writer, reader, of, hyperparameters, sources, records, library, advance)
+                _write(writer, reader, of, hyperparameters, sources, records, given, advance)
         finally:
             writer.close()
         verify_file(partial, records)
@@ -239,16 +266,13 @@ def _write(
     hyper: Hyperparameters,
     sources: list[Source],
     records: tuple[TensorRecord, ...],
-    library: FindLibrary | None,
+    given: Given,
     advance: Advance,
 ) -> None:
     write_tensors(
         writer,
         records,
-        (
-            encode(record.name, tensor_values(source, reader, of, hyper), record.type, library)
-            for source, record in zip(sources, records, strict=True)
-        ),
+        (_encoded(source, record, reader, of, hyper, given) for source, record in zip(sources, records, strict=True)),
         advance,
     )
 
@@ -281,6 +305,44 @@ def write_tensors(
         advance(1)
     file.flush()
     os.fsync(file.fileno())
+
+
+def _encoded(
+    source: Source, record: TensorRecord, reader: CheckpointReader, of: Family, hyper: Hyperparameters, given: Given
+) -> NDArray[np.generic]:
+    """One tensor as the file holds it."""
+    if source.name not in given.rounded:
+        values = tensor_values(source, reader, of, hyper)
+        return encode(record.name, values, record.type, given.library, given.importance.get(record.name))
+    rows: NDArray[np.uint8] = np.load(given.rounded[source.name])
+    heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
+    return rows if heads is None else interleave_rows(rows, heads)
+
+
+@contextmanager
+def _rounded_linears(
+    reader: CheckpointReader,
+    of: Family,
+    records: tuple[TensorRecord, ...],
+    rounding: Rounding,
+    out: Path,
+    library: FindLibrary | None,
+    progress: Progress,
+) -> Iterator[Mapping[str, Path]]:
+    """Files of the linears that aware rounding has encoded; none where the rounding is plain."""
+    types = {record.name: record.type for record in records if record.name.startswith("blk.") and len(record.shape) > 1}
+    if rounding.how == "plain" or all(TYPES[type].block == 1 for type in types.values()):
+        yield {}
+        return
+    if library is None:
+        raise UsageError("aware rounding is done with llama.cpp's library, which this export was not given")
+    from .aware import round_linears
+    from .calibrated import open_calibrated
+
+    blocks, chunks = open_calibrated(reader, rounding.calibration)
+    ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
+    with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
+        yield round_linears(blocks, chunks, types, of, library(), Path(folder), progress)
 
 
 def tensor_values(

@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from lowrank_export.converter.allocation.plan import RankPlan
@@ -17,7 +18,10 @@ from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.export import QUANTISATIONS, export
 from lowrank_export.exporters.forecast import predict_exports, predict_storage
-from lowrank_export.exporters.gguf.mixes import fallback_lines
+from lowrank_export.exporters.gguf.imatrix import Importance, write_imatrix
+from lowrank_export.exporters.gguf.mixes import MIXES, fallback_lines
+from lowrank_export.exporters.gguf.rounding_choice import Rounding
+from lowrank_export.exporters.gguf.types import TYPES
 
 SIZES = {"hidden_size": 256, "intermediate_size": 1280, "head_dim": 64}  # large enough for the vocabulary not to count
 
@@ -49,7 +53,15 @@ def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
 @pytest.mark.parametrize("quantisation", QUANTISATIONS["gguf"])
 def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, ggml: Path, quantisation: str, model: str) -> None:
     folder, plan = models
-    made = export(folder / model, tmp_path / "m.gguf", format="gguf", quantisation=quantisation, library=lambda: ggml)
+    rounding = None
+    if TYPES[MIXES[quantisation].base].importance:
+        stored = export(folder / model, tmp_path / "f32.gguf", format="gguf", quantisation="f32").tensors
+        alike = {tensor.name: np.ones(tensor.shape[-1], np.float32) for tensor in stored}
+        said = {"architecture": "llama", "text": "", "windows": 1, "window_length": 1, "force": False}
+        write_imatrix(Importance(alike, 1), tmp_path / "i.gguf", **said)
+        rounding = Rounding(imatrix=tmp_path / "i.gguf")
+    asked = {"quantisation": quantisation, "rounding": rounding, "library": lambda: ggml}
+    made = export(folder / model, tmp_path / "m.gguf", format="gguf", **asked)
     if model == "factored":
         permutations = [tensor.name for tensor in made.tensors if tensor.name.endswith("lowrank_perm")]
         assert len(permutations) == (4 if CheckpointReader(folder / model).layout == "pivot" else 0)  # q, k, v, down

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lowrank_export.converter.errors import InputError, ResourceError, UsageError
 from lowrank_export.exporters.gguf.encoding import GGUF_PY, encode
-from lowrank_export.exporters.gguf.ggml_encoder import ggml_encode
+from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode, ggml_encode
 from lowrank_export.exporters.gguf.types import TYPES, tensor_bytes
 
 # Largest error of a normal weight relative to the largest: half a step of a block's scale, or of its sub-scale.
@@ -33,6 +33,11 @@ ERRORS = {
     "iq4_xs": 0.14,
     "q3_k": 0.25,
     "q2_k": 0.4,
+    "iq3_s": 0.25,
+    "iq3_xxs": 0.35,
+    "iq2_s": 0.45,
+    "iq2_xs": 0.5,
+    "iq2_xxs": 0.55,
 }
 BY_GGML = tuple(name for name in TYPES if name not in GGUF_PY)
 
@@ -51,7 +56,8 @@ def test_predicted_bytes_are_the_encoded_bytes(rows: int, blocks: int, type: str
 def test_encoding_is_close(type: str, ggml: Path) -> None:
     values = weights(8, 512)
     values[3] = 0
-    encoded = encode("w", values, type, lambda: ggml)
+    importance = np.ones(512, dtype=np.float32) if TYPES[type].importance else None
+    encoded = encode("w", values, type, lambda: ggml, importance)
     assert encoded.nbytes == tensor_bytes(values.shape, type)
     back = dequantize(encoded, GGMLQuantizationType[type.upper()])
     assert np.abs(back - values).max() <= ERRORS[type] * np.abs(values).max()
@@ -70,10 +76,44 @@ def test_leading_dimensions_are_kept(ggml: Path) -> None:
     assert ggml_encode(ggml, values, "q4_k").shape == (2, 3, 144)
 
 
+@pytest.mark.parametrize("type", [name for name in TYPES if TYPES[name].block > 1])
+def test_both_decoders_read_the_same_bits(type: str, ggml: Path) -> None:
+    importance = np.random.default_rng(0).uniform(0.1, 4, 512).astype(np.float32)
+    encoded = ggml_encode(ggml, weights(16, 512), type, importance)
+    theirs = dequantize(encoded, GGMLQuantizationType[type.upper()])
+    np.testing.assert_array_equal(ggml_decode(ggml, encoded, type, 512), theirs)
+
+
+@pytest.mark.parametrize("type", ["q4_0", "q5_1", "iq4_nl", "q4_k", "q2_k", "iq3_s", "iq2_xs"])
+def test_importance_moves_the_error_to_columns_that_matter_less(type: str, ggml: Path) -> None:
+    values, importance = weights(64, 256), np.where(np.arange(256) % 2, 100, 1).astype(np.float32)
+    losses = [
+        float((importance * (ggml_decode(ggml, ggml_encode(ggml, values, type, seen), type, 256) - values) ** 2).sum())
+        for seen in (importance, np.ones_like(importance))
+    ]
+    assert losses[0] < 0.95 * losses[1]
+
+
+@pytest.mark.parametrize("type", [name for name in TYPES if TYPES[name].importance])
+def test_types_that_want_an_importance(type: str, ggml: Path) -> None:
+    with pytest.raises(UsageError, match=f"'w': {type} wants an importance matrix"):
+        encode("w", weights(2, 256), type, lambda: ggml)
+
+
+def test_importance_that_ggml_would_end_the_process_without(ggml: Path) -> None:
+    with pytest.raises(InputError, match="iq2_xxs cannot be encoded without an importance matrix"):
+        ggml_encode(ggml, weights(2, 256), "iq2_xxs")
+
+
+def test_importance_of_other_columns(ggml: Path) -> None:
+    with pytest.raises(ValueError, match="rows of 256 weights"):
+        ggml_encode(ggml, weights(2, 256), "q4_k", np.ones(128, dtype=np.float32))
+
+
 @pytest.mark.parametrize("type", BY_GGML)
 def test_types_that_want_a_library(type: str) -> None:
     with pytest.raises(UsageError, match=f"{type} is encoded by llama.cpp's library"):
-        encode("w", weights(2, 256), type)
+        encode("w", weights(2, 256), type, importance=np.ones(256, dtype=np.float32))
 
 
 def test_library_that_is_none(tmp_path: Path) -> None:

@@ -12,7 +12,12 @@ import pytest
 import torch
 from gguf import GGUFReader
 
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.gguf.imatrix import read_imatrix
+from lowrank_export.exporters.gguf.importance import export_imatrix
 from lowrank_export.exporters.gguf.mixes import MIXES
+from lowrank_export.exporters.gguf.rounding_choice import Rounding
+from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.runtime_tests.artifacts import describe
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 from lowrank_export.runtime_tests.exporting import export
@@ -41,8 +46,15 @@ LIMITS = {
     "q3_k_m": 0.15,
     "q3_k": 0.3,
     "q2_k": 0.8,
+    "iq3_s": 0.2,
+    "iq3_xxs": 0.3,
+    "iq2_s": 0.8,
+    "iq2_xs": 1.0,
+    "iq2_xxs": 1.3,
 }
 """Largest mean KL divergence, in nats, of a tiny random model whose factors have full rank."""
+
+IMATRIX = "imatrix.gguf"
 
 pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
 
@@ -72,13 +84,25 @@ def model(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: p
     else:
         rank = None if request.param == "two-factor" else 128
         built = tiny.save_factored(folder, "qwen2", rank=rank, layout=request.param, **WIDE)
+    measured_importance(tiny, folder)
     return request.param, folder, torch_logits(built)
+
+
+def measured_importance(tiny: ModuleType, checkpoint: Path) -> Path:
+    """An importance matrix beside the checkpoint's weights."""
+    (checkpoint / "notes.txt").write_text(tiny.TEXT, encoding="utf-8")
+    (checkpoint / "calibration.json").write_text('{"windows": 8, "window_length": 64}', encoding="utf-8")
+    out, text = checkpoint / IMATRIX, str(checkpoint / "notes.txt")
+    export_imatrix(checkpoint, out, text=text, force=True, progress=SilentProgress())
+    return out
 
 
 @pytest.mark.parametrize("quantisation", MIXES)
 def test_logits_of_every_type(model: Any, tmp_path: Path, quantisation: str) -> None:
     layout, checkpoint, reference = model
-    made = export(checkpoint, tmp_path / "m.gguf", format="gguf", quantisation=quantisation)
+    wants = TYPES[MIXES[quantisation].base].importance
+    rounding = Rounding(imatrix=checkpoint / IMATRIX) if wants else None
+    made = export(checkpoint, tmp_path / "m.gguf", format="gguf", quantisation=quantisation, rounding=rounding)
     assert describe(made.path) == made
     base = {tensor.type for tensor in made.tensors if ".ffn_up." in tensor.name and tensor.name.endswith("weight")}
     if layout != "pivot":  # whose C has rows of 128
@@ -95,10 +119,28 @@ def test_rows_that_do_not_fit_run_in_their_fallback(tiny: ModuleType, tmp_path: 
     assert divergence(torch_logits(built), made.path) < 0.1
 
 
-def quantised_by_llama_cpp(source: Path, target: Path, file_type: int) -> None:
+@pytest.mark.parametrize("quantisation", ["q4_0", "q4_k", "iq3_s"])
+def test_aware_files_run(model: Any, tmp_path: Path, quantisation: str) -> None:
+    """Random models have little for it to win on; that it wins is shown in test_aware.py."""
+    layout, checkpoint, reference = model
+    rounding = Rounding("aware", calibration=str(checkpoint / "notes.txt"))
+    made = export(checkpoint, tmp_path / "m.gguf", format="gguf", quantisation=quantisation, rounding=rounding)
+    assert describe(made.path) == made
+    assert divergence(reference, made.path) < 2 * LIMITS[quantisation] * (4 if layout == "pivot" else 1)
+
+
+def quantised_by_llama_cpp(
+    source: Path, target: Path, file_type: int, importance: dict[str, np.ndarray] | None = None
+) -> None:
+    """With an importance, every matrix in the type itself."""
     api = import_llama_cpp().llama_cpp
     params = api.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, 1
+    if importance is not None:
+        floats = ctypes.POINTER(ctypes.c_float)
+        entries = [(name.encode(), values.ctypes.data_as(floats), values.size) for name, values in importance.items()]
+        params.imatrix = (api.llama_model_imatrix_data * (len(entries) + 1))(*entries)  # ends with a nameless one
+        params.pure = True
     assert api.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
 
 
@@ -116,3 +158,19 @@ def test_dense_files_have_the_types_of_llama_cpp(tiny: ModuleType, tmp_path: Pat
         assert {name: pair for name, pair in types.items() if pair[0] != pair[1]} == {}, quantisation
         for name, tensor in ours.items():
             np.testing.assert_array_equal(tensor.data, theirs[name].data, err_msg=f"{quantisation} {name}")
+
+
+@pytest.mark.parametrize("quantisation", ["q4_0", "q5_1", "iq4_nl", "q4_k", "q6_k", "iq3_s"])
+def test_an_importance_matrix_gives_the_bytes_of_llama_cpp(tiny: ModuleType, tmp_path: Path, quantisation: str) -> None:
+    tiny.save_dense(tmp_path / "model", "llama", **WIDE)
+    imatrix = measured_importance(tiny, tmp_path / "model")
+    source = export(tmp_path / "model", tmp_path / "f32.gguf", format="gguf", quantisation="f32").path
+    given = {"format": "gguf", "quantisation": quantisation, "rounding": Rounding(imatrix=imatrix)}
+    made = export(tmp_path / "model", tmp_path / "ours.gguf", **given)
+    file_type = MIXES[quantisation].file_type
+    quantised_by_llama_cpp(source, tmp_path / "theirs.gguf", file_type, read_imatrix(imatrix))
+    ours, theirs = ({t.name: t for t in GGUFReader(path).tensors} for path in (made.path, tmp_path / "theirs.gguf"))
+    matrices = [name for name in ours if name.startswith("blk.") and len(ours[name].shape) > 1]
+    assert len(matrices) == 14
+    for name in matrices:
+        np.testing.assert_array_equal(ours[name].data, theirs[name].data, err_msg=name)

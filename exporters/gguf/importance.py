@@ -1,0 +1,83 @@
+"""Measures an importance matrix: one forward of the calibration windows through a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...converter.blocks import BlockSource
+from ...converter.checkpoint import CheckpointReader
+from ...converter.files import check_output
+from ...converter.input_moments import input_moments
+from ...converter.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
+from ...converter.lowrank_linear import LowRankLinear
+from ...converter.pivot_linear import PivotLinear
+from ...converter.progress import Progress
+from .calibrated import open_calibrated
+from .imatrix import Importance, write_imatrix
+from .names import Family, family, gguf_name
+
+LABEL = "importance of every input"
+
+
+def export_imatrix(checkpoint: Path, out: Path, *, text: str | None, force: bool, progress: Progress) -> Importance:
+    """Measure a checkpoint's importance matrix and write it.
+
+    Args:
+        checkpoint: factored or dense.
+        out: the file.
+        text: that is run; the one that the checkpoint records by default.
+        force: replace `out`.
+        progress: told about blocks.
+
+    Raises:
+        UsageError, InputError, ResourceError: as `recorded_windows` and `write_imatrix` say.
+    """
+    check_output(out, force)
+    reader = CheckpointReader(checkpoint)
+    of = family(str(reader.config.get("model_type")))
+    blocks, chunks = open_calibrated(reader, text)
+    found = measure_importance(blocks, chunks, of, progress)
+    windows, length = sum(map(len, chunks)), chunks[0].shape[1]
+    said = text or "the text that the checkpoint records"
+    write_imatrix(
+        found, out, architecture=of.architecture, text=said, windows=windows, window_length=length, force=force
+    )
+    return found
+
+
+def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Family, progress: Progress) -> Importance:
+    """The importance of the linears of a model's blocks.
+
+    V of a factored linear meets the linear's input x: diag Sigma. U meets z = V x: diag V Sigma V^T. The linear's own
+    `.weight`, which a dense layout of the file has, is there too.
+
+    Args:
+        blocks: the model, dense or factored.
+        chunks: calibration windows, (B, T) each.
+        of: the model's family.
+        progress: told about blocks.
+    """
+    squares: dict[str, NDArray[np.float32]] = {}
+    for stop in input_moments(blocks, chunks, progress, LABEL):
+        inputs = stop.moment.diagonal()
+        for path in stop.group.linears:
+            name, linear = blocks.family.linear_name(stop.block, path), stop.tapped.linear(path)
+            found = {".weight": inputs}
+            if isinstance(linear, LowRankLinear):
+                found |= {V_SUFFIX: inputs, U_SUFFIX: _latent(linear.lowrank_v.weight, stop.moment)}
+            elif isinstance(linear, PivotLinear):
+                found |= {P_SUFFIX: inputs, C_SUFFIX: _latent(linear.lowrank_p.weight, stop.moment)}
+            for suffix, square in found.items():
+                squares[gguf_name(name + suffix, of) or name] = square.float().numpy()
+    return Importance(squares, sum(chunk.numel() for chunk in chunks))
+
+
+def _latent(v: Tensor, moment: Tensor) -> Tensor:
+    """diag V Sigma V^T (r,)."""
+    v = v.double()
+    return ((v @ moment) * v).sum(dim=1)

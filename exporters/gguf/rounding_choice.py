@@ -1,0 +1,74 @@
+"""Policy: what the rounding of a file is told about the inputs of its matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...converter.errors import InputError, UsageError
+from ...converter.recipe import nearest
+from ..artifact import TensorRecord
+from .imatrix import read_imatrix
+from .types import INTEGERS, TYPES
+
+How = Literal["plain", "aware"]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights are rounded to their types.
+
+    Attributes:
+        how: "plain", every block of weights by itself; or "aware", see `aware.round_linears`.
+        imatrix: an importance matrix for "plain".
+        calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
+    """
+
+    how: str = "plain"
+    imatrix: Path | None = None
+    calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.how not in get_args(How):
+            raise UsageError(f"--gguf-rounding {self.how}: unknown rounding{nearest(self.how, get_args(How))}")
+        if self.how == "aware" and self.imatrix is not None:
+            raise UsageError("--gguf-imatrix: aware rounding measures its own importance; give one of the two")
+        if self.how == "plain" and self.calibration is not None:
+            raise UsageError("--calibration: plain rounding runs no text; add --gguf-rounding aware")
+
+    @property
+    def said(self) -> str | None:
+        """What a file says of it; None for the ordinary."""
+        return self.how if self.how != "plain" else None if self.imatrix is None else "imatrix"
+
+    def importance(self, tensors: Iterable[TensorRecord]) -> Mapping[str, NDArray[np.float32]]:
+        """The importance of the columns of tensors that are rounded plainly, by name.
+
+        Args:
+            tensors: of the file.
+
+        Raises:
+            UsageError: a type wants an importance that nothing tells.
+            InputError: the importance matrix is damaged, or of another model.
+        """
+        tensors = [tensor for tensor in tensors if tensor.type != INTEGERS]
+        given = {} if self.imatrix is None else read_imatrix(self.imatrix)
+        found = {tensor.name: given[tensor.name] for tensor in tensors if tensor.name in given}
+        if given and not found:
+            raise InputError(f"{self.imatrix}: holds nothing of this model's tensors")
+        for tensor in tensors:
+            known = tensor.name in found or (self.how == "aware" and tensor.name.startswith("blk."))
+            if TYPES[tensor.type].importance and not known:
+                raise UsageError(
+                    f"{tensor.type} wants the importance of the inputs of {tensor.name}: add --gguf-rounding aware, or "
+                    "an importance matrix with --gguf-imatrix"
+                )
+            if tensor.name in found and found[tensor.name].shape != tensor.shape[-1:]:
+                count = found[tensor.name].size
+                raise InputError(f"{self.imatrix}: {tensor.name} has {count} inputs there, {tensor.shape[-1]} here")
+        return found
