@@ -31,6 +31,7 @@ from lowrank_export.converter.progress import ConsoleProgress, Progress
 from lowrank_export.converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from lowrank_export.converter.source import open_source
 from lowrank_export.exporters.artifact import Artifact
+from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, TORCH, open_backend
 from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.measure import measure
@@ -46,6 +47,8 @@ ADAPTER_RETENTIONS = (0.2, 0.1)
 ADAPTER_FACTORS = "q8_0"
 RESIDUALS = ("q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q3_k", "q2_k")
 DENSE = "dense"
+AWARE_TYPES = ("q5_0", "iq4_nl")
+AWARE = " aware"  # ends the series whose weights are rounded knowing the inputs; minutes per file
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Row:
     """One file to make and measure.
 
     Attributes:
-        series: the curve that it lies on: "dense", "0.8", "adapter 0.1".
+        series: the curve that it lies on: "dense", "0.8", "0.8 aware", "adapter 0.1".
         type: of the matrices; of an adapter's residuals.
         retention: of the factors, None for the dense model.
     """
@@ -84,6 +87,8 @@ def all_rows() -> list[Row]:
     """Dense first: the others are compared with it."""
     rows = [Row(DENSE, type) for type in TYPES]
     rows += [Row(f"{retention:g}", type, retention) for retention in RETENTIONS for type in TYPES]
+    series = {DENSE: None, **{f"{retention:g}": retention for retention in RETENTIONS}}
+    rows += [Row(name + AWARE, type, retention) for name, retention in series.items() for type in AWARE_TYPES]
     return rows + [Row(f"adapter {r:g}", type, r) for r in ADAPTER_RETENTIONS for type in RESIDUALS]
 
 
@@ -169,11 +174,15 @@ class Bench:
         return Result(artifact.bytes, bits, ppl.value, ppl.standard_error, parity.mean_kld, parity.same_top)
 
     def _export(self, row: Row, out: Path) -> Artifact:
-        if row.retention is None:
-            return export(self._source.path, out, format="gguf", quantisation=row.type, progress=self._progress)
-        checkpoint = self._checkpoint(row.retention)
+        checkpoint = self._source.path if row.retention is None else self._checkpoint(row.retention)
         if not row.series.startswith("adapter"):
-            return export(checkpoint, out, format="gguf", quantisation=row.type, progress=self._progress)
+            rounding = None
+            if row.series.endswith(AWARE):  # a factored checkpoint records its calibration text
+                text = self._options.calibration if row.retention is None else None
+                rounding = Rounding("aware", calibration=text)
+            return export(
+                checkpoint, out, format="gguf", quantisation=row.type, rounding=rounding, progress=self._progress
+            )
         return export(
             checkpoint,
             out,
@@ -256,7 +265,11 @@ def line(row: Row, results: Mapping[str, Result]) -> str:
 
 def no_larger(bytes: int, results: Mapping[str, Result]) -> str | None:
     """The plain file of least divergence that is no larger; None where there is none."""
-    plain = {name: found for name, found in results.items() if name.startswith(DENSE) and found.bytes <= bytes}
+    plain = {
+        name: found
+        for name, found in results.items()
+        if name.startswith(f"{DENSE} ") and AWARE not in name and found.bytes <= bytes
+    }
     return min(plain, key=lambda name: plain[name].kld) if plain else None
 
 
