@@ -120,6 +120,24 @@ EvaluationWindows = Annotated[int, typer.Option(min=1, help="Windows measured.")
 EvaluationLength = Annotated[int, typer.Option(min=2, help="Tokens per measured window.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the runtimes. Default: all cores.")]
 Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time prefill and decode.")]
+Gates = Annotated[
+    Path | None, typer.Option(help="Thresholds, see docs/validation.md. Default: ./gates.yaml if it is there.")
+]
+Gate = Annotated[
+    list[str] | None,
+    typer.Option(help="One threshold, over --gates: quality.mean_kld=0.5, or =off; repeatable.", metavar="NAME=VALUE"),
+]
+Stride = Annotated[
+    int | None, typer.Option(min=1, help="Overlapping windows, a new one every so many tokens; each token counts once.")
+]
+LlamaWindows = Annotated[
+    bool, typer.Option("--llama-windows", help="llama.cpp's windows: chunks, of which the second half is scored.")
+]
+PromptTokens = Annotated[
+    list[int] | None, typer.Option(min=1, help="Prompt lengths that are timed; repeatable. Default: 256.")
+]
+MoreThreads = Annotated[list[int] | None, typer.Option(min=1, help="Thread counts timed besides; repeatable.")]
+SampleSeed = Annotated[int, typer.Option(min=0, help="Of sampled text.")]
 
 
 def recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -169,6 +187,8 @@ def run(
     evaluation_length: EvaluationLength = 512,
     threads: Threads = None,
     speed: Speed = True,
+    gates: Gates = None,
+    gate: Gate = None,
     force: Force = False,
     as_json: Json = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -188,7 +208,9 @@ def run(
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
 
-        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
+        evaluation = Evaluation(
+            evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed, gates=_thresholds(gates, gate)
+        )
         report = release(
             chosen,
             exports,
@@ -201,8 +223,8 @@ def run(
             progress=ConsoleProgress(),
         )
         _show(render(report), report.to_json(), as_json)
-        _tell(f"{out}: checkpoint, artifacts and report.json")
-        _gates(report)
+        _tell(f"{out}: checkpoint, artifacts, report.html, report.json, report.md and junit.xml")
+        _exit_code(report, as_json)
 
 
 @app.command()
@@ -387,43 +409,69 @@ def validate(
     artifacts: Annotated[list[Path], typer.Argument(help=".gguf files, ONNX folders, checkpoint folders.")],
     reference: Annotated[Path, typer.Option(help="The checkpoint they were exported from.")],
     dense: Annotated[Path | None, typer.Option(help="The uncompressed Hugging Face folder.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    dense_artifact: Annotated[
+        list[Path] | None, typer.Option(help="An export of the dense model, measured and timed beside; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for report.html, report.json, report.md and junit.xml.")
+    ] = None,
+    gates: Gates = None,
+    gate: Gate = None,
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
     evaluation_length: EvaluationLength = 512,
+    evaluation_stride: Stride = None,
+    llama_windows: LlamaWindows = False,
     threads: Threads = None,
     speed: Speed = True,
+    prompt_tokens: PromptTokens = None,
+    more_threads: MoreThreads = None,
+    seed: SampleSeed = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure artifacts in their runtimes; exit code 4 if a gate fails."""
+    """The release gate: measure artifacts in their runtimes; exit code 4 if a gate fails."""
     with _one_line_errors():
-        from .converter.files import check_output
+        thresholds = _thresholds(gates, gate)
         from .converter.progress import ConsoleProgress
+        from .runtime_tests.outputs.files import check_outputs, write_outputs
         from .runtime_tests.release import Evaluation, load_windows
-        from .runtime_tests.report import write_report
         from .runtime_tests.report_table import render
-        from .runtime_tests.validate import Settings
+        from .runtime_tests.validate import DEFAULTS
         from .runtime_tests.validate import validate as run_validate
 
-        if report is not None:
-            check_output(report, force)
-        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
+        if out is not None:
+            check_outputs(out, force)
+        evaluation = Evaluation(
+            evaluate,
+            evaluation_windows,
+            evaluation_length,
+            threads or _cores(),
+            speed,
+            stride=evaluation_stride,
+            like_llama_cpp=llama_windows,
+            prompt_tokens=tuple(prompt_tokens or DEFAULTS.prompt_tokens),
+            more_threads=tuple(more_threads or ()),
+            seed=seed,
+            gates=thresholds,
+        )
         result = run_validate(
             artifacts,
             reference=reference,
             dense=dense,
+            dense_artifacts=dense_artifact or [],
             windows=load_windows(evaluation, reference),
             threads=evaluation.threads,
-            settings=Settings(device=device, speed=speed),
-            provenance={"evaluation": evaluate},
+            settings=evaluation.settings(device),
+            gates=thresholds,
+            provenance={"evaluation": evaluation.facts()},
             progress=ConsoleProgress(),
         )
-        if report is not None:
-            write_report(result, report)
+        if out is not None:
+            write_outputs(result, out)
         _show(render(result), result.to_json(), as_json)
-        _gates(result)
+        _exit_code(result, as_json)
 
 
 @app.command()
@@ -548,7 +596,20 @@ def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _gates(report: Any) -> None:
+def _thresholds(path: Path | None, flags: list[str] | None) -> Any:
+    """The gates file, ./gates.yaml by default, overridden by flags."""
+    from .runtime_tests.gate_file import GATES_FILE, GateSettings, read_gates
+
+    if path is None and Path(GATES_FILE).is_file():
+        path = Path(GATES_FILE)
+    settings = read_gates(path) if path is not None else GateSettings()
+    return settings.with_flags(flags or [])
+
+
+def _exit_code(report: Any, as_json: bool) -> None:
+    if as_json:  # else the table has said it
+        for row, gate in report.failures:
+            _tell(f"gate failed: {row.label}: {gate.words}")
     if not report.passed:
         raise typer.Exit(4)
 

@@ -14,9 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..converter.checkpoint import load_tokenizer
 from ..converter.device import pick_device
 from ..converter.errors import UsageError
@@ -38,7 +35,8 @@ from .perplexity import perplexity
 from .reference_logits import ReferenceLogits
 from .release import Evaluation, load_windows
 from .report import write_json, write_text
-from .validate import PROMPT, check_windows, window_facts
+from .validate import PROMPT, check_windows
+from .windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +67,7 @@ class _Job:
     recipes: Sequence[Recipe]
     out: Path
     source: Source
-    windows: NDArray[np.int32]
+    windows: Windows
     tokenizer: PreTrainedTokenizerBase
     origin: Mapping[str, Any]
     evaluation: Mapping[str, Any]
@@ -160,7 +158,7 @@ def _prepare(
         windows=windows,
         tokenizer=load_tokenizer(source.path),
         origin={"source_sha256": source.fingerprint(), "device": chosen},
-        evaluation={"evaluation_text": evaluation.text, "evaluation_windows": window_facts(windows), "prompt": PROMPT},
+        evaluation={"evaluation_text": evaluation.text, "evaluation_windows": windows.facts(), "prompt": PROMPT},
         device=chosen,
         threads=evaluation.threads,
         keep_checkpoints=keep,
