@@ -60,7 +60,7 @@ def _series(comparison: Comparison, value: Callable[[Row], tuple[float, float]])
 
 
 def _one_line(heading: str) -> str:
-    return heading.replace("-\n", "-" if heading.startswith("same") else "").replace("\n", " ")
+    return heading.replace("/\n", "/").replace("-\n", "-" if heading.startswith("same") else "").replace("\n", " ")
 
 
 def _command(comparison: Comparison) -> str:

@@ -22,8 +22,8 @@ def evaluation_windows(
     """Cut `text` into windows of token ids. No random number takes part.
 
     The whole text is tokenised once, without special tokens. Without `stride` it is cut into C = tokens // length
-    adjoining windows; every (C // windows)-th of them is taken, from the first on: the windows cover the whole text, and
-    a longer text moves them apart. Every prediction counts.
+    adjoining windows; every (C // windows)-th of them is taken, from the first on: the windows cover the whole text,
+    and a longer text moves them apart. Every prediction counts.
 
     With `stride` S, windows begin every S tokens from the first on, and each but the first is scored on its last S
     predictions: every token counts once, with at least length - S tokens of context.

@@ -1,4 +1,4 @@
-"""gates.yaml and --gate -> thresholds, checked strictly; and the defaults that tell a broken artifact from a lossy one."""
+"""gates.yaml and --gate -> thresholds, checked strictly; and defaults that tell a broken artifact from a lossy one."""
 
 from __future__ import annotations
 
@@ -124,12 +124,9 @@ def gates_of(row: Row, context: Context, settings: GateSettings, *, against_dens
         value = metric.read(row, context)
         if threshold is None or (value is None and name not in asked):
             continue
-        if value is None:
-            found.append(
-                gate(name, math.nan, threshold, at_least=metric.at_least, detail=f"not measured, {metric.needs}")
-            )
-        else:
-            found.append(gate(name, value, threshold, at_least=metric.at_least, detail=_detail(name, row)))
+        detail = _detail(name, row) if value is not None else f"not measured, {metric.needs}"
+        measured = math.nan if value is None else value
+        found.append(gate(name, measured, threshold, at_least=metric.at_least, detail=detail))
     return tuple(found)
 
 

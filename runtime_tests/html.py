@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from .svg_chart import STYLE
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -19,7 +21,11 @@ def fill(template: str, *, title: str, **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda value: NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value,
     )
     (style,) = drawn([STYLE])
     return environment.get_template(template).render(title=title, chart_style=style, **values)

@@ -82,8 +82,9 @@ class Parity:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Parity:
         """What `asdict` made, after JSON."""
-        numbers = {key: math.nan if value is None else value for key, value in data.items()}
-        return cls(**{**numbers, "by_position": tuple(AtPosition(**item) for item in data["by_position"])})
+        numbers: dict[str, Any] = {key: math.nan if value is None else value for key, value in data.items()}
+        numbers["by_position"] = tuple(AtPosition(**item) for item in data["by_position"])
+        return cls(**numbers)
 
 
 def divergence(reference: Logits, candidate: Logits, targets: Tokens) -> Divergence:

@@ -66,7 +66,7 @@ class ReferenceLogits:
         return cls(path, windows, np.concatenate(losses), vocabulary)
 
     def window(self, index: int) -> Logits:
-        """Logits (P, vocabulary) of one window's scored positions, mapped read-only: pages are read as they are used."""
+        """Logits (P, vocabulary) of a window's scored positions, mapped read-only: pages are read as they are used."""
         positions = int(self.windows.counts[index])
         offset = int(self._starts[index]) * self.vocabulary * BYTES_PER_LOGIT
         return np.memmap(self.path, np.float32, mode="r", offset=offset, shape=(positions, self.vocabulary))

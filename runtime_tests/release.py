@@ -164,9 +164,7 @@ def load_windows(evaluation: Evaluation, model: Path) -> Windows:
     tokenizer = load_tokenizer(model)
     if evaluation.text.endswith(".npy"):
         if evaluation.like_llama_cpp or evaluation.stride is not None:
-            raise UsageError(
-                f"{evaluation.text}: windows that are given are neither cut by a stride nor like llama.cpp"
-            )
+            raise UsageError(f"{evaluation.text}: given windows are neither cut by a stride nor like llama.cpp")
         return Windows.whole(
             read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
         )

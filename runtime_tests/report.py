@@ -95,7 +95,14 @@ class Row:
 
 @dataclass(frozen=True)
 class LinearRank:
-    """One factored linear of the reference: its block, its name within the block, rank, and kept / original."""
+    """One factored linear of the reference.
+
+    Attributes:
+        block: number of the block, from 0.
+        linear: name within the block.
+        rank: of the factors.
+        retention: kept / original parameters.
+    """
 
     block: int
     linear: str

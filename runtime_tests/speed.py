@@ -12,7 +12,11 @@ from .backends.protocol import Backend, Tokens
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens per second over the repeats: the median, the slowest and the fastest."""
+    """Tokens per second over the repeats.
+
+    Attributes:
+        median, lowest, highest: of the rounds.
+    """
 
     median: float
     lowest: float

@@ -32,7 +32,12 @@ END = "(the token that ends a text)"
 
 @dataclass(frozen=True)
 class TokenizerCheck:
-    """Probe texts that were tokenised, and those of them that came out otherwise than in the reference."""
+    """What came of comparing tokenizers.
+
+    Attributes:
+        texts: number of probe texts.
+        differing: those that came out otherwise than in the reference.
+    """
 
     texts: int
     differing: tuple[str, ...]

@@ -279,7 +279,7 @@ def _torch_row(
 def _artifact_rows(
     artifact: Artifact, error: str, model: str, references: Sequence[ReferenceLogits], run: _Run
 ) -> Iterator[Row]:
-    """Measure one artifact in each runtime that runs it; parity is with the first reference, quality with the second."""
+    """Measure one artifact in each runtime that runs it: parity with the first reference, quality with the second."""
     for name in backend_names(artifact.path):
         label = f"{name} {artifact.quantisation} ({model})"
         found, text, check = Measured(NOT_MEASURED, ()), None, None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from ..html import NOT_IN_XML
 from ..report import Report, Row
-
-NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(report: Report) -> str:

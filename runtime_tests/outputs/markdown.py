@@ -94,9 +94,8 @@ def _made(report: Report) -> list[str]:
     parts = ["## How it was made\n\n" + "\n".join(facts)]
     for title in ("recipe", "calibration"):
         if title in provenance:
-            parts.append(
-                f"### {title.capitalize()}\n\n```yaml\n{yaml.safe_dump(dict(provenance[title]), sort_keys=False)}```"
-            )
+            listed = yaml.safe_dump(dict(provenance[title]), sort_keys=False)
+            parts.append(f"### {title.capitalize()}\n\n```yaml\n{listed}```")
     return parts
 
 

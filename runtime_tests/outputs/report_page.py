@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import fmean
 
 from ..html import drawn, fill
-from ..report import Report, Row
+from ..report import LinearRank, Report, Row
 from ..svg_chart import Point, Series, line_chart
+from ..svg_heat import heat_map
 from .words import EXPLAINED, HEADINGS, cells, one_line
 
 
@@ -65,8 +66,8 @@ def _charts(report: Report) -> list[tuple[str, str]]:
             _by_bytes(ran, lambda row: (row.speed.prefill.median, 0.0) if row.speed else None, "tokens per second"),
         ),
         ("KL divergence along the window", _by_position(ran)),
-        ("Rank of every linear", _by_block(report, lambda item: float(item.rank), "rank")),
-        ("Retention of every linear", _by_block(report, lambda item: item.retention, "kept / original")),
+        ("Rank of every linear", _heat(report, lambda item: float(item.rank), "rank")),
+        ("Retention of every linear", _heat(report, lambda item: item.retention, "retention")),
         ("Retention by block", _mean_retention(report)),
     ]
 
@@ -97,11 +98,16 @@ def _by_position(rows: Sequence[Row]) -> str:
     return _chart(series, "KL divergence along the window", "tokens seen", "KLD")
 
 
-def _by_block(report: Report, value: Callable[..., float], y_label: str) -> str:
-    series: dict[str, list[Point]] = {}
-    for item in report.ranks:
-        series.setdefault(item.linear, []).append(Point(item.block, value(item)))
-    return _chart(series, f"{y_label} by block and linear", "block", y_label)
+def _heat(report: Report, value: Callable[[LinearRank], float], what: str) -> str:
+    if not report.ranks:
+        return ""
+    return heat_map(
+        {(item.linear, item.block): value(item) for item in report.ranks},
+        rows=list(dict.fromkeys(item.linear for item in report.ranks)),
+        columns=sorted({item.block for item in report.ranks}),
+        title=f"{what} by block and linear",
+        x_label="block",
+    )
 
 
 def _mean_retention(report: Report) -> str:

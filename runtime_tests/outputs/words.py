@@ -22,7 +22,7 @@ HEADINGS = (
 )
 EXPLAINED = (
     "KLD: mean KL divergence per token in nats; parity is against the torch model that was exported, quality against "
-    "the dense one. Same-top and top-5: share of tokens ranked first, and among the first five, by the dense model that "
+    "the dense one. Same-top, top-5: share of tokens ranked first, and among the first five, by the dense model that "
     "this one agrees on (against the exported model where there is no dense one). Repeats: share of 4-token spans of "
     "the sampled texts that occurred before. Speeds are medians; peak memory is of a process that holds nothing else."
 )
