@@ -406,7 +406,7 @@ def export(
 
 @app.command()
 def validate(
-    artifacts: Annotated[list[Path], typer.Argument(help=".gguf files, ONNX folders, checkpoint folders.")],
+    artifacts: Annotated[list[Path], typer.Argument(help=".gguf files, ONNX or checkpoint folders, folders of them.")],
     reference: Annotated[Path, typer.Option(help="The checkpoint they were exported from.")],
     dense: Annotated[Path | None, typer.Option(help="The uncompressed Hugging Face folder.")] = None,
     dense_artifact: Annotated[
@@ -435,6 +435,7 @@ def validate(
     with _one_line_errors():
         thresholds = _thresholds(gates, gate)
         from .converter.progress import ConsoleProgress
+        from .runtime_tests.artifacts import find_artifacts
         from .runtime_tests.outputs.files import check_outputs, write_outputs
         from .runtime_tests.release import Evaluation, load_windows
         from .runtime_tests.report_table import render
@@ -457,7 +458,7 @@ def validate(
             gates=thresholds,
         )
         result = run_validate(
-            artifacts,
+            [found for path in artifacts for found in find_artifacts(path)],
             reference=reference,
             dense=dense,
             dense_artifacts=dense_artifact or [],
@@ -597,13 +598,10 @@ def _tell(line: str) -> None:
 
 
 def _thresholds(path: Path | None, flags: list[str] | None) -> Any:
-    """The gates file, ./gates.yaml by default, overridden by flags."""
-    from .runtime_tests.gate_file import GATES_FILE, GateSettings, read_gates
+    """Thresholds of a gates file and of flags."""
+    from .runtime_tests.gate_file import chosen_gates
 
-    if path is None and Path(GATES_FILE).is_file():
-        path = Path(GATES_FILE)
-    settings = read_gates(path) if path is not None else GateSettings()
-    return settings.with_flags(flags or [])
+    return chosen_gates(path, flags or [])
 
 
 def _exit_code(report: Any, as_json: bool) -> None:

@@ -14,7 +14,7 @@ import yaml
 from ..converter.errors import InputError, UsageError
 from ..converter.recipe import nearest
 from ..exporters.export import QUANTISATIONS
-from .gate_metrics import METRICS, Context, Metric
+from .gate_metrics import METRICS, RUNS, Context, Metric
 from .gates import Gate, gate
 from .report import Row
 
@@ -134,6 +134,24 @@ def _detail(name: str, row: Row) -> str:
     if name != "artifact.tokenizer" or row.tokenizer is None or not row.tokenizer.differing:
         return ""
     return f"first: {row.tokenizer.differing[0]!r}"
+
+
+def gate_names(format: str, quantisation: str, settings: GateSettings) -> list[str]:
+    """Every gate that an artifact of a format and type may get."""
+    chosen = {**QUALITY_DEFAULTS, **parity_defaults(format, quantisation), **settings.asked(format, quantisation)}
+    return [RUNS, *(name for name in METRICS if chosen.get(name) is not None)]
+
+
+def chosen_gates(path: Path | None, flags: Iterable[str]) -> GateSettings:
+    """The gates file, ./gates.yaml by default where there is one, overridden by flags.
+
+    Raises:
+        InputError, UsageError: as `read_gates` and `with_flags`.
+    """
+    if path is None and Path(GATES_FILE).is_file():
+        path = Path(GATES_FILE)
+    settings = read_gates(path) if path is not None else GateSettings()
+    return settings.with_flags(flags)
 
 
 def read_gates(path: Path) -> GateSettings:

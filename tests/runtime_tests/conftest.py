@@ -58,6 +58,7 @@ def report() -> Report:
     )
     figures = degeneration([sample.tokens for sample in text])
     writing = Writing(text, tuple(replace(sample, seed=i) for i, sample in enumerate(text)), figures, figures)
+    passed = (gate("artifact.runs", 1, 1, at_least=True), gate("parity.mean_kld", 0.004, 0.02))
     rows = []
     places = (
         ("torch", "checkpoint", "f32", 538e6),
@@ -80,7 +81,7 @@ def report() -> Report:
                     model=model,
                     backend=backend,
                     path=f"release/{model}-{quantisation}.{format}",
-                    sha256=f"{number}{len(model)}" * 32,
+                    sha256=f"{len(format)}{len(model)}" * 32,
                     format=format,
                     quantisation=quantisation,
                     layout="dense" if model == "dense" else "native",

@@ -1,4 +1,4 @@
-"""The pages in a real browser, at the width of a phone and of a desk, light and dark: nothing sticks out, all is read."""
+"""The pages in a real browser, as wide as a phone and as a desk, light and dark: nothing sticks out, all is legible."""
 
 from __future__ import annotations
 
