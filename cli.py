@@ -361,6 +361,80 @@ def compare(
         _tell(f"{out}: compare.json and compare.html")
 
 
+MaxBytes = Annotated[str | None, typer.Option(help="Largest export: 100MB, 1.5GiB.")]
+MaxKld = Annotated[float | None, typer.Option(min=0, help="Largest mean KL divergence from the dense model.")]
+MinSpeed = Annotated[float | None, typer.Option(min=0, help="Fewest decoded tokens per second.")]
+
+
+@app.command()
+@recipe_options("method", "retention")
+def sweep(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows, sweep.json and sweep.html.")],
+    given: Given,
+    recipe: RecipeFile = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", help="Comma-separated or repeatable. Default: loss-aware.")
+    ] = None,
+    retention: Annotated[
+        list[str] | None,
+        typer.Option(help="Comma-separated or repeatable. Default: 0.9, 0.8 and 0.6.", metavar="FLOAT"),
+    ] = None,
+    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
+    device: Device = "auto",
+    evaluate: Evaluate = "python-docs",
+    evaluation_windows: EvaluationWindows = 8,
+    evaluation_length: EvaluationLength = 512,
+    threads: Threads = None,
+    speed: Speed = True,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Methods, retentions and types on one model, beside plain quantisation: which size gives which quality."""
+    with _one_line_errors():
+        from .converter.recipe import recipe_grid
+
+        values, where = _recipe_values(recipe, given)
+        retentions = [_number(part) for part in _listed(retention)]
+        chosen = recipe_grid(values, _listed(methods) or ["loss-aware"], retentions or [0.9, 0.8, 0.6], where)
+        exports = _exports(format, gguf_type, onnx_type)
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.release import Evaluation
+        from .runtime_tests.sweep import sweep as run_sweep
+        from .runtime_tests.sweep_page import render
+
+        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
+        found = run_sweep(
+            chosen, exports, out, evaluation=evaluation, device=device, force=force, progress=ConsoleProgress()
+        )
+        _show(render(found), found.to_json(), as_json)
+        _tell(f"{out}: sweep.json and sweep.html; now `lowrank-export recommend {out} --max-bytes ...`")
+
+
+@app.command()
+def recommend(
+    path: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+    max_bytes: MaxBytes = None,
+    max_kld: MaxKld = None,
+    min_speed: MinSpeed = None,
+    as_json: Json = False,
+) -> None:
+    """Pick from a sweep: the smallest export within --max-kld, else the best within size and speed; and why."""
+    with _one_line_errors():
+        from .runtime_tests.gate_file import parse_bytes
+        from .runtime_tests.sweep_results import Limits, read_rows
+        from .runtime_tests.sweep_results import recommend as pick
+
+        size = None if max_bytes is None else parse_bytes(max_bytes)
+        if max_bytes is not None and size is None:
+            raise UsageError(f"--max-bytes {max_bytes}: expected a size such as 100MB")
+        choice = pick(read_rows(path / "sweep.json"), Limits(size, max_kld, min_speed))
+        _show(None, choice.to_json(), as_json)
+        for line in (choice.row.label, *choice.reasons):
+            _tell(line)
+
+
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")],

@@ -32,6 +32,7 @@ from .environment import library_versions, machine_facts
 from .generation import Sample, sample
 from .measure import measure
 from .perplexity import perplexity
+from .places import check_own_folder
 from .reference_logits import ReferenceLogits
 from .release import Evaluation, load_windows
 from .report import write_json, write_text
@@ -118,7 +119,7 @@ def compare(
         InputError, ResourceError: from the stages; finished rows are kept.
     """
     progress = progress or SilentProgress()
-    _check_place(out, force)
+    check_own_folder(out, ROWS)
     job = _prepare(recipes, out, evaluation, device, keep_checkpoints, progress)
     if force:
         for name in (ROWS, STATISTICS, CHECKPOINTS, WORK, DOCUMENT, PAGE):
@@ -131,16 +132,6 @@ def compare(
     write_json(comparison.to_json(), out / DOCUMENT)
     write_text(page(comparison), out / PAGE)
     return comparison
-
-
-def _check_place(out: Path, force: bool) -> None:
-    """Refuse a folder that this command did not make."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is not a folder")
-    foreign = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
-    if foreign and not (out / ROWS).is_dir():
-        hint = "; it is not a folder this command made" if force else ""
-        raise UsageError(f"{out}: exists and is not empty; choose another --out{hint}")
 
 
 def _prepare(

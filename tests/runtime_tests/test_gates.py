@@ -211,3 +211,13 @@ def test_unreadable_files_and_flags(tmp_path: Path) -> None:
 )
 def test_bytes(text: str, value: float | None) -> None:
     assert parse_bytes(text) == value
+
+
+def test_every_gate_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "validation.md").read_text(encoding="utf-8")
+    for name in METRICS:
+        section, _, key = name.partition(".")
+        shared = section == "quality" and f"parity.{key}" in METRICS
+        assert f"`{name}`" in text or (f"`{key}`" in text and (f"`{section}." in text or shared)), name
+    for limits in PARITY_DEFAULTS.values():
+        assert set(limits) == {"parity.mean_kld", "parity.perplexity_change"}
