@@ -137,7 +137,16 @@ PromptTokens = Annotated[
     list[int] | None, typer.Option(min=1, help="Prompt lengths that are timed; repeatable. Default: 256.")
 ]
 MoreThreads = Annotated[list[int] | None, typer.Option(min=1, help="Thread counts timed besides; repeatable.")]
-SampleSeed = Annotated[int, typer.Option(min=0, help="Of sampled text.")]
+SampleSeed = Annotated[int, typer.Option(min=0, help="Of sampled text and tasks.")]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Zero-shot task of lm-evaluation-harness: piqa, arc_easy, winogrande, hellaswag, mmlu; repeatable. "
+        "NAME=FILE.jsonl takes its examples from a file.",
+        metavar="NAME",
+    ),
+]
+TaskLimit = Annotated[int | None, typer.Option(min=1, help="Examples per task. Default: all.")]
 
 
 def recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -501,6 +510,8 @@ def validate(
     prompt_tokens: PromptTokens = None,
     more_threads: MoreThreads = None,
     seed: SampleSeed = 0,
+    task: TaskNames = None,
+    task_limit: TaskLimit = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     force: Force = False,
     as_json: Json = False,
@@ -513,6 +524,7 @@ def validate(
         from .runtime_tests.outputs.files import check_outputs, write_outputs
         from .runtime_tests.release import Evaluation, load_windows
         from .runtime_tests.report_table import render
+        from .runtime_tests.tasks import parse_task
         from .runtime_tests.validate import DEFAULTS
         from .runtime_tests.validate import validate as run_validate
 
@@ -529,6 +541,8 @@ def validate(
             prompt_tokens=tuple(prompt_tokens or DEFAULTS.prompt_tokens),
             more_threads=tuple(more_threads or ()),
             seed=seed,
+            tasks=tuple(parse_task(word) for word in task or []),
+            task_limit=task_limit,
             gates=thresholds,
         )
         result = run_validate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from .parity import Parity
@@ -104,7 +105,17 @@ def _median(speed: Speed, name: str) -> float:
     return speed.prefill.median if name == "prefill" else speed.decode.median
 
 
+def _mean_score(row: Row) -> float | None:
+    return fmean(score.value for score in row.tasks) if row.tasks else None
+
+
+def _task_drop(row: Row, context: Context) -> float | None:
+    ours, theirs = _mean_score(row), None if context.dense is None else _mean_score(context.dense)
+    return None if ours is None or theirs is None else theirs - ours
+
+
 DENSE = "needs --dense"
+TASKS = "needs --task"
 SPEED = "needs --speed"
 TEXT = "needs generated text"
 MEMORY = "needs --speed: load time and memory are measured with it"
@@ -147,6 +158,8 @@ METRICS: dict[str, Metric] = {
     "generation.distinct_2": Metric(
         "different / all 2-token spans of the sampled texts", _sampled("distinct_2"), TEXT, at_least=True, high=1
     ),
+    "tasks.mean": Metric("mean score of the tasks", lambda row, _: _mean_score(row), TASKS, at_least=True, high=1),
+    "tasks.mean_drop": Metric("the dense model's mean score less this one's", _task_drop, TASKS, low=-1, high=1),
     "speed.prefill": Metric("prefill tokens per second, median", _speed("prefill"), SPEED, at_least=True),
     "speed.decode": Metric("decoded tokens per second, median", _speed("decode"), SPEED, at_least=True),
     "speed.prefill_against_dense": Metric(

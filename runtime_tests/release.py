@@ -31,6 +31,7 @@ from .llamacpp.runtime import find_runtime
 from .outputs.files import OUTPUTS, write_cards, write_outputs
 from .outputs.markdown import card_path
 from .report import Report
+from .tasks import Task
 from .validate import DEFAULTS, Settings, validate
 from .windows import Windows
 
@@ -51,7 +52,8 @@ class Evaluation:
         stride: see `evaluation_windows`.
         like_llama_cpp: take llama.cpp's own windows.
         prompt_tokens: lengths of prompts that are timed.
-        seed: of sampled text.
+        seed: of sampled text and tasks.
+        tasks, task_limit: see `Settings`.
         gates: thresholds that were asked for.
     """
 
@@ -65,6 +67,8 @@ class Evaluation:
     prompt_tokens: tuple[int, ...] = DEFAULTS.prompt_tokens
     more_threads: tuple[int, ...] = ()
     seed: int = 0
+    tasks: tuple[Task, ...] = ()
+    task_limit: int | None = None
     gates: GateSettings = field(default_factory=GateSettings)
 
     def settings(self, device: str = "cpu") -> Settings:
@@ -75,6 +79,8 @@ class Evaluation:
             prompt_tokens=self.prompt_tokens,
             more_threads=self.more_threads,
             seed=self.seed,
+            tasks=self.tasks,
+            task_limit=self.task_limit,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .gates import Gate, failed
 from .parity import Parity
 from .perplexity import Perplexity
 from .speed import Speed
+from .tasks import TaskScore
 from .tokenizer_check import TokenizerCheck
 from .writing import Writing
 
@@ -42,6 +43,7 @@ class Row:
         tokenizer: the artifact's against the reference's; None for the references.
         speeds: one per thread count and prompt length, the main one first; empty if not asked for.
         dense_speeds: of the dense artifact in the same runtime, timed in the same interleaved runs.
+        tasks: zero-shot tasks that were asked for.
         footprint: load time and memory; None if speed was not asked for.
         bandwidth_share: bytes_per_token x decoded tokens per second / the machine's memory bandwidth.
         gates: of this row.
@@ -66,6 +68,7 @@ class Row:
     tokenizer: TokenizerCheck | None = None
     speeds: tuple[Speed, ...] = ()
     dense_speeds: tuple[Speed, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
     footprint: Footprint | None = None
     bandwidth_share: float | None = None
     gates: tuple[Gate, ...] = ()

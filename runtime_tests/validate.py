@@ -32,14 +32,16 @@ from .perplexity import NOT_MEASURED, perplexity
 from .provenance import factored_ranks, model_provenance, weights_sha256
 from .reference_logits import ReferenceLogits
 from .report import Report, Row
+from .tasks import Task, TaskScore, check_tasks, run_tasks
 from .timing import Timing, with_speeds
-from .tokenizer_check import TokenizerCheck, check_tokenizer
+from .tokenizer_check import check_tokenizer
 from .windows import Windows
 from .writing import Writing, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TASK_CONTEXT = 1024  # tokens; longer examples lose their beginning
 DENSE, FACTORED = "dense", "factored"
 PROMPT = "The history of the city begins with"
 PROMPTS = (PROMPT, "To make bread, you first", "The reason why the sky is blue is that")
@@ -58,7 +60,9 @@ class Settings:
         more_threads: thread counts to time besides the main one.
         prompts: texts that every model continues, greedily and sampled; none for no text.
         sample_tokens: longest continuation.
-        seed: of sampled text.
+        seed: of sampled text and of tasks.
+        tasks: zero-shot tasks, see `tasks.py`.
+        task_limit: examples per task; None for all.
     """
 
     device: str = "cpu"
@@ -71,6 +75,8 @@ class Settings:
     prompts: tuple[str, ...] = PROMPTS
     sample_tokens: int = 64
     seed: int = 0
+    tasks: tuple[Task, ...] = ()
+    task_limit: int | None = None
 
 
 DEFAULTS = Settings()
@@ -133,6 +139,8 @@ def validate(
     if beside and dense is None:
         raise InputError("dense artifacts were given without the dense model they were exported from")
     run = _prepare(reference, windows, threads, settings, progress or SilentProgress())
+    if settings.tasks:
+        check_tasks(settings.tasks)
     if any(item.format == "gguf" for item, _ in [*candidates, *beside]):
         ensure_runtime(run.progress)
     rows: list[Row] = []
@@ -196,7 +204,7 @@ def _prepare(reference: Path, windows: Windows, threads: int, settings: Settings
     settings = replace(settings, prompt_tokens=lengths, decode_tokens=decode)
     tokenizer = load_tokenizer(reference)
     sampled = max((len(tokenizer(text)["input_ids"]) for text in settings.prompts), default=0) + settings.sample_tokens
-    context = min(longest, max(windows.length, max(lengths) + decode, sampled) + 1)
+    context = min(longest, max(windows.length, max(lengths) + decode, sampled, TASK_CONTEXT * bool(settings.tasks)) + 1)
     return _Run(settings, threads, windows, tokenizer, progress, context)
 
 
@@ -263,7 +271,7 @@ def _torch_row(
     with _opened(path, TORCH, run, exact=True) as backend:
         logits = ReferenceLogits.record(backend, run.windows, scratch, run.progress, label=f"torch ({model})")
         try:
-            text = _written(backend, run)
+            text, scores = _written(backend, run), _tasked(backend, run, f"torch ({model})")
         except BaseException:
             logits.close()
             raise
@@ -273,7 +281,7 @@ def _torch_row(
         logits.close()
         raise
     row = _row(describe(path), TORCH, model, Measured(perplexity(logits.losses), ()))
-    return logits, replace(row, quality=quality, writing=text)
+    return logits, replace(row, quality=quality, writing=text, tasks=scores)
 
 
 def _artifact_rows(
@@ -282,24 +290,27 @@ def _artifact_rows(
     """Measure one artifact in each runtime that runs it: parity with the first reference, quality with the second."""
     for name in backend_names(artifact.path):
         label = f"{name} {artifact.quantisation} ({model})"
-        found, text, check = Measured(NOT_MEASURED, ()), None, None
-        reason = error
+        row, reason = _row(artifact, name, model, Measured(NOT_MEASURED, ())), error
         if not error:
             try:
-                found, text, check = _measured(artifact, name, label, references, run)
+                row = _measured(artifact, name, model, references, run)
             except InputError as refused:
                 reason = str(refused)
         if reason:
             run.progress.note(f"{label}: {reason}")
-        yield replace(_row(artifact, name, model, found), writing=text, tokenizer=check, error=reason)
+        yield replace(row, error=reason)
 
 
-def _measured(
-    artifact: Artifact, name: str, label: str, references: Sequence[ReferenceLogits], run: _Run
-) -> tuple[Measured, Writing | None, TokenizerCheck | None]:
+def _measured(artifact: Artifact, name: str, model: str, references: Sequence[ReferenceLogits], run: _Run) -> Row:
+    label = f"{name} {artifact.quantisation} ({model})"
     with _opened(artifact.path, name, run, exact=True) as backend:
         found = measure(backend, run.windows, references, run.progress, label=label)
-        return found, _written(backend, run), check_tokenizer(backend, artifact.path, run.tokenizer)
+        return replace(
+            _row(artifact, name, model, found),
+            writing=_written(backend, run),
+            tokenizer=check_tokenizer(backend, artifact.path, run.tokenizer),
+            tasks=_tasked(backend, run, label),
+        )
 
 
 def _row(artifact: Artifact, backend: str, model: str, found: Measured) -> Row:
@@ -327,6 +338,22 @@ def _written(backend: Backend, run: _Run) -> Writing | None:
     if not settings.prompts or not settings.sample_tokens:
         return None
     return write(backend, run.tokenizer, settings.prompts, max_tokens=settings.sample_tokens, seed=settings.seed)
+
+
+def _tasked(backend: Backend, run: _Run, label: str) -> tuple[TaskScore, ...]:
+    settings = run.settings
+    if not settings.tasks:
+        return ()
+    return run_tasks(
+        backend,
+        run.tokenizer,
+        settings.tasks,
+        longest=run.context - 1,
+        limit=settings.task_limit,
+        seed=settings.seed,
+        progress=run.progress,
+        label=label,
+    )
 
 
 def _gated(row: Row, context: Context, gates: GateSettings) -> Row:

@@ -17,7 +17,14 @@ TAGS = ["lowrank-export", "low-rank"]
 
 def markdown(report: Report) -> str:
     """Verdict, figures, gates and provenance."""
-    return _joined("# Release gate", _verdict(report), _figures(report.rows), _gates(report.rows), *_made(report))
+    return _joined(
+        "# Release gate",
+        _verdict(report),
+        _figures(report.rows),
+        *_tasks(report.rows),
+        _gates(report.rows),
+        *_made(report),
+    )
 
 
 def card(report: Report, path: Path) -> str:
@@ -38,6 +45,7 @@ def card(report: Report, path: Path) -> str:
         f"# {report.provenance.get('base_model', 'Model')}, {own[0].format} {own[0].quantisation}",
         f"{identity} {verdict}",
         _figures(rows),
+        *_tasks(rows),
         _gates(own),
         *_made(report),
     )
@@ -74,6 +82,16 @@ def _gates(rows: Iterable[Row]) -> str:
         for gate in row.gates
     ]
     return f"## Gates\n\n{_table(('artifact', 'gate', 'value', 'threshold', 'result'), lines)}"
+
+
+def _tasks(rows: Iterable[Row]) -> list[str]:
+    lines = [
+        [row.label, one.task, f"{100 * one.value:.1f}% ± {100 * one.standard_error:.1f}", one.metric, str(one.samples)]
+        for row in rows
+        for one in row.tasks
+    ]
+    headings = ("model", "task", "score", "metric", "examples")
+    return [f"## Tasks, zero-shot\n\n{_table(headings, lines)}"] if lines else []
 
 
 def _made(report: Report) -> list[str]:

@@ -19,6 +19,7 @@ from lowrank_export.runtime_tests.parity import AtPosition, Parity
 from lowrank_export.runtime_tests.perplexity import Perplexity
 from lowrank_export.runtime_tests.report import LinearRank, Report, Row
 from lowrank_export.runtime_tests.speed import Rate, Speed
+from lowrank_export.runtime_tests.tasks import TaskScore
 from lowrank_export.runtime_tests.tokenizer_check import TokenizerCheck
 from lowrank_export.runtime_tests.writing import Writing
 
@@ -92,6 +93,7 @@ def report() -> Report:
                     quality=replace(parity, mean_kld=kld + number / 1000) if kld else None,
                     writing=writing,
                     tokenizer=None if torch else TokenizerCheck(11, ()),
+                    tasks=(TaskScore("piqa", "acc_norm", 0.61, 0.02, 1838, "1.0"),),
                     speeds=speeds,
                     dense_speeds=speeds if kld else (),
                     footprint=Footprint(0.8, 120_000_000, kept + 300_000_000),

@@ -28,6 +28,7 @@ from lowrank_export.runtime_tests.parity import Parity
 from lowrank_export.runtime_tests.perplexity import Perplexity
 from lowrank_export.runtime_tests.report import Row
 from lowrank_export.runtime_tests.speed import Rate, Speed
+from lowrank_export.runtime_tests.tasks import TaskScore
 from lowrank_export.runtime_tests.tokenizer_check import TokenizerCheck
 from lowrank_export.runtime_tests.writing import Writing
 
@@ -52,6 +53,7 @@ ROW = Row(
     tokenizer=TokenizerCheck(11, ()),
     speeds=(SPEED,),
     dense_speeds=(SPEED,),
+    tasks=(TaskScore("piqa", "acc", 0.6, 0.02, 100, "1.0"),),
     footprint=Footprint(1.5, 100, 5000),
 )
 TORCH = replace(ROW, perplexity=Perplexity(20.0, 0.5, 100), backend="torch")

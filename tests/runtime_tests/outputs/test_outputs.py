@@ -35,6 +35,7 @@ def broken(report: Report) -> Report:
         quality=None,
         writing=None,
         tokenizer=None,
+        tasks=(),
         speeds=(),
         dense_speeds=(),
         footprint=None,
