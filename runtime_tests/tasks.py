@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from ..converter.errors import InputError, ResourceError, UsageError
 from ..converter.progress import Progress
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 METRICS = ("acc_norm", "acc")  # the first that a task reports is the one shown
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "dev", "test")  # whichever of them the task reads
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ def check_tasks(tasks: Sequence[Task]) -> None:
         ResourceError: the harness is not installed.
         UsageError: an unknown task (names the nearest).
     """
-    known = _manager().all_tasks
+    manager = _manager()
     for task in tasks:
-        if task.name not in known:
-            near = get_close_matches(task.name, known, 1)
+        if task.name not in manager.all_tasks:
+            near = get_close_matches(task.name, manager.all_tasks, 1)
             raise UsageError(f"unknown task {task.name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if task.file is not None and task.name not in manager.all_subtasks:
+            raise UsageError(f"task {task.name}: a group takes no file; give its tasks one by one")
 
 
 def run_tasks(
@@ -112,13 +116,16 @@ def run_tasks(
     from lm_eval import evaluator
 
     manager = _manager()
-    with progress.stage(f"{label}: tasks", len(tasks)) as advance:
-        found = []
+    found = []
+    with (
+        progress.stage(f"{label}: tasks", len(tasks)) as advance,
+        TemporaryDirectory(prefix="lowrank-tasks-") as scratch,
+    ):
         for task in tasks:
             try:
                 result = evaluator.simple_evaluate(
                     _language_model(backend, tokenizer, longest),
-                    tasks=[_configured(task)],
+                    tasks=[_configured(task, manager, Path(scratch))],
                     num_fewshot=0,
                     limit=limit,
                     task_manager=manager,
@@ -145,20 +152,20 @@ def _manager() -> Any:
     return TaskManager()
 
 
-def _configured(task: Task) -> str | dict[str, Any]:
-    """The harness's own task, on the given examples where there are any."""
+def _configured(task: Task, manager: Any, scratch: Path) -> str:
+    """The name of the harness's own task, or the path of a description of it on the given examples."""
     if task.file is None:
         return task.name
-    files = {split: str(task.file) for split in SPLITS}
-    return {
+    described = {
+        "include": str(manager.task_index[task.name].yaml_path),
         "task": task.name,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": files},
-        "test_split": "test",
-        "validation_split": "validation",
-        "training_split": "train",
+        "dataset_kwargs": {"data_files": dict.fromkeys(SPLITS, str(task.file))},
     }
+    path = scratch / f"{task.name}.yaml"
+    path.write_text(yaml.safe_dump(described), encoding="utf-8")
+    return str(path)
 
 
 def _score(name: str, result: Mapping[str, Any]) -> TaskScore:

@@ -216,10 +216,11 @@ def test_bytes(text: str, value: float | None) -> None:
 
 
 def test_every_gate_is_documented() -> None:
+    """By its whole name, or by its key in the row of its section."""
     text = (Path(__file__).parents[2] / "docs" / "validation.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
     for name in METRICS:
         section, _, key = name.partition(".")
-        shared = section == "quality" and f"parity.{key}" in METRICS
-        assert f"`{name}`" in text or (f"`{key}`" in text and (f"`{section}." in text or shared)), name
-    for limits in PARITY_DEFAULTS.values():
-        assert set(limits) == {"parity.mean_kld", "parity.perplexity_change"}
+        if section == "quality" and f"parity.{key}" in METRICS:
+            section = "parity"  # "`quality.*`: the same against the dense model"
+        assert any(f"`{section}." in row and (f"`{key}`" in row or f"`{section}.{key}`" in row) for row in rows), name
