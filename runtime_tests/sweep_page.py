@@ -61,7 +61,7 @@ def sweep_page(found: Sweep) -> str:
         ),
     }
     if any(row.speed for row in found.rows):
-        charts["Decode speed against bytes"] = _everything(found)
+        charts["Decode speed against bytes"] = _fronts(found, _decoded, "tokens per second")
     return fill(
         "sweep.html",
         title=f"{found.source['spec']}: size against quality",
@@ -79,6 +79,10 @@ def _methods(found: Sweep) -> list[str]:
     return list(dict.fromkeys(row.method for row in found.rows))
 
 
+def _decoded(row: SweepRow) -> float:
+    return row.speed.decode.median if row.speed else math.nan
+
+
 def _label(method: str) -> str:
     return "plain quantisation" if method == PLAIN else method
 
@@ -92,21 +96,6 @@ def _fronts(
         own = pareto([row for row in found.rows if row.method == method])
         series.append(Series(_label(method), tuple(Point(row.bytes / 1e6, value(row)) for row in own)))
     return line_chart(series, title=f"{y_label} against bytes", x_label="MB", y_label=y_label, reference=reference)
-
-
-def _everything(found: Sweep) -> str:
-    series = [
-        Series(
-            _label(method),
-            tuple(
-                Point(row.bytes / 1e6, row.speed.decode.median)
-                for row in found.rows
-                if row.method == method and row.speed
-            ),
-        )
-        for method in _methods(found)
-    ]
-    return line_chart(series, title="tokens per second against bytes", x_label="MB", y_label="tokens per second")
 
 
 def _command(found: Sweep) -> str:

@@ -113,6 +113,7 @@ def run_tasks(
     Raises:
         InputError: examples that do not fit the task.
     """
+    from jinja2 import TemplateError
     from lm_eval import evaluator
 
     manager = _manager()
@@ -136,7 +137,7 @@ def run_tasks(
                     torch_random_seed=seed,
                     fewshot_random_seed=seed,
                 )
-            except (KeyError, ValueError, TypeError, OSError, ConnectionError) as error:
+            except (KeyError, ValueError, TypeError, OSError, TemplateError) as error:
                 where = f" with {task.file}" if task.file else ""
                 raise InputError(f"task {task.name}{where}: {type(error).__name__}: {_line(error)}") from None
             found.append(_score(task.name, result or {}))

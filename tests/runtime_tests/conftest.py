@@ -19,6 +19,7 @@ from lowrank_export.runtime_tests.parity import AtPosition, Parity
 from lowrank_export.runtime_tests.perplexity import Perplexity
 from lowrank_export.runtime_tests.report import LinearRank, Report, Row
 from lowrank_export.runtime_tests.speed import Rate, Speed
+from lowrank_export.runtime_tests.sweep_results import PLAIN, Sweep, SweepRow
 from lowrank_export.runtime_tests.tasks import TaskScore
 from lowrank_export.runtime_tests.tokenizer_check import TokenizerCheck
 from lowrank_export.runtime_tests.writing import Writing
@@ -167,4 +168,45 @@ def comparison() -> Comparison:
         },
         versions={"python": "3.11.9"},
         machine={"cpu": "AMD EPYC"},
+    )
+
+
+@pytest.fixture(scope="session")
+def swept(comparison: Comparison) -> Sweep:
+    """A sweep of two methods, three retentions and four types, with figures of a plausible shape."""
+    parity = Parity(0.3, 0.01, 0.1, 2.0, 9.0, 0.7, 0.8, -0.01, 0.1, 0.9, 4088)
+    rows = []
+    types = (("q8_0", 145.0, 0.004), ("q5_k_m", 115.0, 0.03), ("q4_k_m", 105.0, 0.08), ("q2_k", 88.0, 1.1))
+    for place, (method, retentions) in enumerate(
+        ((PLAIN, (1.0,)), ("loss-aware", (0.9, 0.8, 0.6)), ("adasvd", (0.9, 0.8, 0.6)))
+    ):
+        for retention in retentions:
+            for kind, size, kld in types:
+                lost = kld + 1.2 * place * (1 - retention)
+                rate = Rate(140 - size / 3, 120 - size / 3, 150 - size / 3)
+                rows.append(
+                    SweepRow(
+                        method=method,
+                        retention=retention,
+                        kept=retention,
+                        format="gguf",
+                        quantisation=kind,
+                        backend="llama.cpp",
+                        bytes=int(1e6 * size * (0.3 + 0.7 * retention)),
+                        bits_per_weight=8 * size / 134.5,
+                        perplexity=Perplexity(14.9 * (1 + lost), 0.6, 4088),
+                        quality=replace(parity, mean_kld=lost),
+                        speed=Speed(rate, rate, 256, 32, 3, 2),
+                        compress_seconds=300.0 * place,
+                    )
+                )
+    facts = {"text": "python-docs", "windowing": "even", "count": 8, "length": 512, "sha256": "c0" * 32, "threads": 2}
+    return Sweep(
+        rows=tuple(rows),
+        dense=Perplexity(14.9, 0.6, 4088),
+        recipe=comparison.recipe,
+        source=comparison.source,
+        evaluation=facts,
+        versions=comparison.versions,
+        machine=comparison.machine,
     )

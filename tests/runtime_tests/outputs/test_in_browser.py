@@ -14,6 +14,8 @@ from lowrank_export.runtime_tests.compare_html import page as compare_page
 from lowrank_export.runtime_tests.compare_results import Comparison
 from lowrank_export.runtime_tests.outputs.report_page import report_page
 from lowrank_export.runtime_tests.report import Report
+from lowrank_export.runtime_tests.sweep_page import sweep_page
+from lowrank_export.runtime_tests.sweep_results import Sweep
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -79,13 +81,18 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(scope="module", params=["report", "compare"])
+@pytest.fixture(scope="module", params=["report", "compare", "sweep"])
 def file(
-    request: pytest.FixtureRequest, report: Report, comparison: Comparison, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    report: Report,
+    comparison: Comparison,
+    swept: Sweep,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     makers: dict[str, Callable[[], str]] = {
         "report": lambda: report_page(report),
         "compare": lambda: compare_page(comparison),
+        "sweep": lambda: sweep_page(swept),
     }
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(makers[request.param](), encoding="utf-8")
