@@ -135,6 +135,33 @@ EvaluationWindows = Annotated[int, typer.Option(min=1, help="Windows measured.")
 EvaluationLength = Annotated[int, typer.Option(min=2, help="Tokens per measured window.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the runtimes. Default: all cores.")]
 Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time prefill and decode.")]
+Gates = Annotated[
+    Path | None, typer.Option(help="Thresholds, see docs/validation.md. Default: ./gates.yaml if it is there.")
+]
+Gate = Annotated[
+    list[str] | None,
+    typer.Option(help="One threshold, over --gates: quality.mean_kld=0.5, or =off; repeatable.", metavar="NAME=VALUE"),
+]
+Stride = Annotated[
+    int | None, typer.Option(min=1, help="Overlapping windows, a new one every so many tokens; each token counts once.")
+]
+LlamaWindows = Annotated[
+    bool, typer.Option("--llama-windows", help="llama.cpp's windows: chunks, of which the second half is scored.")
+]
+PromptTokens = Annotated[
+    list[int] | None, typer.Option(min=1, help="Prompt lengths that are timed; repeatable. Default: 256.")
+]
+MoreThreads = Annotated[list[int] | None, typer.Option(min=1, help="Thread counts timed besides; repeatable.")]
+SampleSeed = Annotated[int, typer.Option(min=0, help="Of sampled text and tasks.")]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Zero-shot task of lm-evaluation-harness: piqa, arc_easy, winogrande, hellaswag, mmlu; repeatable. "
+        "NAME=FILE.jsonl takes its examples from a file.",
+        metavar="NAME",
+    ),
+]
+TaskLimit = Annotated[int | None, typer.Option(min=1, help="Examples per task. Default: all.")]
 
 
 def recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -185,6 +212,8 @@ def run(
     evaluation_length: EvaluationLength = 512,
     threads: Threads = None,
     speed: Speed = True,
+    gates: Gates = None,
+    gate: Gate = None,
     force: Force = False,
     as_json: Json = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -204,7 +233,9 @@ def run(
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
 
-        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
+        evaluation = Evaluation(
+            evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed, gates=_thresholds(gates, gate)
+        )
         report = release(
             chosen,
             exports,
@@ -218,8 +249,8 @@ def run(
             progress=ConsoleProgress(),
         )
         _show(render(report), report.to_json(), as_json)
-        _tell(f"{out}: checkpoint, artifacts and report.json")
-        _gates(report)
+        _tell(f"{out}: checkpoint, artifacts, report.html, report.json, report.md and junit.xml")
+        _exit_code(report, as_json)
 
 
 @app.command()
@@ -356,6 +387,80 @@ def compare(
         _tell(f"{out}: compare.json and compare.html")
 
 
+MaxBytes = Annotated[str | None, typer.Option(help="Largest export: 100MB, 1.5GiB.")]
+MaxKld = Annotated[float | None, typer.Option(min=0, help="Largest mean KL divergence from the dense model.")]
+MinSpeed = Annotated[float | None, typer.Option(min=0, help="Fewest decoded tokens per second.")]
+
+
+@app.command()
+@recipe_options("method", "retention")
+def sweep(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows, sweep.json and sweep.html.")],
+    given: Given,
+    recipe: RecipeFile = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--methods", help="Comma-separated or repeatable. Default: loss-aware.")
+    ] = None,
+    retention: Annotated[
+        list[str] | None,
+        typer.Option(help="Comma-separated or repeatable. Default: 0.9, 0.8 and 0.6.", metavar="FLOAT"),
+    ] = None,
+    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
+    device: Device = "auto",
+    evaluate: Evaluate = "python-docs",
+    evaluation_windows: EvaluationWindows = 8,
+    evaluation_length: EvaluationLength = 512,
+    threads: Threads = None,
+    speed: Speed = True,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Methods, retentions and types on one model, beside plain quantisation: which size gives which quality."""
+    with _one_line_errors():
+        from .converter.recipe import recipe_grid
+
+        values, where = _recipe_values(recipe, given)
+        retentions = [_number(part) for part in _listed(retention)]
+        chosen = recipe_grid(values, _listed(methods) or ["loss-aware"], retentions or [0.9, 0.8, 0.6], where)
+        exports = _exports(format, gguf_type, onnx_type)
+        from .converter.progress import ConsoleProgress
+        from .runtime_tests.release import Evaluation
+        from .runtime_tests.sweep import sweep as run_sweep
+        from .runtime_tests.sweep_page import render
+
+        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
+        found = run_sweep(
+            chosen, exports, out, evaluation=evaluation, device=device, force=force, progress=ConsoleProgress()
+        )
+        _show(render(found), found.to_json(), as_json)
+        _tell(f"{out}: sweep.json and sweep.html; now `lowrank-export recommend {out} --max-bytes ...`")
+
+
+@app.command()
+def recommend(
+    path: Annotated[Path, typer.Argument(help="Folder of a sweep.")],
+    max_bytes: MaxBytes = None,
+    max_kld: MaxKld = None,
+    min_speed: MinSpeed = None,
+    as_json: Json = False,
+) -> None:
+    """Pick from a sweep: the smallest export within --max-kld, else the best within size and speed; and why."""
+    with _one_line_errors():
+        from .runtime_tests.gate_file import parse_bytes
+        from .runtime_tests.sweep_results import Limits, read_rows
+        from .runtime_tests.sweep_results import recommend as pick
+
+        size = None if max_bytes is None else parse_bytes(max_bytes)
+        if max_bytes is not None and size is None:
+            raise UsageError(f"--max-bytes {max_bytes}: expected a size such as 100MB")
+        choice = pick(read_rows(path / "sweep.json"), Limits(size, max_kld, min_speed))
+        _show(None, choice.to_json(), as_json)
+        for line in (choice.row.label, *choice.reasons):
+            _tell(line)
+
+
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")],
@@ -441,46 +546,78 @@ def imatrix(
 
 @app.command()
 def validate(
-    artifacts: Annotated[list[Path], typer.Argument(help=".gguf files, ONNX folders, checkpoint folders.")],
+    artifacts: Annotated[list[Path], typer.Argument(help=".gguf files, ONNX or checkpoint folders, folders of them.")],
     reference: Annotated[Path, typer.Option(help="The checkpoint they were exported from.")],
     dense: Annotated[Path | None, typer.Option(help="The uncompressed Hugging Face folder.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    dense_artifact: Annotated[
+        list[Path] | None, typer.Option(help="An export of the dense model, measured and timed beside; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for report.html, report.json, report.md and junit.xml.")
+    ] = None,
+    gates: Gates = None,
+    gate: Gate = None,
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
     evaluation_length: EvaluationLength = 512,
+    evaluation_stride: Stride = None,
+    llama_windows: LlamaWindows = False,
     threads: Threads = None,
     speed: Speed = True,
+    prompt_tokens: PromptTokens = None,
+    more_threads: MoreThreads = None,
+    seed: SampleSeed = 0,
+    task: TaskNames = None,
+    task_limit: TaskLimit = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Measure artifacts in their runtimes; exit code 4 if a gate fails."""
+    """The release gate: measure artifacts in their runtimes; exit code 4 if a gate fails."""
     with _one_line_errors():
-        from .converter.files import check_output
+        thresholds = _thresholds(gates, gate)
         from .converter.progress import ConsoleProgress
+        from .runtime_tests.artifacts import find_artifacts
+        from .runtime_tests.outputs.files import check_outputs, write_outputs
         from .runtime_tests.release import Evaluation, load_windows
-        from .runtime_tests.report import write_report
         from .runtime_tests.report_table import render
-        from .runtime_tests.validate import Settings
+        from .runtime_tests.tasks import parse_task
+        from .runtime_tests.validate import DEFAULTS
         from .runtime_tests.validate import validate as run_validate
 
-        if report is not None:
-            check_output(report, force)
-        evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
+        if out is not None:
+            check_outputs(out, force)
+        evaluation = Evaluation(
+            evaluate,
+            evaluation_windows,
+            evaluation_length,
+            threads or _cores(),
+            speed,
+            stride=evaluation_stride,
+            like_llama_cpp=llama_windows,
+            prompt_tokens=tuple(prompt_tokens or DEFAULTS.prompt_tokens),
+            more_threads=tuple(more_threads or ()),
+            seed=seed,
+            tasks=tuple(parse_task(word) for word in task or []),
+            task_limit=task_limit,
+            gates=thresholds,
+        )
         result = run_validate(
-            artifacts,
+            [found for path in artifacts for found in find_artifacts(path)],
             reference=reference,
             dense=dense,
+            dense_artifacts=dense_artifact or [],
             windows=load_windows(evaluation, reference),
             threads=evaluation.threads,
-            settings=Settings(device=device, speed=speed),
-            provenance={"evaluation": evaluate},
+            settings=evaluation.settings(device),
+            gates=thresholds,
+            provenance={"evaluation": evaluation.facts()},
             progress=ConsoleProgress(),
         )
-        if report is not None:
-            write_report(result, report)
+        if out is not None:
+            write_outputs(result, out)
         _show(render(result), result.to_json(), as_json)
-        _gates(result)
+        _exit_code(result, as_json)
 
 
 @app.command()
@@ -632,7 +769,17 @@ def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _gates(report: Any) -> None:
+def _thresholds(path: Path | None, flags: list[str] | None) -> Any:
+    """Thresholds of a gates file and of flags."""
+    from .runtime_tests.gate_file import chosen_gates
+
+    return chosen_gates(path, flags or [])
+
+
+def _exit_code(report: Any, as_json: bool) -> None:
+    if as_json:  # else the table has said it
+        for row, gate in report.failures:
+            _tell(f"gate failed: {row.label}: {gate.words}")
     if not report.passed:
         raise typer.Exit(4)
 

@@ -39,7 +39,7 @@ from lowrank_export.runtime_tests.reference_logits import ReferenceLogits
 from lowrank_export.runtime_tests.release import Evaluation, load_windows
 from lowrank_export.runtime_tests.report import write_json
 from lowrank_export.runtime_tests.svg_chart import STYLE, Point, Series, line_chart
-from lowrank_export.runtime_tests.validate import window_facts
+from lowrank_export.runtime_tests.windows import Windows
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_1", "q5_0", "q4_k_m", "q4_1", "q4_k", "q4_0", "iq4_nl", "q3_k_m")
 RETENTIONS = (0.9, 0.8, 0.6)
@@ -163,7 +163,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self._options.out) as folder:
             artifact = self._export(row, Path(folder) / "m.gguf")
             backend = open_backend(
-                artifact.path, LLAMA_CPP, threads=self._options.threads, context=self._windows.shape[1] + 1
+                artifact.path, LLAMA_CPP, threads=self._options.threads, context=self._windows.length + 1
             )
             try:
                 found = measure(backend, self._windows, [self._reference], self._progress, label=row.name)
@@ -212,7 +212,7 @@ class Bench:
         return open_source(self._options.model, self._progress)
 
     @cached_property
-    def _windows(self) -> np.ndarray:
+    def _windows(self) -> Windows:
         options = self._options
         return load_windows(Evaluation(options.evaluate, options.windows, options.length), self._source.path)
 
@@ -220,7 +220,7 @@ class Bench:
     def _reference(self) -> ReferenceLogits:
         """The dense model's logits, recorded once."""
         scratch = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._options.out))
-        backend = open_backend(self._source.path, TORCH, threads=self._options.threads, context=self._windows.shape[1])
+        backend = open_backend(self._source.path, TORCH, threads=self._options.threads, context=self._windows.length)
         try:
             return ReferenceLogits.record(backend, self._windows, Path(scratch) / "dense.f32", self._progress)
         finally:
@@ -239,7 +239,7 @@ class Bench:
         options = self._options
         return {
             "model": self._source.fingerprint(),
-            "windows": window_facts(self._windows),
+            "windows": self._windows.facts(),
             "method": options.method,
             "calibration": options.calibration,
         }

@@ -129,7 +129,7 @@ def perplexities_of(checkpoint: Path, data: Path) -> dict[str, float]:
     result = {}
     try:
         for name, windows in texts.items():
-            found = perplexity(np.concatenate([token_losses(backend.window_logits(w), w) for w in windows]))
+            found = perplexity(np.concatenate([token_losses(backend.window_logits(w)[:-1], w[1:]) for w in windows]))
             result |= {name: found.value, f"{name}_se": found.standard_error}
     finally:
         backend.close()

@@ -105,7 +105,14 @@ def measure(folder: Path, type: str, arguments: argparse.Namespace) -> Pair:
         open_backend(artifact.path, LLAMA_CPP, threads=arguments.threads, context=length, exact=False)
         for artifact in made
     ]
-    dense, factored = measure_speed(backends, tokens, prompt_tokens=arguments.prompt, repeats=arguments.repeats)
+    (dense,), (factored,) = measure_speed(
+        backends,
+        tokens,
+        prompts=[arguments.prompt],
+        decode_tokens=arguments.decode,
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+    )
     for backend in backends:
         backend.close()
     for artifact in made:

@@ -75,9 +75,17 @@ def measure(sources: dict[str, Path], folder: Path, format: str, type: str, argu
         open_backend(artifact.path, runtime, threads=arguments.threads, context=length, exact=False)
         for artifact in made.values()
     ]
-    speeds = measure_speed(backends, tokens, prompt_tokens=arguments.prompt, repeats=arguments.repeats)
+    found = measure_speed(
+        backends,
+        tokens,
+        prompts=[arguments.prompt],
+        decode_tokens=arguments.decode,
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+    )
     for backend in backends:
         backend.close()
+    speeds = [speed for (speed,) in found]
     dense = speeds[0]
     return [
         f"{runtime:12s} {type:5s} {layout:11s} {artifact.bytes / 1e6:7.1f} MB  "

@@ -22,6 +22,23 @@ PERMUTATION = "i32"  # the order of rows of the pivot layout, no weights
 ROTARY_TABLES = ("cos_cache", "sin_cache")  # stored in ONNX graphs, but no weights
 
 
+def find_artifacts(path: Path) -> list[Path]:
+    """An artifact, or the .gguf files and ONNX folders that lie in a folder, by name.
+
+    Raises:
+        InputError: missing, or neither.
+    """
+    try:
+        artifact_format(path)
+    except InputError:
+        inside = [] if not path.is_dir() else sorted(path.iterdir())
+        found = [one for one in inside if one.suffix.lower() == ".gguf" or (one / "model.onnx").is_file()]
+        if not found:
+            raise
+        return found
+    return [path]
+
+
 def describe(artifact: Artifact | Path) -> Artifact:
     """The record of an artifact, read from its headers if only its path is known. No weight is read.
 

@@ -14,9 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..converter.checkpoint import load_tokenizer
 from ..converter.device import pick_device
 from ..converter.errors import UsageError
@@ -35,10 +32,12 @@ from .environment import library_versions, machine_facts
 from .generation import Sample, sample
 from .measure import measure
 from .perplexity import perplexity
+from .places import check_own_folder
 from .reference_logits import ReferenceLogits
 from .release import Evaluation, load_windows
 from .report import write_json, write_text
-from .validate import PROMPT, check_windows, window_facts
+from .validate import PROMPT, check_windows
+from .windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +68,7 @@ class _Job:
     recipes: Sequence[Recipe]
     out: Path
     source: Source
-    windows: NDArray[np.int32]
+    windows: Windows
     tokenizer: PreTrainedTokenizerBase
     origin: Mapping[str, Any]
     evaluation: Mapping[str, Any]
@@ -120,7 +119,7 @@ def compare(
         InputError, ResourceError: from the stages; finished rows are kept.
     """
     progress = progress or SilentProgress()
-    _check_place(out, force)
+    check_own_folder(out, ROWS)
     job = _prepare(recipes, out, evaluation, device, keep_checkpoints, progress)
     if force:
         for name in (ROWS, STATISTICS, CHECKPOINTS, WORK, DOCUMENT, PAGE):
@@ -133,16 +132,6 @@ def compare(
     write_json(comparison.to_json(), out / DOCUMENT)
     write_text(page(comparison), out / PAGE)
     return comparison
-
-
-def _check_place(out: Path, force: bool) -> None:
-    """Refuse a folder that this command did not make."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is not a folder")
-    foreign = out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir())
-    if foreign and not (out / ROWS).is_dir():
-        hint = "; it is not a folder this command made" if force else ""
-        raise UsageError(f"{out}: exists and is not empty; choose another --out{hint}")
 
 
 def _prepare(
@@ -160,7 +149,7 @@ def _prepare(
         windows=windows,
         tokenizer=load_tokenizer(source.path),
         origin={"source_sha256": source.fingerprint(), "device": chosen},
-        evaluation={"evaluation_text": evaluation.text, "evaluation_windows": window_facts(windows), "prompt": PROMPT},
+        evaluation={"evaluation_text": evaluation.text, "evaluation_windows": windows.facts(), "prompt": PROMPT},
         device=chosen,
         threads=evaluation.threads,
         keep_checkpoints=keep,

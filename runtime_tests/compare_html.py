@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
-from pathlib import Path
 
 from .compare_results import Comparison, Row
 from .compare_table import HEADINGS, INCLUDED, cells, cost_cells, dense_cells, evaluation_words, samples
-from .svg_chart import STYLE, Point, Series, line_chart
-
-TEMPLATES = Path(__file__).parent / "templates"
+from .html import drawn, fill
+from .svg_chart import Point, Series, line_chart
 
 
 def page(comparison: Comparison) -> str:
     """The whole HTML document. It is well-formed XML too, so that any parser reads it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     groups = [
         [(row.method, cells(row), (row.method, row.retention) in comparison.best) for row in rows]
         for _, rows in groupby(comparison.rows, key=lambda row: row.retention)
     ]
-    return environment.get_template("compare.html").render(
+    return fill(
+        "compare.html",
+        title=f"{comparison.source['spec']}: methods compared",
         comparison=comparison,
-        charts=[Markup(chart) for chart in _charts(comparison)],  # noqa: S704 svg_chart escapes
-        chart_style=Markup(STYLE),  # noqa: S704
+        charts=drawn(_charts(comparison)),
         headings=[_one_line(heading) for heading in HEADINGS],
         dense=dense_cells(comparison.dense),
         groups=groups,
@@ -67,7 +60,7 @@ def _series(comparison: Comparison, value: Callable[[Row], tuple[float, float]])
 
 
 def _one_line(heading: str) -> str:
-    return heading.replace("-\n", "-" if heading.startswith("same") else "").replace("\n", " ")
+    return heading.replace("/\n", "/").replace("-\n", "-" if heading.startswith("same") else "").replace("\n", " ")
 
 
 def _command(comparison: Comparison) -> str:

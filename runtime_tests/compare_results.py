@@ -16,7 +16,7 @@ from .parity import Parity
 from .perplexity import Perplexity
 from .report import finite, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Measurement:
             bytes=data["bytes"],
             parameters=data["parameters"],
             perplexity=Perplexity(**_numbers(data["perplexity"])),
-            quality=Parity(**_numbers(data["quality"])) if data["quality"] else None,
+            quality=Parity.from_json(data["quality"]) if data["quality"] else None,
             sample=Sample(text["prompt"], text["text"], tuple(text["tokens"])),
         )
 

@@ -1,4 +1,4 @@
-"""Greedy generation through any backend."""
+"""Greedy and sampled generation through any backend."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..converter.errors import InputError
 from .backends.protocol import Backend, Tokens
@@ -14,28 +15,45 @@ from .backends.protocol import Backend, Tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEMPERATURE, TOP_P = 0.8, 0.95
+
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model wrote: the prompt, the continuation, and the continuation's token ids."""
+    """What a model wrote.
+
+    Attributes:
+        prompt, text: the prompt and the continuation.
+        tokens: the continuation's token ids.
+        seed: of sampled text; None for greedy.
+    """
 
     prompt: str
     text: str
     tokens: tuple[int, ...]
+    seed: int | None = None
 
 
-def generate(backend: Backend, prompt: Tokens, *, max_tokens: int, end: Collection[int] = ()) -> list[int]:
-    """Continue `prompt` (T,) greedily; of equal logits the lowest token id wins, in every runtime alike.
+def generate(
+    backend: Backend, prompt: Tokens, *, max_tokens: int, end: Collection[int] = (), seed: int | None = None
+) -> list[int]:
+    """Continue `prompt` (T,).
+
+    Greedy: of equal logits the lowest token id wins, in every runtime alike. Sampled: at `TEMPERATURE` from the
+    smallest set of likeliest tokens that holds `TOP_P` of the probability; every step uses the next of the seed's
+    uniform numbers whatever was drawn before, so that runtimes which agree write the same text.
 
     Args:
         backend: the model; its sequence is overwritten.
         prompt: token ids, at least one.
         max_tokens: longest continuation.
         end: token ids that end the text; the one met is not returned.
+        seed: None for greedy.
 
     Raises:
         InputError: NaN logits (names the backend).
     """
+    random = None if seed is None else np.random.default_rng(seed)
     backend.reset()
     continuation: list[int] = []
     step = prompt
@@ -43,7 +61,7 @@ def generate(backend: Backend, prompt: Tokens, *, max_tokens: int, end: Collecti
         logits = backend.feed(step)
         if np.isnan(logits).any():
             raise InputError(f"{backend.name}: NaN logits after {len(continuation)} generated tokens")
-        token = int(logits.argmax())
+        token = int(logits.argmax()) if random is None else draw(logits, float(random.random()))
         if token in end:
             break
         continuation.append(token)
@@ -51,8 +69,29 @@ def generate(backend: Backend, prompt: Tokens, *, max_tokens: int, end: Collecti
     return continuation
 
 
-def sample(backend: Backend, tokenizer: PreTrainedTokenizerBase, prompt: str, *, max_tokens: int) -> Sample:
-    """Continue a text greedily until the tokenizer's end-of-text token or `max_tokens` tokens.
+def draw(logits: NDArray[np.float32], uniform: float) -> int:
+    """The token at a place 0 <= `uniform` < 1 of the distribution, likeliest tokens first.
+
+    Args:
+        logits: (vocabulary,) without NaN.
+    """
+    scaled = logits.astype(np.float64) / TEMPERATURE
+    order = np.argsort(-scaled, kind="stable")
+    p = np.exp(scaled[order] - scaled[order[0]])
+    total = np.cumsum(p / p.sum())
+    kept = int(np.searchsorted(total, TOP_P)) + 1
+    return int(order[np.searchsorted(total[:kept], uniform * total[min(kept, len(total)) - 1], side="right")])
+
+
+def sample(
+    backend: Backend,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_tokens: int,
+    seed: int | None = None,
+) -> Sample:
+    """Continue a text until the tokenizer's end-of-text token or `max_tokens` tokens; greedily without a seed.
 
     Raises:
         InputError: the prompt has no tokens, or the model gives NaN logits.
@@ -61,6 +100,6 @@ def sample(backend: Backend, tokenizer: PreTrainedTokenizerBase, prompt: str, *,
     if len(ids) == 0:
         raise InputError("the generation prompt is empty")
     end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    tokens = generate(backend, ids, max_tokens=max_tokens, end=end)
+    tokens = generate(backend, ids, max_tokens=max_tokens, end=end, seed=seed)
     text = tokenizer.decode(tokens)
-    return Sample(prompt, text if isinstance(text, str) else "".join(text), tuple(tokens))
+    return Sample(prompt, text if isinstance(text, str) else "".join(text), tuple(tokens), seed)

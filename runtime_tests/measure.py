@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..converter.errors import InputError
 from ..converter.progress import Progress
@@ -14,6 +13,7 @@ from .backends.protocol import Backend
 from .parity import Divergence, Parity, divergence, parity
 from .perplexity import Perplexity, perplexity, token_losses
 from .reference_logits import ReferenceLogits, checked_logits
+from .windows import Windows
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Measured:
 
 def measure(
     backend: Backend,
-    windows: NDArray[np.int32],
+    windows: Windows,
     references: Sequence[ReferenceLogits],
     progress: Progress,
     *,
@@ -36,7 +36,7 @@ def measure(
 
     Args:
         backend: the candidate.
-        windows: (N, T), the very windows the references were recorded on.
+        windows: the very windows the references were recorded on.
         references: what to compare with.
         progress: receives one stage of N steps.
         label: name of the stage.
@@ -44,21 +44,23 @@ def measure(
     Raises:
         InputError: logits that are not finite, or of another vocabulary than a reference's (names the backend).
     """
-    losses = np.empty((windows.shape[0], windows.shape[1] - 1))
+    losses = []
     divergences: list[list[Divergence]] = [[] for _ in references]
     with progress.stage(label, len(windows)) as advance:
-        for index, tokens in enumerate(windows):
-            logits = checked_logits(backend, tokens, index)
-            losses[index] = token_losses(logits, tokens)
+        for index, tokens in enumerate(windows.tokens):
+            logits = checked_logits(backend, tokens, index)[windows.scored(index)]
+            targets = windows.targets(index)
+            losses.append(token_losses(logits, targets))
             for reference, found in zip(references, divergences, strict=True):
                 if logits.shape[1] != reference.vocabulary:
                     raise InputError(
                         f"{backend.name}: vocabulary of {logits.shape[1]} tokens, the reference has "
                         f"{reference.vocabulary}; the artifact was not made from this reference"
                     )
-                found.append(divergence(reference.window(index), logits[:-1]))
+                found.append(divergence(reference.window(index), logits, targets))
             advance(1)
-    return Measured(perplexity(losses), tuple(parity(found) for found in divergences))
+    parities = tuple(parity(found, windows.first) for found in divergences)
+    return Measured(perplexity(np.concatenate(losses)), parities)
 
 
 def compare(reference: ReferenceLogits, candidate: ReferenceLogits, progress: Progress, *, label: str) -> Parity:
@@ -69,7 +71,7 @@ def compare(reference: ReferenceLogits, candidate: ReferenceLogits, progress: Pr
     """
     found = []
     with progress.stage(label, len(reference)) as advance:
-        for ours, theirs in zip(reference, candidate, strict=True):
-            found.append(divergence(ours, theirs))
+        for index, (ours, theirs) in enumerate(zip(reference, candidate, strict=True)):
+            found.append(divergence(ours, theirs, reference.windows.targets(index)))
             advance(1)
-    return parity(found)
+    return parity(found, reference.windows.first)

@@ -28,6 +28,9 @@ class Perplexity:
     tokens: int
 
 
+NOT_MEASURED = Perplexity(math.nan, math.nan, 0)
+
+
 def log_normaliser(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Logarithm of the sum of exponentials of each row, (R, vocabulary) -> (R,)."""
     top: NDArray[np.float64] = logits.max(axis=-1)
@@ -35,22 +38,21 @@ def log_normaliser(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return top + np.log(total)
 
 
-def token_losses(logits: Logits, tokens: Tokens) -> NDArray[np.float64]:
-    """Negative log-likelihood, in nats, of every predicted token of one window.
+def token_losses(logits: Logits, targets: Tokens) -> NDArray[np.float64]:
+    """Negative log-likelihood, in nats, of the tokens that rows of logits predict.
 
     Args:
-        logits: (T, vocabulary) float32; row t predicts token t + 1, the last row predicts nothing of the window.
-        tokens: (T,) token ids.
+        logits: (P, vocabulary) float32.
+        targets: (P,) token ids; row i predicts targets[i].
 
     Returns:
-        (T - 1,) float64; the sums are float64 throughout, a few rows at a time.
+        (P,) float64; the sums are float64 throughout, a few rows at a time.
     """
-    losses = np.empty(len(tokens) - 1)
+    losses = np.empty(len(targets))
     for start in range(0, len(losses), ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, len(losses))
         rows = logits[start:stop].astype(np.float64)
-        targets = rows[np.arange(stop - start), tokens[start + 1 : stop + 1]]
-        losses[start:stop] = log_normaliser(rows) - targets
+        losses[start:stop] = log_normaliser(rows) - rows[np.arange(stop - start), targets[start:stop]]
     return losses
 
 

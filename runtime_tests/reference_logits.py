@@ -15,62 +15,64 @@ from ..converter.errors import InputError, ResourceError
 from ..converter.progress import Progress
 from .backends.protocol import Backend, Logits
 from .perplexity import token_losses
+from .windows import Windows
 
 BYTES_PER_LOGIT = 4
 DISK_RESERVE = 64 * 2**20  # never fill a disk to the last byte: the report has to fit too
 
 
 class ReferenceLogits:
-    """Float32 logits (N, T - 1, vocabulary) of N windows of T tokens, in a scratch file.
+    """Float32 logits of the scored positions of all windows, in a scratch file; all measurements use exactly these.
 
-    Only positions that predict a token of the window are kept, T - 1 of T; all measurements use exactly these.
     Use as a context manager: the file is removed on leaving.
 
     Attributes:
-        losses: token losses (N, T - 1) float64 of the recorded model, computed in passing.
+        windows: what was run.
+        losses: token losses (sum of windows.counts,) float64 of the recorded model, computed in passing.
     """
 
-    def __init__(self, path: Path, losses: NDArray[np.float64], vocabulary: int) -> None:
+    def __init__(self, path: Path, windows: Windows, losses: NDArray[np.float64], vocabulary: int) -> None:
         self.path = path
+        self.windows = windows
         self.losses = losses
         self.vocabulary = vocabulary
+        self._starts = np.concatenate([[0], np.cumsum(windows.counts)])
 
     @classmethod
     def record(
-        cls, backend: Backend, windows: NDArray[np.int32], path: Path, progress: Progress, *, label: str = "reference"
+        cls, backend: Backend, windows: Windows, path: Path, progress: Progress, *, label: str = "reference"
     ) -> ReferenceLogits:
-        """Run `backend` over `windows` (N, T) and write its logits to `path`. Memory: the logits of one window.
+        """Run `backend` over `windows` and write its logits to `path`. Memory: the logits of one window.
 
         Raises:
             InputError: a logit is not finite (names backend and window).
             ResourceError: the disk of `path` has not enough room, before the second window is run.
         """
-        count, length = windows.shape
-        losses = np.empty((count, length - 1))
+        losses = []
         vocabulary = 0
         try:
-            with path.open("wb") as file, progress.stage(f"{label}: logits", count) as advance:
-                for index, tokens in enumerate(windows):
-                    logits = checked_logits(backend, tokens, index)
+            with path.open("wb") as file, progress.stage(f"{label}: logits", len(windows)) as advance:
+                for index, tokens in enumerate(windows.tokens):
+                    logits = checked_logits(backend, tokens, index)[windows.scored(index)]
                     if index == 0:
                         vocabulary = logits.shape[1]
-                        _require_room(path, count * (length - 1) * vocabulary * BYTES_PER_LOGIT)
-                    _write(file, logits[:-1])
-                    losses[index] = token_losses(logits, tokens)
+                        _require_room(path, int(windows.counts.sum()) * vocabulary * BYTES_PER_LOGIT)
+                    _write(file, logits)
+                    losses.append(token_losses(logits, windows.targets(index)))
                     advance(1)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return cls(path, losses, vocabulary)
+        return cls(path, windows, np.concatenate(losses), vocabulary)
 
     def window(self, index: int) -> Logits:
-        """Logits (T - 1, vocabulary) of one window, mapped read-only: pages are read as they are used."""
-        positions = self.losses.shape[1]
-        offset = index * positions * self.vocabulary * BYTES_PER_LOGIT
+        """Logits (P, vocabulary) of a window's scored positions, mapped read-only: pages are read as they are used."""
+        positions = int(self.windows.counts[index])
+        offset = int(self._starts[index]) * self.vocabulary * BYTES_PER_LOGIT
         return np.memmap(self.path, np.float32, mode="r", offset=offset, shape=(positions, self.vocabulary))
 
     def __len__(self) -> int:
-        return len(self.losses)
+        return len(self.windows)
 
     def __iter__(self) -> Iterator[Logits]:
         return (self.window(index) for index in range(len(self)))

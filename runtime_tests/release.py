@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
 from ..converter.calibration import SELF, read_text, read_token_windows
@@ -27,12 +25,17 @@ from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as, row_multipl
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES
 from ..exporters.onnx.flavours import check_single_flavour
-from .corpora import evaluation_windows
+from .corpora import evaluation_windows, llama_cpp_windows
 from .exporting import export
+from .gate_file import GateSettings
 from .llamacpp.build import check_compiler
 from .llamacpp.runtime import find_runtime
-from .report import Report, write_report
-from .validate import Settings, validate
+from .outputs.files import OUTPUTS, write_cards, write_outputs
+from .outputs.markdown import card_path
+from .report import Report
+from .tasks import Task
+from .validate import DEFAULTS, Settings, validate
+from .windows import Windows
 
 CHECKPOINT = "checkpoint"
 DENSE = "dense"
@@ -41,13 +44,51 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """On which text, and how, a release is measured."""
+    """On which text, and how, a release is measured.
+
+    Attributes:
+        text: as for calibration, or windows (.npy).
+        windows, window_length: how much of it.
+        threads: CPU threads of every runtime, those of `more_threads` besides when speed is timed.
+        speed: whether to time.
+        stride: see `evaluation_windows`.
+        like_llama_cpp: take llama.cpp's own windows.
+        prompt_tokens: lengths of prompts that are timed.
+        seed: of sampled text and tasks.
+        tasks, task_limit: see `Settings`.
+        gates: thresholds that were asked for.
+    """
 
     text: str = "python-docs"
     windows: int = 8
     window_length: int = 512
     threads: int = 2
     speed: bool = True
+    stride: int | None = None
+    like_llama_cpp: bool = False
+    prompt_tokens: tuple[int, ...] = DEFAULTS.prompt_tokens
+    more_threads: tuple[int, ...] = ()
+    seed: int = 0
+    tasks: tuple[Task, ...] = ()
+    task_limit: int | None = None
+    gates: GateSettings = field(default_factory=GateSettings)
+
+    def settings(self, device: str = "cpu") -> Settings:
+        """How `validate` is to measure."""
+        return Settings(
+            device=device,
+            speed=self.speed,
+            prompt_tokens=self.prompt_tokens,
+            more_threads=self.more_threads,
+            seed=self.seed,
+            tasks=self.tasks,
+            task_limit=self.task_limit,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What reports hold of it besides the windows themselves."""
+        windowing = "llama.cpp" if self.like_llama_cpp else "even" if self.stride is None else f"stride {self.stride}"
+        return {"text": self.text, "windowing": windowing}
 
 
 def release(
@@ -63,7 +104,7 @@ def release(
     force: bool,
     progress: Progress,
 ) -> Report:
-    """Compress, export and validate into `out`: checkpoint/, one artifact per export, report.json.
+    """Compress, export and validate into `out`: checkpoint/, an artifact and its card per export, the report's files.
 
     Finished stages of a job that was cut short are kept when the recipe is the same.
 
@@ -106,31 +147,43 @@ def release(
         dense=source.path,
         dense_artifacts=dense,
         threads=evaluation.threads,
-        settings=Settings(speed=evaluation.speed),
+        settings=evaluation.settings(),
+        gates=evaluation.gates,
         scratch=out,
         provenance={
             "recipe": recipe.model_dump(mode="json"),
             "calibration": read_json(checkpoint / "calibration.json"),
-            "evaluation": evaluation.text,
+            "evaluation": evaluation.facts(),
         },
         progress=progress,
     )
-    write_report(report, out / REPORT)
+    write_cards(report, factored)
+    write_outputs(report, out)
     shutil.rmtree(out / DENSE, ignore_errors=True)
     return report
 
 
-def load_windows(evaluation: Evaluation, model: Path) -> NDArray[np.int32]:
-    """Evaluation windows (N, T) int32 for a model folder's tokenizer.
+def load_windows(evaluation: Evaluation, model: Path) -> Windows:
+    """Evaluation windows for a model folder's tokenizer.
 
     Raises:
+        UsageError: options that contradict each other.
         InputError: the text or tokenizer cannot be used.
     """
+    if evaluation.like_llama_cpp and evaluation.stride is not None:
+        raise UsageError("llama.cpp's windows have no stride: leave out --evaluation-stride or --llama-windows")
     tokenizer = load_tokenizer(model)
     if evaluation.text.endswith(".npy"):
-        return read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
+        if evaluation.like_llama_cpp or evaluation.stride is not None:
+            raise UsageError(f"{evaluation.text}: given windows are neither cut by a stride nor like llama.cpp")
+        return Windows.whole(
+            read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
+        )
     text = read_text(evaluation.text, "evaluation")
-    return evaluation_windows(tokenizer, text, windows=evaluation.windows, length=evaluation.window_length)
+    count, length = evaluation.windows, evaluation.window_length
+    if evaluation.like_llama_cpp:
+        return llama_cpp_windows(tokenizer, text, windows=count, length=length)
+    return evaluation_windows(tokenizer, text, windows=count, length=length, stride=evaluation.stride)
 
 
 def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
@@ -187,7 +240,9 @@ def _check_tools(formats: set[str]) -> None:
 def _clear(out: Path) -> None:
     """Remove what a job makes, and nothing else."""
     names = {artifact_name(format, type) for format, types in QUANTISATIONS.items() for type in types}
-    for name in (CHECKPOINT, DENSE, REPORT, *names):
+    for name in names:
+        remove(card_path(out / name))
+    for name in (CHECKPOINT, DENSE, *OUTPUTS, *names):
         remove(out / name)
 
 

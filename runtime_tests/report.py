@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..converter.errors import ResourceError
 from ..converter.files import replacing
+from .footprint import Footprint
 from .gates import Gate, failed
-from .generation import Sample
 from .parity import Parity
 from .perplexity import Perplexity
 from .speed import Speed
+from .tasks import TaskScore
+from .tokenizer_check import TokenizerCheck
+from .writing import Writing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,40 +31,64 @@ class Row:
         model: "factored", or "dense" for the uncompressed model beside it.
         backend: the runtime's name.
         path: the artifact.
+        sha256: of its weights: of the file, or of the files that the runtime loads, by name.
         format, quantisation, layout: as in `Artifact`.
         bytes: size of everything the runtime loads.
         parameters: stored weights, tied ones once.
-        perplexity: over the report's windows.
+        bytes_per_token: weights that decoding one token reads.
+        perplexity: over the report's windows; no number where the artifact did not run.
         parity: against the torch model it was exported from; None for that torch model itself.
         quality: against the dense torch model; None without one, and for dense rows.
-        speed: None if speed was not asked for.
-        dense_speed: of the dense artifact in the same runtime, timed in the same interleaved run.
-        sample: greedy continuation of the report's prompt.
-        gates: parity gates of this row.
+        writing: continuations of the report's prompts.
+        tokenizer: the artifact's against the reference's; None for the references.
+        speeds: one per thread count and prompt length, the main one first; empty if not asked for.
+        dense_speeds: of the dense artifact in the same runtime, timed in the same interleaved runs.
+        tasks: zero-shot tasks that were asked for.
+        footprint: load time and memory; None if speed was not asked for.
+        bandwidth_share: bytes_per_token x decoded tokens per second / the machine's memory bandwidth.
+        gates: of this row.
         fallbacks: tensors that are stored in another type than asked for, a line per pair of types.
+        error: why the runtime did not run it; empty.
     """
 
     model: str
     backend: str
     path: str
+    sha256: str
     format: str
     quantisation: str
     layout: str
     bytes: int
     parameters: int
+    bytes_per_token: int
     perplexity: Perplexity
-    parity: Parity | None
-    quality: Parity | None
-    speed: Speed | None
-    dense_speed: Speed | None
-    sample: Sample | None
-    gates: tuple[Gate, ...]
+    parity: Parity | None = None
+    quality: Parity | None = None
+    writing: Writing | None = None
+    tokenizer: TokenizerCheck | None = None
+    speeds: tuple[Speed, ...] = ()
+    dense_speeds: tuple[Speed, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
+    footprint: Footprint | None = None
+    bandwidth_share: float | None = None
+    gates: tuple[Gate, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    error: str = ""
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits the artifact spends per stored parameter, everything included."""
-        return 8 * self.bytes / self.parameters
+        """Bits the artifact spends per stored parameter, everything included; nan where that is not known."""
+        return 8 * self.bytes / self.parameters if self.parameters else math.nan
+
+    @property
+    def speed(self) -> Speed | None:
+        """The main one."""
+        return self.speeds[0] if self.speeds else None
+
+    @property
+    def dense_speed(self) -> Speed | None:
+        """The dense artifact's in the same run."""
+        return self.dense_speeds[0] if self.dense_speeds else None
 
     @property
     def label(self) -> str:
@@ -70,16 +97,35 @@ class Row:
 
 
 @dataclass(frozen=True)
+class LinearRank:
+    """One factored linear of the reference.
+
+    Attributes:
+        block: number of the block, from 0.
+        linear: name within the block.
+        rank: of the factors.
+        retention: kept / original parameters.
+    """
+
+    block: int
+    linear: str
+    rank: int
+    retention: float
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole validation.
 
     Attributes:
         rows: dense rows before factored ones, in each runtime and type.
-        windows: {"count", "length", "predicted_tokens", "sha256"} of the token windows.
-        settings: threads, device, dtype, and what speed and generation were measured with.
-        provenance: seeds and hashes the caller passed in, as they came.
+        windows: {"count", "length", "predicted_tokens", "sha256", ...} of the token windows.
+        settings: threads, device, dtype, seed, and what speed and generation were measured with.
+        provenance: recipe, calibration, source and its licence, and what the caller passed in.
         versions: library -> version.
-        machine: CPU model, cores, memory.
+        machine: CPU model, cores, memory, memory bandwidth.
+        ranks: of the reference, by block; empty for a dense one.
+        thresholds: the gates that were asked for.
     """
 
     rows: tuple[Row, ...]
@@ -87,7 +133,9 @@ class Report:
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
     versions: Mapping[str, str]
-    machine: Mapping[str, str | int]
+    machine: Mapping[str, str | int | float]
+    ranks: tuple[LinearRank, ...] = ()
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def failures(self) -> tuple[tuple[Row, Gate], ...]:
@@ -99,19 +147,15 @@ class Report:
         """Whether every gate passed."""
         return not self.failures
 
+    @property
+    def dense(self) -> Row | None:
+        """The dense torch model's row."""
+        return next((row for row in self.rows if row.model == "dense" and not row.gates), None)
+
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON-ready data; values that are no finite number become null."""
+        """The report as JSON-ready data; values that are no finite number become null. See report.schema.json."""
         rows = [{**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows]
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "passed": self.passed,
-            "rows": rows,
-            "windows": dict(self.windows),
-            "settings": dict(self.settings),
-            "provenance": dict(self.provenance),
-            "versions": dict(self.versions),
-            "machine": dict(self.machine),
-        }
+        document = {"schema_version": SCHEMA_VERSION, "passed": self.passed, **asdict(self), "rows": rows}
         without_nan: dict[str, Any] = finite(document)
         return without_nan
 

@@ -101,9 +101,9 @@ def _samples(rows: Iterable[Row]) -> Iterable[RenderableType]:
     labels: dict[str, list[str]] = {}
     prompt = ""
     for row in rows:
-        if row.sample is not None:
-            prompt = row.sample.prompt
-            text = " ".join(row.sample.text.split())
+        if row.writing is not None:
+            prompt = row.writing.greedy[0].prompt
+            text = " ".join(row.writing.greedy[0].text.split())
             labels.setdefault(text[:SAMPLE_CHARACTERS], []).append(row.label)
     if labels:
         yield Text(f'\nGreedy continuation of "{prompt}":')
@@ -119,4 +119,4 @@ def _verdict(report: Report) -> Iterable[tuple[str, str]]:
         return
     yield f"\n{len(failures)} of {gates} gates failed", "bold red"
     for row, gate in failures:
-        yield f"  {row.label}: {gate.name} {gate.value:.3g}, at most {gate.threshold:g} is allowed", "red"
+        yield f"  {row.label}: {gate.words}", "red"

@@ -12,7 +12,11 @@ from .backends.protocol import Backend, Tokens
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens per second over the repeats: the median, the slowest and the fastest."""
+    """Tokens per second over the repeats.
+
+    Attributes:
+        median, lowest, highest: of the rounds.
+    """
 
     median: float
     lowest: float
@@ -28,6 +32,7 @@ class Speed:
         decode: tokens per second of feeding `decode_tokens` one by one after the prompt.
         prompt_tokens, decode_tokens: lengths used.
         repeats: timed rounds; one untimed round went before.
+        threads: CPU threads of the runtime.
     """
 
     prefill: Rate
@@ -35,40 +40,57 @@ class Speed:
     prompt_tokens: int
     decode_tokens: int
     repeats: int
+    threads: int
 
 
 def measure_speed(
-    backends: Sequence[Backend], tokens: Tokens, *, prompt_tokens: int, repeats: int = 3, warm_up: int = 1
-) -> list[Speed]:
+    backends: Sequence[Backend],
+    tokens: Tokens,
+    *,
+    prompts: Sequence[int],
+    decode_tokens: int,
+    threads: int,
+    repeats: int = 3,
+    warm_up: int = 1,
+) -> list[list[Speed]]:
     """Time every backend in turn, round by round (A B A B ...), so that a drift of the machine meets all alike.
 
     All backends are fed the same tokens, so that all do the same work whatever they predict.
 
     Args:
         backends: open backends; their sequences are overwritten.
-        tokens: (T,) token ids; the first `prompt_tokens` are the prompt, the rest are decoded one by one.
-        prompt_tokens: length of the prompt, 1 <= prompt_tokens < T.
-        repeats: timed rounds.
+        tokens: (T,) token ids, at least the longest prompt + `decode_tokens`.
+        prompts: lengths of the prompts.
+        decode_tokens: tokens that follow a prompt one by one.
+        threads: that the backends were opened with; noted.
+        repeats: timed rounds per length.
         warm_up: untimed rounds before them.
 
     Returns:
-        One `Speed` per backend, in order.
+        For every backend, in order, one `Speed` per prompt length.
     """
-    if not 0 < prompt_tokens < len(tokens) or repeats < 1:
-        raise ValueError(f"need 0 < prompt_tokens ({prompt_tokens}) < {len(tokens)} tokens and repeats >= 1")
-    decode_tokens = len(tokens) - prompt_tokens
-    prefill: list[list[float]] = [[] for _ in backends]
-    decode: list[list[float]] = [[] for _ in backends]
+    found: list[list[Speed]] = [[] for _ in backends]
+    for prompt in prompts:
+        part = tokens[: prompt + decode_tokens]
+        if min(prompt, decode_tokens, repeats) < 1 or len(part) < prompt + decode_tokens:
+            raise ValueError(f"cannot time {prompt} + {decode_tokens} tokens {repeats} times with {len(tokens)} tokens")
+        for speeds, (fast, slow) in zip(found, _rounds(backends, part, prompt, repeats, warm_up), strict=True):
+            speeds.append(Speed(_rate(fast), _rate(slow), prompt, decode_tokens, repeats, threads))
+    return found
+
+
+def _rounds(
+    backends: Sequence[Backend], tokens: Tokens, prompt_tokens: int, repeats: int, warm_up: int
+) -> list[tuple[list[float], list[float]]]:
+    """Tokens per second of prompt and of single tokens, for every backend and timed round."""
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in backends]
     for turn in range(warm_up + repeats):
-        for index, backend in enumerate(backends):
+        for backend, (prefill, decode) in zip(backends, found, strict=True):
             prefill_seconds, decode_seconds = _time_once(backend, tokens, prompt_tokens)
             if turn >= warm_up:
-                prefill[index].append(prompt_tokens / prefill_seconds)
-                decode[index].append(decode_tokens / decode_seconds)
-    return [
-        Speed(_rate(fast), _rate(slow), prompt_tokens, decode_tokens, repeats)
-        for fast, slow in zip(prefill, decode, strict=True)
-    ]
+                prefill.append(prompt_tokens / prefill_seconds)
+                decode.append((len(tokens) - prompt_tokens) / decode_seconds)
+    return found
 
 
 def _time_once(backend: Backend, tokens: Tokens, prompt_tokens: int) -> tuple[float, float]:

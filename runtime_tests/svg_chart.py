@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 330  # small units, so that a chart on a phone's width has readable letters
-LEFT, RIGHT, BOTTOM = 66, 12, 44
+LEFT, RIGHT, BOTTOM = 74, 12, 44
 LEGEND_ROW, LETTER = 18, 7.6  # height of a legend's row, mean width of a letter
 LOG_FROM = 8.0  # largest / smallest value from which on an axis is logarithmic
 TICKS = 5

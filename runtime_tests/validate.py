@@ -6,7 +6,7 @@ One model is in memory at a time, two while speed is timed side by side; nothing
 from __future__ import annotations
 
 import gc
-import hashlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,31 +14,37 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..converter.errors import InputError
 from ..converter.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
 from ..exporters.gguf.mixes import fallback_lines
 from .artifacts import describe
-from .backends.open import TORCH, backend_names, open_backend
+from .backends.open import TORCH, artifact_format, backend_names, open_backend
 from .backends.protocol import Backend
 from .environment import library_versions, machine_facts
-from .gates import parity_gates, parity_limits
-from .generation import Sample, sample
+from .footprint import bytes_per_token, memory_bandwidth
+from .gate_file import GateSettings, gates_of
+from .gate_metrics import RUNS, Context
+from .gates import gate
 from .llamacpp.runtime import ensure_runtime
 from .measure import Measured, compare, measure
-from .perplexity import Perplexity, perplexity
+from .perplexity import NOT_MEASURED, perplexity
+from .provenance import factored_ranks, model_provenance, weights_sha256
 from .reference_logits import ReferenceLogits
 from .report import Report, Row
-from .speed import Speed, measure_speed
+from .tasks import Task, TaskScore, check_tasks, run_tasks
+from .timing import Timing, with_speeds
+from .tokenizer_check import check_tokenizer
+from .windows import Windows
+from .writing import Writing, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TASK_CONTEXT = 1024  # tokens; longer examples lose their beginning
 DENSE, FACTORED = "dense", "factored"
 PROMPT = "The history of the city begins with"
+PROMPTS = (PROMPT, "To make bread, you first", "The reason why the sky is blue is that")
 
 
 @dataclass(frozen=True)
@@ -48,23 +54,33 @@ class Settings:
     Attributes:
         device: "cpu" or "cuda".
         dtype: dtype of the torch models.
-        speed: whether to time prefill and decode.
-        prompt_tokens, decode_tokens, repeats: what speed is timed with.
-        prompt: text that every model continues greedily; empty for none.
+        speed: whether to time prefill and decode, and measure load time and memory.
+        prompt_tokens: lengths of the prompts that speed is timed with, the main one first.
+        decode_tokens, repeats: what follows a prompt, and how often.
+        more_threads: thread counts to time besides the main one.
+        prompts: texts that every model continues, greedily and sampled; none for no text.
         sample_tokens: longest continuation.
+        seed: of sampled text and of tasks.
+        tasks: zero-shot tasks, see `tasks.py`.
+        task_limit: examples per task; None for all.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     speed: bool = True
-    prompt_tokens: int = 256
+    prompt_tokens: tuple[int, ...] = (256,)
     decode_tokens: int = 32
     repeats: int = 3
-    prompt: str = PROMPT
-    sample_tokens: int = 32
+    more_threads: tuple[int, ...] = ()
+    prompts: tuple[str, ...] = PROMPTS
+    sample_tokens: int = 64
+    seed: int = 0
+    tasks: tuple[Task, ...] = ()
+    task_limit: int | None = None
 
 
 DEFAULTS = Settings()
+NO_GATES = GateSettings()
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class _Run:
 
     settings: Settings
     threads: int
-    windows: NDArray[np.int32]
+    windows: Windows
     tokenizer: PreTrainedTokenizerBase
     progress: Progress
     context: int
@@ -83,86 +99,116 @@ def validate(
     artifacts: Sequence[Artifact | Path],
     *,
     reference: Path,
-    windows: NDArray[np.int32],
+    windows: Windows,
     dense: Path | None = None,
     dense_artifacts: Sequence[Artifact | Path] = (),
     threads: int = 1,
     settings: Settings = DEFAULTS,
+    gates: GateSettings = NO_GATES,
     scratch: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure artifacts in their runtimes against the torch models they come from.
 
+    An artifact that is there but damaged, or computes no numbers, fails its gate "artifact.runs"; the others are
+    measured all the same.
+
     Args:
         artifacts: exports of `reference`: GGUF files, ONNX folders, checkpoint folders.
         reference: the factored checkpoint (parity is against it).
-        windows: token ids (N, T); every runtime is measured on exactly these, at the same N (T - 1) positions.
+        windows: what every runtime is measured on.
         dense: the uncompressed checkpoint (quality is against it).
         dense_artifacts: exports of `dense`; each is shown beside the factored one of its runtime and type, and timed in
             one run with it.
         threads: CPU threads of every runtime.
-        settings: device, and what speed and samples are measured with.
-        scratch: folder for recorded logits, 4 bytes x N x (T - 1) x vocabulary for each of the two torch models;
+        settings: device, and what speed and text are measured with.
+        gates: thresholds; the defaults fill in the rest.
+        scratch: folder for recorded logits, 4 bytes x scored predictions x vocabulary for each of the two torch models;
             the system's temporary folder by default. Nothing is left in it.
-        provenance: seeds and hashes to be written into the report.
+        provenance: what else is to be written into the report.
         progress: receives stages.
 
     Raises:
-        InputError: a missing or damaged artifact, logits that are not finite (names runtime and window), a vocabulary
-            that differs, windows the model cannot hold.
+        InputError: a missing artifact, a damaged torch model (names the window of logits that are not finite), windows
+            that the model cannot hold.
         ResourceError: no room for recorded logits, a runtime that is missing, out of memory.
     """
-    candidates = [describe(item) for item in artifacts]
-    beside = [describe(item) for item in dense_artifacts]
+    candidates = [_described(item) for item in artifacts]
+    beside = [_described(item) for item in dense_artifacts]
     if beside and dense is None:
         raise InputError("dense artifacts were given without the dense model they were exported from")
     run = _prepare(reference, windows, threads, settings, progress or SilentProgress())
-    if any(item.format == "gguf" for item in [*candidates, *beside]):
+    if settings.tasks:
+        check_tasks(settings.tasks)
+    if any(item.format == "gguf" for item, _ in [*candidates, *beside]):
         ensure_runtime(run.progress)
     rows: list[Row] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lowrank-validate-", dir=scratch)))
-        dense_logits = None
+        dense_logits = dense_row = None
         if dense is not None:
-            dense_logits, row = _torch_row(dense, folder / "dense.f32", DENSE, None, run)
+            dense_logits, dense_row = _torch_row(dense, folder / "dense.f32", DENSE, None, run)
             stack.enter_context(dense_logits)
-            rows.append(row)
-        factored_logits, row = _torch_row(reference, folder / "factored.f32", FACTORED, dense_logits, run)
+            rows.append(dense_row)
+        factored_logits, factored_row = _torch_row(reference, folder / "factored.f32", FACTORED, dense_logits, run)
         stack.enter_context(factored_logits)
-        rows.append(row)
+        rows.append(factored_row)
         if dense_logits is not None:
-            for artifact in beside:
-                rows.extend(_artifact_rows(artifact, DENSE, dense_logits, None, run))
-        for artifact in candidates:
-            rows.extend(_artifact_rows(artifact, FACTORED, factored_logits, dense_logits, run))
+            for artifact, error in beside:
+                rows.extend(_artifact_rows(artifact, error, DENSE, [dense_logits], run))
+        references = [factored_logits, dense_logits] if dense_logits is not None else [factored_logits]
+        for artifact, error in candidates:
+            rows.extend(_artifact_rows(artifact, error, FACTORED, references, run))
+    torch_rows = rows[:1] if dense_row is None else rows[:2]
+    bandwidth = 0.0
     if settings.speed:
-        rows = _with_speeds(rows, run)
+        bandwidth = memory_bandwidth(threads)
+        rows = with_speeds(rows, _timing(run, bandwidth), factored=FACTORED, dense=DENSE)
+    contexts = {FACTORED: Context(factored_row, dense_row)}
+    if dense_row is not None:
+        contexts[DENSE] = Context(dense_row, None)
+    rows[len(torch_rows) :] = [_gated(row, contexts[row.model], gates) for row in rows[len(torch_rows) :]]
     return Report(
         rows=tuple(_ordered(rows)),
-        windows=window_facts(windows),
+        windows=windows.facts(),
         settings={"threads": threads, **asdict(run.settings)},
-        provenance=dict(provenance or {}),
+        provenance={**model_provenance(reference), "command": sys.argv[1:], **(provenance or {})},
         versions=library_versions(),
-        machine=machine_facts(),
+        machine={**machine_facts(), **({"memory_bytes_per_second": bandwidth} if bandwidth else {})},
+        ranks=factored_ranks(reference),
+        thresholds=gates.to_json(),
     )
 
 
-def _prepare(reference: Path, windows: NDArray[np.int32], threads: int, settings: Settings, progress: Progress) -> _Run:
+def _described(item: Artifact | Path) -> tuple[Artifact, str]:
+    """The record of an artifact; of one that cannot be read, what is known, and why."""
+    if isinstance(item, Artifact):
+        return item, ""
+    kind = artifact_format(item)
+    try:
+        return describe(item), ""
+    except InputError as error:
+        files = [item] if item.is_file() else [file for file in item.iterdir() if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        return Artifact(item, kind, "unknown", "unknown", size, 0, ()), str(error)
+
+
+def _prepare(reference: Path, windows: Windows, threads: int, settings: Settings, progress: Progress) -> _Run:
     """Check windows and settings against the model's configuration before anything is loaded."""
     from ..converter.checkpoint import CheckpointReader, load_tokenizer
 
     longest = check_windows(windows, CheckpointReader(reference).config)
     decode = min(settings.decode_tokens, max(1, longest // 4))
-    prompt = min(settings.prompt_tokens, longest - decode)
-    settings = replace(settings, prompt_tokens=prompt, decode_tokens=decode)
+    lengths = tuple(dict.fromkeys(min(length, longest - decode) for length in settings.prompt_tokens))
+    settings = replace(settings, prompt_tokens=lengths, decode_tokens=decode)
     tokenizer = load_tokenizer(reference)
-    sampled = len(tokenizer(settings.prompt)["input_ids"]) + settings.sample_tokens if settings.prompt else 0
-    context = min(longest, max(windows.shape[1], prompt + decode, sampled) + 1)
+    sampled = max((len(tokenizer(text)["input_ids"]) for text in settings.prompts), default=0) + settings.sample_tokens
+    context = min(longest, max(windows.length, max(lengths) + decode, sampled, TASK_CONTEXT * bool(settings.tasks)) + 1)
     return _Run(settings, threads, windows, tokenizer, progress, context)
 
 
-def check_windows(windows: NDArray[np.int32], config: Mapping[str, Any]) -> int:
+def check_windows(windows: Windows, config: Mapping[str, Any]) -> int:
     """Check evaluation windows against a model's configuration.
 
     Returns:
@@ -171,26 +217,25 @@ def check_windows(windows: NDArray[np.int32], config: Mapping[str, Any]) -> int:
     Raises:
         InputError: windows of another shape, vocabulary or length.
     """
-    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
-        raise InputError(f"evaluation windows have shape {windows.shape}; need at least one window of two tokens")
+    tokens = windows.tokens
+    if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise InputError(f"evaluation windows have shape {tokens.shape}; need at least one window of two tokens")
     vocabulary, longest = int(config["vocab_size"]), int(config["max_position_embeddings"])
-    if windows.min() < 0 or windows.max() >= vocabulary:
-        raise InputError(
-            f"evaluation windows hold token {windows.max()}, the model knows {vocabulary}: wrong tokenizer"
-        )
-    if windows.shape[1] > longest:
-        raise InputError(f"evaluation windows of {windows.shape[1]} tokens, but the model holds {longest}")
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise InputError(f"evaluation windows hold token {tokens.max()}, the model knows {vocabulary}: wrong tokenizer")
+    if tokens.shape[1] > longest:
+        raise InputError(f"evaluation windows of {tokens.shape[1]} tokens, but the model holds {longest}")
     return longest
 
 
 @contextmanager
-def _opened(path: Path, name: str, run: _Run, *, exact: bool) -> Iterator[Backend]:
+def _opened(path: Path, name: str, run: _Run, *, exact: bool, threads: int | None = None) -> Iterator[Backend]:
     """An open backend that is closed and freed whatever happens."""
     settings = run.settings
     backend = open_backend(
         path,
         name,
-        threads=run.threads,
+        threads=threads or run.threads,
         context=run.context,
         exact=exact,
         device=settings.device,
@@ -204,104 +249,119 @@ def _opened(path: Path, name: str, run: _Run, *, exact: bool) -> Iterator[Backen
         gc.collect()
 
 
+def _timing(run: _Run, bandwidth: float) -> Timing:
+    settings = run.settings
+    return Timing(
+        prompts=settings.prompt_tokens,
+        threads=(run.threads, *(count for count in settings.more_threads if count != run.threads)),
+        decode_tokens=settings.decode_tokens,
+        repeats=settings.repeats,
+        context=run.context,
+        tokens=run.windows.tokens.reshape(-1),
+        bandwidth=bandwidth,
+        opened=lambda path, name, threads: _opened(path, name, run, exact=False, threads=threads),
+        progress=run.progress,
+    )
+
+
 def _torch_row(
     path: Path, scratch: Path, model: str, dense: ReferenceLogits | None, run: _Run
 ) -> tuple[ReferenceLogits, Row]:
     """Record one torch model's logits and describe it; quality is against `dense`."""
     with _opened(path, TORCH, run, exact=True) as backend:
         logits = ReferenceLogits.record(backend, run.windows, scratch, run.progress, label=f"torch ({model})")
-        text = _sample(backend, run)
+        try:
+            text, scores = _written(backend, run), _tasked(backend, run, f"torch ({model})")
+        except BaseException:
+            logits.close()
+            raise
     try:
         quality = compare(dense, logits, run.progress, label=f"torch ({model}): quality") if dense else None
     except BaseException:
         logits.close()
         raise
-    row = _row(describe(path), TORCH, model, Measured(perplexity(logits.losses), ()), text)
-    return logits, replace(row, quality=quality)
+    row = _row(describe(path), TORCH, model, Measured(perplexity(logits.losses), ()))
+    return logits, replace(row, quality=quality, writing=text, tasks=scores)
 
 
 def _artifact_rows(
-    artifact: Artifact, model: str, reference: ReferenceLogits, dense: ReferenceLogits | None, run: _Run
+    artifact: Artifact, error: str, model: str, references: Sequence[ReferenceLogits], run: _Run
 ) -> Iterator[Row]:
-    """Measure one artifact in each runtime that runs it."""
-    references = [reference] if dense is None else [reference, dense]
-    limits = parity_limits(artifact.format, artifact.quantisation)
-    target: Perplexity = perplexity(reference.losses)
+    """Measure one artifact in each runtime that runs it: parity with the first reference, quality with the second."""
     for name in backend_names(artifact.path):
-        with _opened(artifact.path, name, run, exact=True) as backend:
-            label = f"{name} {artifact.quantisation} ({model})"
-            found = measure(backend, run.windows, references, run.progress, label=label)
-            text = _sample(backend, run)
-        row = _row(artifact, name, model, found, text)
-        yield replace(row, gates=parity_gates(found.parities[0], found.perplexity, target, limits))
+        label = f"{name} {artifact.quantisation} ({model})"
+        row, reason = _row(artifact, name, model, Measured(NOT_MEASURED, ())), error
+        if not error:
+            try:
+                row = _measured(artifact, name, model, references, run)
+            except InputError as refused:
+                reason = str(refused)
+        if reason:
+            run.progress.note(f"{label}: {reason}")
+        yield replace(row, error=reason)
 
 
-def _row(artifact: Artifact, backend: str, model: str, found: Measured, text: Sample | None) -> Row:
+def _measured(artifact: Artifact, name: str, model: str, references: Sequence[ReferenceLogits], run: _Run) -> Row:
+    label = f"{name} {artifact.quantisation} ({model})"
+    with _opened(artifact.path, name, run, exact=True) as backend:
+        found = measure(backend, run.windows, references, run.progress, label=label)
+        return replace(
+            _row(artifact, name, model, found),
+            writing=_written(backend, run),
+            tokenizer=check_tokenizer(backend, artifact.path, run.tokenizer),
+            tasks=_tasked(backend, run, label),
+        )
+
+
+def _row(artifact: Artifact, backend: str, model: str, found: Measured) -> Row:
     parities = (*found.parities, None, None)
     return Row(
         model=model,
         backend=backend,
         path=str(artifact.path),
+        sha256=weights_sha256(artifact.path),
         format=artifact.format,
         quantisation=artifact.quantisation,
         layout=artifact.layout,
         bytes=artifact.bytes,
         parameters=artifact.parameters,
+        bytes_per_token=bytes_per_token(artifact.tensors),
         perplexity=found.perplexity,
         parity=parities[0],
         quality=parities[1],
-        speed=None,
-        dense_speed=None,
-        sample=text,
-        gates=(),
         fallbacks=tuple(fallback_lines(artifact.tensors)),
     )
 
 
-def _sample(backend: Backend, run: _Run) -> Sample | None:
+def _written(backend: Backend, run: _Run) -> Writing | None:
     settings = run.settings
-    if not settings.prompt or not settings.sample_tokens:
+    if not settings.prompts or not settings.sample_tokens:
         return None
-    return sample(backend, run.tokenizer, settings.prompt, max_tokens=settings.sample_tokens)
+    return write(backend, run.tokenizer, settings.prompts, max_tokens=settings.sample_tokens, seed=settings.seed)
 
 
-def _with_speeds(rows: Sequence[Row], run: _Run) -> list[Row]:
-    """Time every row; a factored row together with the dense one of its runtime, the same type if there is one."""
+def _tasked(backend: Backend, run: _Run, label: str) -> tuple[TaskScore, ...]:
     settings = run.settings
-    timed: dict[int, Row] = {}
-    with run.progress.stage("speed", len(rows)) as advance:
-        for index, row in enumerate(rows):
-            if row.model == FACTORED:
-                partner = _dense_partner(row, rows)
-                speeds = _interleaved([row] if partner is None else [rows[partner], row], run)
-                timed[index] = replace(row, speed=speeds[-1], dense_speed=None if partner is None else speeds[0])
-                if partner is not None and partner not in timed:
-                    timed[partner] = replace(rows[partner], speed=speeds[0])
-                    advance(1)
-                advance(1)
-        for index, row in enumerate(rows):
-            if index not in timed:
-                timed[index] = replace(row, speed=_interleaved([row], run)[0])
-                advance(1)
-    run.progress.note(
-        f"speed: prompt of {settings.prompt_tokens} tokens, {settings.decode_tokens} decoded, {settings.repeats} rounds"
+    if not settings.tasks:
+        return ()
+    return run_tasks(
+        backend,
+        run.tokenizer,
+        settings.tasks,
+        longest=run.context - 1,
+        limit=settings.task_limit,
+        seed=settings.seed,
+        progress=run.progress,
+        label=label,
     )
-    return [timed[index] for index in range(len(rows))]
 
 
-def _dense_partner(row: Row, rows: Sequence[Row]) -> int | None:
-    """Index of the dense row to time beside `row`: same runtime, preferably the same type."""
-    same = [i for i, other in enumerate(rows) if other.model == DENSE and other.backend == row.backend]
-    exact = [i for i in same if rows[i].quantisation == row.quantisation]
-    return next(iter([*exact, *same]), None)
-
-
-def _interleaved(rows: Sequence[Row], run: _Run) -> list[Speed]:
-    settings = run.settings
-    tokens = np.resize(run.windows, settings.prompt_tokens + settings.decode_tokens)
-    with ExitStack() as stack:
-        backends = [stack.enter_context(_opened(Path(row.path), row.backend, run, exact=False)) for row in rows]
-        return measure_speed(backends, tokens, prompt_tokens=settings.prompt_tokens, repeats=settings.repeats)
+def _gated(row: Row, context: Context, gates: GateSettings) -> Row:
+    """The row with its gates; one that did not run has no other."""
+    runs = gate(RUNS, 0.0 if row.error else 1.0, 1.0, at_least=True, detail=row.error)
+    if row.error:
+        return replace(row, gates=(runs,))
+    return replace(row, gates=(runs, *gates_of(row, context, gates, against_dense=row.model == FACTORED)))
 
 
 def _ordered(rows: Sequence[Row]) -> list[Row]:
@@ -318,15 +378,3 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
             row.model != DENSE,
         ),
     )
-
-
-def window_facts(windows: NDArray[np.int32]) -> dict[str, Any]:
-    """Count, length and hash of evaluation windows, as reports hold them."""
-    data = np.ascontiguousarray(windows, dtype="<i4").tobytes()
-    count, length = windows.shape
-    return {
-        "count": count,
-        "length": length,
-        "predicted_tokens": count * (length - 1),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }

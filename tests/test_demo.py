@@ -40,7 +40,7 @@ def fixed_windows_perplexity(data: Path, out: Path, statistics: Path, **options:
     backend = open_torch(out, threads=2)
     try:
         windows = np.load(data / "smollm2_evaluation_12x1024.npy", allow_pickle=False)
-        return perplexity(np.concatenate([token_losses(backend.window_logits(w), w) for w in windows])).value
+        return perplexity(np.concatenate([token_losses(backend.window_logits(w)[:-1], w[1:]) for w in windows])).value
     finally:
         backend.close()
 

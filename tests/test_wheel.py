@@ -39,7 +39,7 @@ def test_every_module_is_in_the_wheel(names: set[str]) -> None:
         f"lowrank_export/{path.relative_to(ROOT).as_posix()}"
         for folder in folders
         for path in folder.iterdir()
-        if path.suffix in (".py", ".patch") or path.name == "py.typed"
+        if path.suffix in (".py", ".patch", ".json") or path.name == "py.typed"
     }
     expected |= {
         f"lowrank_export/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("runtime_tests/templates/*")

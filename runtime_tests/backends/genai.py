@@ -75,6 +75,12 @@ class GenAiBackend:
             generated.append(int(generator.get_next_tokens()[0]))
         return generated
 
+    def tokenise(self, text: str) -> list[int]:
+        """GenAI's own token ids of a text, with the token it puts before every text, if any."""
+        import onnxruntime_genai
+
+        return [int(token) for token in onnxruntime_genai.Tokenizer(self._model).encode(text)]
+
     def close(self) -> None:
         """Free cache and model."""
         self._generator = None

@@ -1,23 +1,86 @@
-"""Thresholds decide, and nothing that is no number passes."""
+"""Thresholds decide, nothing that is no number passes, and a gates file with a mistake is refused in one line."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lowrank_export.runtime_tests.gates import OTHER_LIMITS, Limits, failed, gate, parity_gates, parity_limits
+from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.runtime_tests.degeneration import Degeneration
+from lowrank_export.runtime_tests.footprint import Footprint
+from lowrank_export.runtime_tests.gate_file import (
+    OTHER_PARITY,
+    PARITY_DEFAULTS,
+    QUALITY_DEFAULTS,
+    GateSettings,
+    gates_of,
+    parity_defaults,
+    parse_bytes,
+    read_gates,
+)
+from lowrank_export.runtime_tests.gate_metrics import METRICS, Context
+from lowrank_export.runtime_tests.gates import failed, gate
 from lowrank_export.runtime_tests.parity import Parity
 from lowrank_export.runtime_tests.perplexity import Perplexity
+from lowrank_export.runtime_tests.report import Row
+from lowrank_export.runtime_tests.speed import Rate, Speed
+from lowrank_export.runtime_tests.tasks import TaskScore
+from lowrank_export.runtime_tests.tokenizer_check import TokenizerCheck
+from lowrank_export.runtime_tests.writing import Writing
 
-PARITY = Parity(1e-5, 1e-6, 1e-4, 1e-3, 0.999, 1e-4, 1e-3, 100)
-REFERENCE = Perplexity(20.0, 0.5, 100)
+PARITY = Parity(1e-5, 1e-6, 1e-6, 1e-4, 1e-3, 0.999, 0.99, 0.0, 1e-4, 1e-3, 100)
+TEXT = Degeneration(0.8, 0.9, 0.1, 4, 64)
+SPEED = Speed(Rate(100.0, 90.0, 110.0), Rate(50.0, 45.0, 55.0), 256, 32, 3, 1)
+ROW = Row(
+    model="factored",
+    backend="llama.cpp",
+    path="m.gguf",
+    sha256="",
+    format="gguf",
+    quantisation="f16",
+    layout="native",
+    bytes=1000,
+    parameters=4000,
+    bytes_per_token=1000,
+    perplexity=Perplexity(20.01, 0.5, 100),
+    parity=PARITY,
+    quality=replace(PARITY, mean_kld=0.3),
+    writing=Writing((), (), TEXT, TEXT),
+    tokenizer=TokenizerCheck(11, ()),
+    speeds=(SPEED,),
+    dense_speeds=(SPEED,),
+    tasks=(TaskScore("piqa", "acc", 0.6, 0.02, 100, "1.0"),),
+    footprint=Footprint(1.5, 100, 5000),
+)
+TORCH = replace(ROW, perplexity=Perplexity(20.0, 0.5, 100), backend="torch")
+CONTEXT = Context(TORCH, replace(TORCH, perplexity=Perplexity(15.0, 0.5, 100)))
 
 
-@pytest.mark.parametrize(("value", "passed"), [(0.0, True), (1.0, True), (1.0001, False), (math.nan, False)])
-def test_gate(value: float, passed: bool) -> None:
-    assert gate("g", value, 1.0).passed is passed
+def found(row: Row, settings: GateSettings | None = None, *, against_dense: bool = True) -> dict[str, Any]:
+    gates = gates_of(row, CONTEXT, settings or GateSettings(), against_dense=against_dense)
+    return {gate.name: gate for gate in gates}
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "passed"),
+    [
+        (0.0, False, True),
+        (1.0, False, True),
+        (1.0001, False, False),
+        (math.nan, False, False),
+        (1.0, True, True),
+        (0.999, True, False),
+        (math.nan, True, False),
+    ],
+)
+def test_gate(value: float, at_least: bool, passed: bool) -> None:
+    made = gate("g", value, 1.0, at_least=at_least)
+    assert made.passed is passed
+    assert f"at {'least' if at_least else 'most'} 1 is allowed" in made.words
 
 
 @pytest.mark.parametrize(
@@ -31,16 +94,133 @@ def test_gate(value: float, passed: bool) -> None:
     ],
 )
 def test_documented_limits(format: str, quantisation: str, kld: float) -> None:
-    assert parity_limits(format, quantisation).mean_kld == kld
-    assert parity_limits("gguf", "iq1_s") == OTHER_LIMITS
+    assert parity_defaults(format, quantisation)["parity.mean_kld"] == kld
+    assert parity_defaults("gguf", "iq1_s") == OTHER_PARITY
+    assert {name for limits in PARITY_DEFAULTS.values() for name in limits} | set(QUALITY_DEFAULTS) <= set(METRICS)
 
 
-def test_each_gate_fails_alone() -> None:
-    limits = Limits(1e-4, 1e-3)
-    good = Perplexity(20.01, 0.5, 100)
-    assert failed(parity_gates(PARITY, good, REFERENCE, limits)) == ()
-    (far,) = failed(parity_gates(replace(PARITY, mean_kld=2e-4), good, REFERENCE, limits))
-    assert "KLD" in far.name and far.value == 2e-4 and far.threshold == 1e-4
-    for value in (20.03, 19.97, math.inf):  # better than the reference is as wrong as worse
-        (drift,) = failed(parity_gates(PARITY, Perplexity(value, 0.5, 100), REFERENCE, limits))
-        assert "PPL" in drift.name
+def test_defaults_pass_and_each_fails_alone() -> None:
+    assert failed(found(ROW).values()) == ()
+    assert set(found(ROW)) == {"parity.mean_kld", "parity.perplexity_change", *QUALITY_DEFAULTS}
+    assert set(found(ROW, against_dense=False)) >= {"parity.mean_kld", "parity.perplexity_change"}
+    worse = replace(TEXT, repetition=0.5)
+    broken = {
+        "parity.mean_kld": replace(ROW, parity=replace(PARITY, mean_kld=2e-4)),
+        "parity.perplexity_change": replace(ROW, perplexity=Perplexity(19.97, 0.5, 100)),  # better is as wrong as worse
+        "quality.mean_kld": replace(ROW, quality=replace(PARITY, mean_kld=1.1)),
+        "generation.repetition_increase": replace(ROW, writing=Writing((), (), TEXT, worse)),
+        "artifact.tokenizer": replace(ROW, tokenizer=TokenizerCheck(11, ("naïve",))),
+    }
+    for name, row in broken.items():
+        (bad,) = failed(found(row).values())
+        assert bad.name == name
+    assert "'naïve'" in bad.words
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_can_fail_and_pass(name: str) -> None:
+    """Against its own value, and just beyond it."""
+    metric = METRICS[name]
+    value = metric.read(ROW, CONTEXT)
+    assert value is not None and math.isfinite(value)
+    step = -1e-9 if metric.at_least else 1e-9
+    for threshold, passed in ((value + step, True), (value - step, False)):
+        assert found(ROW, GateSettings({name: threshold}))[name].passed is passed
+
+
+def test_what_was_asked_for_but_not_measured_fails() -> None:
+    bare = replace(ROW, quality=None, speeds=(), dense_speeds=(), footprint=None, writing=None, tokenizer=None)
+    assert set(found(bare)) == {"parity.mean_kld", "parity.perplexity_change", "quality.perplexity_increase"}
+    asked = found(bare, GateSettings({"speed.decode": 10.0, "quality.same_top": 0.5}))
+    assert not asked["speed.decode"].passed and "not measured, needs --speed" in asked["speed.decode"].words
+    assert not asked["quality.same_top"].passed and "--dense" in asked["quality.same_top"].words
+
+
+FILE = """
+parity:
+  mean_kld: 1e-3
+quality:
+  same_top: 0.6
+  mean_kld: off
+size: {bytes: 100MB, peak_memory: 1.5 GiB}
+artifacts:
+  gguf q4_k_m:
+    parity: {mean_kld: 0.4}
+"""
+
+
+def test_gates_file(tmp_path: Path) -> None:
+    path = tmp_path / "gates.yaml"
+    path.write_text(FILE)
+    settings = read_gates(path)
+    assert settings.asked("gguf", "f16") == {
+        "parity.mean_kld": 1e-3,
+        "quality.same_top": 0.6,
+        "quality.mean_kld": None,
+        "size.bytes": 1e8,
+        "size.peak_memory": 1.5 * 2**30,
+    }
+    assert settings.asked("gguf", "q4_k_m")["parity.mean_kld"] == 0.4
+    assert "quality.mean_kld" not in found(ROW, settings)  # switched off
+    flagged = settings.with_flags(["parity.mean_kld=1e-6", "quality.mean_kld = 0.2"])
+    assert flagged.asked("gguf", "q4_k_m")["parity.mean_kld"] == 1e-6
+    assert not found(ROW, flagged)["quality.mean_kld"].passed
+    path.write_text("")
+    assert read_gates(path).asked("gguf", "f16") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "needles"),
+    [
+        ("party: {mean_kld: 1}", ["unknown section 'party'", "did you mean 'parity'"]),
+        ("parity: {mean_kl: 1}", ["unknown gate 'mean_kl' in parity", "did you mean 'mean_kld'"]),
+        ("parity: {mean_kld: low}", ["parity.mean_kld", "expected a number", "'low'"]),
+        ("parity: {mean_kld: true}", ["parity.mean_kld", "expected a number", "True"]),
+        ("parity: {mean_kld: -1}", ["parity.mean_kld", "at least 0", "-1"]),
+        ("parity: {mean_kld: .nan}", ["parity.mean_kld", "nan"]),
+        ("quality: {same_top: 60}", ["quality.same_top", "at most 1", "60"]),
+        ("size: {bytes: 100 parsecs}", ["size.bytes", "100MB", "parsecs"]),
+        ("parity: 3", ["parity", "expected names with thresholds"]),
+        ("artifacts: {ggfu f16: {}}", ["unknown format 'ggfu'", "did you mean 'gguf'"]),
+        ("artifacts: {gguf q4km: {}}", ["unknown gguf type 'q4km'", "did you mean 'q4_k_m'"]),
+        ("artifacts: {gguf f16: {speeed: {}}}", ["gguf f16", "unknown section 'speeed'", "did you mean 'speed'"]),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, needles: list[str]) -> None:
+    path = tmp_path / "gates.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        read_gates(path)
+    for needle in [str(path), *needles]:
+        assert needle in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unreadable_files_and_flags(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such gates file"):
+        read_gates(tmp_path / "none.yaml")
+    for text in ("a: [", "- 1"):
+        (tmp_path / "gates.yaml").write_text(text)
+        with pytest.raises(InputError, match="YAML"):
+            read_gates(tmp_path / "gates.yaml")
+    for flag, message in (("mean_kld=1", "unknown gate 'mean_kld'"), ("parity.mean_kld", "NAME=THRESHOLD")):
+        with pytest.raises(UsageError, match=message):
+            GateSettings().with_flags([flag])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("4096", 4096), ("100MB", 1e8), ("1.5 gib", 1.5 * 2**30), ("MB", None), ("1 mile", None)]
+)
+def test_bytes(text: str, value: float | None) -> None:
+    assert parse_bytes(text) == value
+
+
+def test_every_gate_is_documented() -> None:
+    """By its whole name, or by its key in the row of its section."""
+    text = (Path(__file__).parents[2] / "docs" / "validation.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for name in METRICS:
+        section, _, key = name.partition(".")
+        if section == "quality" and f"parity.{key}" in METRICS:
+            section = "parity"  # "`quality.*`: the same against the dense model"
+        assert any(f"`{section}." in row and (f"`{key}`" in row or f"`{section}.{key}`" in row) for row in rows), name

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_export.converter.errors import InputError
 from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend
-from lowrank_export.runtime_tests.generation import generate, sample
+from lowrank_export.runtime_tests.generation import TEMPERATURE, TOP_P, draw, generate, sample
 
 
 class ScriptedBackend:
@@ -70,3 +70,23 @@ def test_sample_is_text(tiny: ModuleType) -> None:
     assert found.text == tokenizer.decode(list(found.tokens))
     with pytest.raises(InputError, match="empty"):
         sample(TorchBackend(tiny.model("qwen2")), tokenizer, "", max_tokens=5)
+
+
+def test_draws_from_the_nucleus_in_proportion() -> None:
+    logits = np.log(np.array([0.02, 0.5, 0.3, 0.15, 0.03])).astype(np.float32)
+    p = np.exp(logits / TEMPERATURE)
+    p /= p.sum()
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), TOP_P)) + 1]
+    drawn = [draw(logits, uniform) for uniform in (np.arange(20_000) + 0.5) / 20_000]
+    shares = np.bincount(drawn, minlength=5) / 20_000
+    assert set(np.flatnonzero(shares)) == set(kept) and len(kept) < 5
+    np.testing.assert_allclose(shares[kept], p[kept] / p[kept].sum(), atol=1e-3)
+    assert draw(logits, 0.0) == 1 and draw(logits, np.nextafter(1, 0)) == kept[-1]
+
+
+def test_a_seed_gives_the_same_text(tiny: ModuleType) -> None:
+    backend = TorchBackend(tiny.model("llama"))
+    first, again, other = (generate(backend, PROMPT, max_tokens=12, seed=seed) for seed in (5, 5, 6))
+    assert first == again != other
+    assert first != generate(backend, PROMPT, max_tokens=12)

@@ -13,8 +13,10 @@ from lowrank_export.converter.errors import InputError, ResourceError
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests.perplexity import token_losses
 from lowrank_export.runtime_tests.reference_logits import ReferenceLogits
+from lowrank_export.runtime_tests.windows import Windows
 
-WINDOWS = np.random.default_rng(0).integers(0, 30, (3, 6)).astype(np.int32)
+TOKENS = np.random.default_rng(0).integers(0, 30, (3, 6)).astype(np.int32)
+WINDOWS = Windows.whole(TOKENS)
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -46,10 +48,19 @@ def test_recorded_logits_are_the_backends(tmp_path: Path) -> None:
         assert len(recorded) == 3 and recorded.vocabulary == 30
         assert recorded.path.stat().st_size == 3 * 5 * 30 * 4
         for index, found in enumerate(recorded):
-            expected = FakeBackend().window_logits(WINDOWS[index])
-            np.testing.assert_array_equal(found, expected[:-1])
-            np.testing.assert_array_equal(recorded.losses[index], token_losses(expected, WINDOWS[index]))
+            expected = FakeBackend().window_logits(TOKENS[index])[:-1]
+            np.testing.assert_array_equal(found, expected)
+            losses = recorded.losses[5 * index : 5 * index + 5]
+            np.testing.assert_array_equal(losses, token_losses(expected, TOKENS[index, 1:]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_scored_positions_are_recorded(tmp_path: Path) -> None:
+    windows = Windows(TOKENS, np.array([0, 3, 4], np.int32))
+    with ReferenceLogits.record(FakeBackend(), windows, tmp_path / "logits", SilentProgress()) as recorded:
+        assert recorded.losses.shape == (5 + 2 + 1,)
+        for index, rows in enumerate((slice(0, 5), slice(3, 5), slice(4, 5))):
+            np.testing.assert_array_equal(recorded.window(index), FakeBackend().window_logits(TOKENS[index])[rows])
 
 
 @pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "infinite")])

@@ -11,37 +11,41 @@ from pathlib import Path
 import pytest
 
 from lowrank_export.converter.errors import LowRankError
+from lowrank_export.runtime_tests.degeneration import degeneration
 from lowrank_export.runtime_tests.gates import gate
 from lowrank_export.runtime_tests.generation import Sample
-from lowrank_export.runtime_tests.parity import Parity
+from lowrank_export.runtime_tests.parity import AtPosition, Parity
 from lowrank_export.runtime_tests.perplexity import Perplexity
 from lowrank_export.runtime_tests.report import SCHEMA_VERSION, Report, Row, write_report
 from lowrank_export.runtime_tests.report_table import render
 from lowrank_export.runtime_tests.speed import Rate, Speed
+from lowrank_export.runtime_tests.writing import Writing
 
-PARITY = Parity(1.2e-5, 1e-6, 1e-4, 1e-3, 0.9987, 1e-4, 1e-3, 100)
-SPEED = Speed(Rate(1500.0, 1400.0, 1600.0), Rate(55.5, 50.0, 60.0), 256, 32, 3)
+PARITY = Parity(1.2e-5, 1e-6, 1e-6, 1e-4, 1e-3, 0.9987, 0.95, 0.0, 1e-4, 1e-3, 100, (AtPosition(1.0, 1e-5, 1.0, 100),))
+SPEED = Speed(Rate(1500.0, 1400.0, 1600.0), Rate(55.5, 50.0, 60.0), 256, 32, 3, 1)
+TEXT = Sample("Once", " upon a time", (1, 2))
+DEGENERATION = degeneration([TEXT.tokens])
 DENSE_ROW = Row(
     model="dense",
     backend="onnxruntime-genai",
     path="dense",
+    sha256="0" * 64,
     format="onnx",
     quantisation="int8",
     layout="dense",
     bytes=143_000_000,
     parameters=134_515_008,
+    bytes_per_token=143_000_000,
     perplexity=Perplexity(21.99, 0.71, 4088),
     parity=PARITY,
-    quality=None,
-    speed=SPEED,
-    dense_speed=None,
-    sample=Sample("Once", " upon a time", (1, 2)),
-    gates=(gate("parity: mean KLD", 1.2e-5, 0.02),),
+    writing=Writing((TEXT,), (replace(TEXT, seed=0),), DEGENERATION, DEGENERATION),
+    speeds=(SPEED,),
+    gates=(gate("parity.mean_kld", 1.2e-5, 0.02),),
 )
 FACTORED_ROW = replace(
-    DENSE_ROW, model="factored", path="factored", quality=replace(PARITY, mean_kld=0.512), dense_speed=SPEED
+    DENSE_ROW, model="factored", path="factored", quality=replace(PARITY, mean_kld=0.512), dense_speeds=(SPEED,)
 )
-FAILED_ROW = replace(FACTORED_ROW, backend="llama.cpp", gates=(gate("parity: mean KLD", math.nan, 0.02),))
+FAILED_ROW = replace(FACTORED_ROW, backend="llama.cpp", gates=(gate("parity.mean_kld", math.nan, 0.02),))
 
 
 def _report(*rows: Row) -> Report:
@@ -56,7 +60,7 @@ def test_json_is_valid_and_complete(tmp_path: Path) -> None:
     assert document["schema_version"] == SCHEMA_VERSION
     assert document["passed"] is False
     assert document["rows"][0]["bits_per_weight"] == pytest.approx(8 * 143_000_000 / 134_515_008)
-    assert document["rows"][0]["speed"]["prefill"]["median"] == 1500
+    assert document["rows"][0]["speeds"][0]["prefill"]["median"] == 1500
     assert document["rows"][1]["perplexity"] == {"value": None, "standard_error": None, "tokens": 10}
     assert document["provenance"] == {"seed": 3, "text": "a"}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
@@ -88,5 +92,5 @@ def test_table_names_failed_gates() -> None:
     report = _report(DENSE_ROW, FAILED_ROW)
     console.print(render(report))
     assert "1 of 2 gates failed" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert "llama.cpp int8 (factored): parity: mean KLD nan" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert [(row.backend, item.name) for row, item in report.failures] == [("llama.cpp", "parity: mean KLD")]
+    assert "llama.cpp int8 (factored): parity.mean_kld nan, at most 0.02" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert [(row.backend, item.name) for row, item in report.failures] == [("llama.cpp", "parity.mean_kld")]

@@ -1,0 +1,1 @@
+"""What a validation leaves behind: files for people and for CI."""

@@ -1,0 +1,167 @@
+"""The gates as pytest's test cases: `pytest --pyargs lowrank_export.runtime_tests --artifact DIR --reference MODEL`.
+
+A test case per artifact, runtime and gate; everything is measured once, when the first of them runs. Loaded by every
+pytest where this package is installed, so nothing heavy is imported before there is something to measure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .gate_file import GateSettings
+    from .gates import Gate
+    from .report import Report
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options that matter of `lowrank-export validate`, under the same names."""
+    group = parser.getgroup("lowrank-export", "release gate of compressed models (lowrank-export)")
+    group.addoption("--artifact", action="append", type=Path, help=".gguf file, ONNX or checkpoint folder")
+    group.addoption("--reference", type=Path, help="the checkpoint the artifacts were exported from")
+    group.addoption("--dense", type=Path, help="the uncompressed model")
+    group.addoption("--gates", type=Path, help="thresholds; default: ./gates.yaml if it is there")
+    group.addoption("--gate", action="append", default=[], metavar="NAME=VALUE", help="one threshold")
+    group.addoption("--evaluate", default="python-docs", help="text that is measured on")
+    group.addoption("--evaluation-windows", type=int, default=8, help="windows measured")
+    group.addoption("--evaluation-length", type=int, default=512, help="tokens per window")
+    group.addoption("--gate-threads", type=int, default=os.cpu_count() or 1, help="CPU threads of the runtimes")
+    group.addoption("--gate-speed", action="store_true", help="time prefill and decode too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a bad call before anything is collected."""
+    if config.getoption("artifact", None) and not config.getoption("reference"):
+        raise pytest.UsageError("--artifact needs --reference: the checkpoint the artifacts were exported from")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Stand in for this package's folders: their modules are no tests, and the gates are no modules."""
+    if not parent.config.getoption("artifact", None):
+        return None
+    found = path.resolve()
+    if found == HERE:
+        return GateFolder.from_parent(parent, path=path)
+    return pytest.Dir.from_parent(parent, path=path) if found == HERE.parent else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """One gate of one artifact in one runtime."""
+
+    path: Path
+    backend: str
+    gate: str
+
+
+class GateFolder(pytest.Directory):
+    """All gates that the options ask for."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """A test case per gate; an artifact that is missing is an error of the collection."""
+        from ..converter.errors import LowRankError
+
+        try:
+            measurement = Measurement(self.config)
+            places = list(measurement.places())
+        except LowRankError as error:
+            raise self.CollectError(str(error)) from None
+        for place in places:
+            name = f"{place.gate}[{place.path.name}-{place.backend}]"
+            yield GateItem.from_parent(self, name=name, place=place, measurement=measurement)
+
+
+class GateItem(pytest.Item):
+    """One gate."""
+
+    def __init__(self, *, place: Place, measurement: Measurement, **options: Any) -> None:
+        super().__init__(**options)
+        self.place = place
+        self.measurement = measurement
+
+    def runtest(self) -> None:
+        """Fail with name, value and threshold; skip a default gate whose value was not measured."""
+        gates = self.measurement.gates(self.place)
+        gate = next((gate for gate in gates if gate.name == self.place.gate), None)
+        if gate is None:
+            broken = any(not gate.passed for gate in gates if gate.name == "artifact.runs")
+            pytest.skip("the artifact did not run" if broken else "not measured")
+        self.user_properties += [("value", gate.value), ("threshold", gate.threshold)]
+        if not gate.passed:
+            pytest.fail(gate.words, pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """What the terminal calls it."""
+        return self.path, None, self.name
+
+
+class Measurement:
+    """The validation that the options describe, run once."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        from .artifacts import find_artifacts
+
+        self.options = config.option
+        self.artifacts = [found for path in self.options.artifact for found in find_artifacts(path)]
+        self.thresholds = self._thresholds()
+        self._report: Report | None = None
+
+    def places(self) -> Iterable[Place]:
+        """Every gate of every artifact, in the order measured."""
+        from ..converter.errors import InputError
+        from .artifacts import describe
+        from .backends.open import backend_names
+        from .gate_file import gate_names
+
+        for path in self.artifacts:
+            try:
+                artifact = describe(path)
+                names = gate_names(artifact.format, artifact.quantisation, self.thresholds)
+            except InputError:
+                names = ["artifact.runs"]
+            for backend in backend_names(path):
+                yield from (Place(path, backend, name) for name in names)
+
+    def gates(self, place: Place) -> tuple[Gate, ...]:
+        """The gates of an artifact in a runtime."""
+        rows = self.report.rows
+        return next(
+            row.gates for row in rows if row.gates and (row.path, row.backend) == (str(place.path), place.backend)
+        )
+
+    @property
+    def report(self) -> Report:
+        """Measure, the first time."""
+        if self._report is None:
+            from .release import Evaluation, load_windows
+            from .validate import validate
+
+            given = self.options
+            evaluation = Evaluation(
+                given.evaluate, given.evaluation_windows, given.evaluation_length, given.gate_threads, given.gate_speed
+            )
+            self._report = validate(
+                self.artifacts,
+                reference=given.reference,
+                dense=given.dense,
+                windows=load_windows(evaluation, given.reference),
+                threads=evaluation.threads,
+                settings=evaluation.settings(),
+                gates=self.thresholds,
+                provenance={"evaluation": evaluation.facts()},
+            )
+        return self._report
+
+    def _thresholds(self) -> GateSettings:
+        from .gate_file import chosen_gates
+
+        return chosen_gates(self.options.gates, self.options.gate)
