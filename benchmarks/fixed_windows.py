@@ -18,6 +18,7 @@ RETENTIONS = (0.8, 0.6, 0.4)
 
 ONE_SIDED = ["--method", "loss-aware", "--truncation", "one-sided"]
 PIVOT = ["--method", "loss-aware", "--layout", "pivot"]
+MORE_TEXT = ["--calibration", "@/wiki.valid.raw", "--windows", "128", "--held-out", "4"]
 
 # Row name -> options of `lowrank-export compress`; "@" stands for the data folder. Rank multiple 1: the published codes
 # round ranks down to whole numbers.
@@ -38,8 +39,11 @@ ROWS: dict[str, list[str]] = {
     "loss-aware, one-sided": ONE_SIDED,
     "loss-aware, 8 gradient windows": ["--method", "loss-aware", "--gradient-windows", "8"],
     "loss-aware, alpha 0.25": ["--method", "loss-aware", "--alpha", "0.25"],
+    "loss-aware, 16 gradient windows": ["--method", "loss-aware", "--gradient-windows", "16"],
     "loss-aware, pivot": PIVOT,
-    "loss-aware, pivot, block": [*PIVOT, "--refine", "block"],
+    "loss-aware, pivot, 16 gradient windows": [*PIVOT, "--gradient-windows", "16"],
+    "loss-aware, pivot, block": [*PIVOT, "--refine", "block", "--refine-epochs", "10"],
+    "loss-aware, pivot, block, 128 windows": [*PIVOT, "--refine", "block", "--refine-epochs", "3", *MORE_TEXT],
     "loss-aware, pivot, model": [*PIVOT, "--refine", "model"],
     "adasvd": ["--method", "adasvd"],
     "adasvd, 0 iterations": ["--method", "adasvd", "--iterations", "0"],

@@ -153,6 +153,11 @@ def forget_finished(out: Path) -> None:
         remove(folder)
 
 
+def forget(out: Path) -> None:
+    """Remove the journal of an unfinished job."""
+    remove(_folder(out))
+
+
 def _folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.unfinished")
 

@@ -18,6 +18,7 @@ from ..converter.checkpoint import load_tokenizer
 from ..converter.device import pick_device
 from ..converter.errors import UsageError
 from ..converter.files import remove
+from ..converter.journal import forget
 from ..converter.planning import statistics_kinds
 from ..converter.progress import Advance, Progress, SilentProgress
 from ..converter.recipe import Recipe
@@ -241,6 +242,7 @@ def _make_rows(job: _Job, missing: Sequence[Recipe], dense: ReferenceLogits, wor
 def _row(job: _Job, recipe: Recipe, dense: ReferenceLogits, work: Path) -> Row:
     """Compress in a process of its own, measure here, remove the checkpoint."""
     checkpoint = job.out / CHECKPOINTS / _name(recipe)
+    forget(checkpoint)  # a row is made in one go, or its cost would not be all of it
     arguments = ["compress", "--out", str(checkpoint), "--force", "--statistics", str(job.out / STATISTICS)]
     try:
         summary, cost = run_child([*arguments, *_recipe_arguments(job, recipe, work)], work / "log")
@@ -249,6 +251,7 @@ def _row(job: _Job, recipe: Recipe, dense: ReferenceLogits, work: Path) -> Row:
             found = measure(backend, job.windows, [dense], SilentProgress(), label=_name(recipe))
             text = _sample(job, backend)
     finally:
+        forget(checkpoint)
         if not job.keep_checkpoints:
             remove(checkpoint)
             with suppress(OSError):  # those of other rows were kept before

@@ -234,7 +234,7 @@ def test_signals_end_the_child_too(models: Path, options: list[str], tmp_path: P
     default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, text=True, stderr=subprocess.PIPE, preexec_fn=default) as process:
         deadline = time.monotonic() + 90
-        while not list(tmp_path.glob("out/checkpoints/.svd-0.8.*.partial/model-block-00001*")):
+        while not list(tmp_path.glob("out/checkpoints/.svd-0.8.unfinished/block-00001*")):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
             time.sleep(0.01)
         (child,) = psutil.Process(process.pid).children()
