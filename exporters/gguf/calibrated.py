@@ -8,13 +8,12 @@ from torch import Tensor
 from ...converter.architectures import family_of
 from ...converter.blocks import BlockSource
 from ...converter.checkpoint import CheckpointReader
-from ...converter.device import computes_bfloat16
 from ...converter.planning import CHUNK_TOKENS
 from ...converter.recorded_windows import recorded_windows
 
 
 def open_calibrated(reader: CheckpointReader, text: str | None) -> tuple[BlockSource, list[Tensor]]:
-    """The model on the CPU, and its calibration windows in chunks, (B, T) each.
+    """The model in float32 on the CPU, and its calibration windows in chunks, (B, T) each.
 
     Args:
         reader: a checkpoint, dense or factored.
@@ -25,7 +24,7 @@ def open_calibrated(reader: CheckpointReader, text: str | None) -> tuple[BlockSo
     """
     windows = torch.from_numpy(recorded_windows(reader.path, text))
     family, device = family_of(reader.config, str(reader.path)), torch.device("cpu")
-    blocks = BlockSource(reader, family, device, torch.float32, computes_bfloat16(device))
+    blocks = BlockSource(reader, family, device, torch.float32)
     windows = windows[:, : blocks.window_limit]  # of a dense model nobody has said how long windows should be
     size = max(1, CHUNK_TOKENS // windows.shape[1])
     return blocks, [windows[start : start + size] for start in range(0, len(windows), size)]
