@@ -79,7 +79,7 @@ def compress(
     with unfinished(out) as journal:
         journal.claim(_identity(recipe, source, pick_device(device)), force=force)
         kept = statistics or journal.statistics
-        with prepared(recipe, device=device, statistics=kept, progress=progress) as job:
+        with prepared(recipe, device=device, statistics=kept, source=source, progress=progress) as job:
             return _execute(job, out, journal, force=force, progress=progress)
 
 

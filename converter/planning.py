@@ -112,19 +112,23 @@ def method_of(recipe: Recipe) -> Method:
 
 
 @contextmanager
-def prepared(recipe: Recipe, *, device: str, statistics: Path | None = None, progress: Progress) -> Iterator[Job]:
+def prepared(
+    recipe: Recipe, *, device: str, statistics: Path | None = None, source: Source | None = None, progress: Progress
+) -> Iterator[Job]:
     """Open the source, draw the calibration windows, gather statistics of the dense model, allocate ranks.
 
     Args:
         recipe: what to do.
         device: "auto", "cpu", "cuda".
         statistics: a folder to keep statistics in; by default a temporary one, removed when the context ends.
+        source: the recipe's model, where it is open already.
         progress: told about stages.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
-    with _gathered(recipe, device, statistics, progress) as (method, source, blocks, calibration, store):
+    source = source or open_source(recipe.model, progress)
+    with _gathered(recipe, source, device, statistics, progress) as (method, blocks, calibration, store):
         with fast_matmul():
             plan = _allocate(recipe, method, blocks, calibration, store, progress)
         update = None
@@ -175,17 +179,21 @@ def gather_statistics(
         if kind not in known:
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
-    with _gathered(recipe, device, folder, progress, wanted):
+    with _gathered(recipe, open_source(recipe.model, progress), device, folder, progress, wanted):
         return wanted
 
 
 @contextmanager
 def _gathered(
-    recipe: Recipe, device: str, folder: Path | None, progress: Progress, kinds: Sequence[str] | None = None
-) -> Iterator[tuple[Method, Source, BlockSource, Calibration | None, Statistics]]:
+    recipe: Recipe,
+    source: Source,
+    device: str,
+    folder: Path | None,
+    progress: Progress,
+    kinds: Sequence[str] | None = None,
+) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics]]:
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
-    source = open_source(recipe.model, progress)
     where = pick_device(device)
     blocks = BlockSource(source.reader(), source.family, where, DTYPES[recipe.dtype], _in_bfloat16(recipe, where))
     exempt_loaded()
@@ -202,7 +210,7 @@ def _gathered(
                     recipe, statistics_kinds(recipe) if kinds is None else kinds, blocks, calibration, store, progress
                 )
         release_freed()
-        yield method, source, blocks, calibration, store
+        yield method, blocks, calibration, store
 
 
 def statistics_kinds(recipe: Recipe) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,11 @@ class Source:
         return CheckpointReader(self.path)
 
     def fingerprint(self) -> str:
-        """SHA-256 over config and weight files: what a factored checkpoint records as its origin."""
+        """SHA-256 over config and weight files: what a factored checkpoint records as its origin. Read once."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         digest = hashlib.sha256()
         for file in sorted([self.path / "config.json", *self.path.glob("*.safetensors")]):
             digest.update(file.name.encode())
