@@ -33,7 +33,7 @@ from .environment import library_versions, machine_facts
 from .generation import Sample, sample
 from .measure import measure
 from .perplexity import perplexity
-from .places import check_own_folder
+from .places import check_own_folder, work_folder
 from .reference_logits import ReferenceLogits
 from .release import Evaluation, load_windows
 from .report import write_json, write_text
@@ -162,7 +162,7 @@ def _fill(job: _Job, missing: Sequence[Recipe]) -> None:
     """Make the missing rows, dense first, then the statistics that they read."""
     gatherings = _gatherings(job, missing)
     with (
-        _work_folder(job.out) as work,
+        work_folder(job.out, WORK, ROWS) as work,
         job.progress.stage("comparing methods", 1 + len(gatherings) + len(missing)) as advance,
         ExitStack() as stack,
     ):
@@ -172,19 +172,6 @@ def _fill(job: _Job, missing: Sequence[Recipe]) -> None:
             _gather(job, kind, recipe, work)
             advance(1)
         _make_rows(job, missing, dense, work, advance)
-
-
-@contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """A folder for logs and logits, removed afterwards."""
-    work = out / WORK
-    remove(work)
-    work.mkdir(parents=True)
-    (out / ROWS).mkdir(exist_ok=True)
-    try:
-        yield work
-    finally:
-        remove(work)
 
 
 def _dense_logits(job: _Job, work: Path) -> ReferenceLogits:

@@ -30,7 +30,7 @@ from .environment import library_versions, machine_facts
 from .exporting import export
 from .measure import measure
 from .perplexity import Perplexity, perplexity
-from .places import check_own_folder
+from .places import check_own_folder, work_folder
 from .reference_logits import ReferenceLogits
 from .release import Evaluation, load_windows
 from .report import write_json, write_text
@@ -109,7 +109,11 @@ def sweep(
     todo = {recipe: job.missing(recipe, exports) for recipe in (None, *recipes)}
     total = sum(map(len, todo.values()))
     if total or read_row(job.file(None, None), job.key(None, None)) is None:
-        with _work_folder(out) as work, progress.stage("sweep", 1 + total) as advance, _dense(job, work) as dense:
+        with (
+            work_folder(out, WORK, ROWS) as work,
+            progress.stage("sweep", 1 + total) as advance,
+            _dense(job, work) as dense,
+        ):
             advance(1)
             for recipe, wanted in todo.items():
                 if wanted:
@@ -144,18 +148,6 @@ def _timed(longest: int) -> tuple[int, int]:
     decode = min(DEFAULTS.decode_tokens, max(1, longest // 4))
     prompt = min(DEFAULTS.prompt_tokens[0], longest - decode)
     return prompt, prompt + decode
-
-
-@contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    work = out / WORK
-    remove(work)
-    work.mkdir(parents=True)
-    (out / ROWS).mkdir(exist_ok=True)
-    try:
-        yield work
-    finally:
-        remove(work)
 
 
 @contextmanager
