@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -363,11 +363,8 @@ def compare(
     _wait_passively()
     with _one_line_errors():
         from .converter.methods import METHODS
-        from .converter.recipe import recipe_grid
 
-        values, where = _recipe_values(recipe, given)
-        retentions = [_number(part) for part in _listed(retention)]
-        chosen = recipe_grid(values, _listed(methods) or list(METHODS), retentions or [0.8, 0.6], where)
+        chosen = _grid(recipe, given, _listed(methods) or list(METHODS), _numbers(retention) or [0.8, 0.6])
         from .converter.progress import ConsoleProgress
         from .runtime_tests.compare import compare as run_compare
         from .runtime_tests.compare_table import render
@@ -419,11 +416,7 @@ def sweep(
 ) -> None:
     """Methods, retentions and types on one model, beside plain quantisation: which size gives which quality."""
     with _one_line_errors():
-        from .converter.recipe import recipe_grid
-
-        values, where = _recipe_values(recipe, given)
-        retentions = [_number(part) for part in _listed(retention)]
-        chosen = recipe_grid(values, _listed(methods) or ["loss-aware"], retentions or [0.9, 0.8, 0.6], where)
+        chosen = _grid(recipe, given, _listed(methods) or ["loss-aware"], _numbers(retention) or [0.9, 0.8, 0.6])
         exports = _exports(format, gguf_type, onnx_type)
         from .converter.progress import ConsoleProgress
         from .runtime_tests.release import Evaluation
@@ -728,12 +721,26 @@ def _listed(given: list[str] | None) -> list[str]:
     return [word.strip() for part in given or [] for word in part.split(",") if word.strip()]
 
 
-def _number(word: str) -> float | str:
-    """A number, or the word as it is: the recipe's own check names it."""
-    try:
-        return float(word)
-    except ValueError:
-        return word
+def _numbers(given: list[str] | None) -> list[float | str]:
+    """Numbers of such an option; a word that is none stays as it is: the recipe's own check names it."""
+
+    def number(word: str) -> float | str:
+        try:
+            return float(word)
+        except ValueError:
+            return word
+
+    return [number(word) for word in _listed(given)]
+
+
+def _grid(
+    path: Path | None, given: Given, methods: Sequence[str], retentions: Sequence[float | str]
+) -> tuple[Recipe, ...]:
+    """A recipe per method and retention."""
+    from .converter.recipe import recipe_grid
+
+    values, where = _recipe_values(path, given)
+    return recipe_grid(values, methods, retentions, where)
 
 
 def _exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str]]:

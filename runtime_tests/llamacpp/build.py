@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ...converter.errors import ResourceError
-from ...converter.progress import Progress
+from ...converter.progress import Advance, Progress
 from .source import HASHES, apply_patch, download, last_error, unpack
 
 # The vision library, the tests and the tools are not shipped; curl and OpenSSL serve only the tools.
@@ -52,10 +52,7 @@ def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
         sdist, diskcache = (folder / name for name in HASHES)
         source = unpack(sdist, folder)
         apply_patch(source)
-        percent = 0
-        for now in _compile(source, folder / "wheel", log):
-            advance(now - percent)
-            percent = now
+        percent = follow(_compile(source, folder / "wheel", log), advance)
         site = folder / "site"
         for wheel in (*(folder / "wheel").glob("*.whl"), diskcache):
             with zipfile.ZipFile(wheel) as archive:
@@ -91,6 +88,15 @@ def _compile(source: Path, wheels: Path, log: Path) -> Iterator[int]:
     yield from run_steps(command, log)
     if not any(wheels.glob("*.whl")):
         raise ResourceError(f"llama.cpp runtime: the build made no wheel (full output: {log})")
+
+
+def follow(percentages: Iterable[int], advance: Advance) -> int:
+    """Report non-decreasing percentages as steps; returns the last."""
+    percent = 0
+    for now in percentages:
+        advance(now - percent)
+        percent = now
+    return percent
 
 
 def run_steps(command: list[str], log: Path, environment: Mapping[str, str] = os.environ) -> Iterator[int]:

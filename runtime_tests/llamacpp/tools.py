@@ -14,7 +14,7 @@ from pathlib import Path
 from ...converter.errors import ResourceError, UsageError
 from ...converter.progress import Progress
 from ...converter.recipe import nearest
-from .build import check_compiler, child_seconds, run_steps
+from .build import check_compiler, child_seconds, follow, run_steps
 from .runtime import build_digest, cache_folder, ensure_built
 from .source import HASHES, VERSION, apply_patch, download, last_error, unpack
 
@@ -99,11 +99,8 @@ def build_tools(folder: Path, log: Path, progress: Progress) -> Path:
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         for _ in run_steps([*cmake, *configure], log, environment):
             pass
-        percent = 0
         build = ["--build", str(tree), "--config", "Release", "--target", *TOOLS]
-        for now in run_steps([*cmake, *build], log, environment):
-            advance(now - percent)
-            percent = now
+        percent = follow(run_steps([*cmake, *build], log, environment), advance)
         programs = folder / "programs"
         programs.mkdir()
         for tool in TOOLS:
