@@ -15,18 +15,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from random_llama import said, save_random_factors, save_random_llama
+from random_llama import said, save_random_factors, save_random_llama, speed_options, timed
 
 from lowrank_export.converter.checkpoint import quiet_transformers
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.gguf.mixes import row_multiple
-from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, open_backend
+from lowrank_export.runtime_tests.backends.open import LLAMA_CPP
 from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
-from lowrank_export.runtime_tests.speed import Speed, measure_speed
+from lowrank_export.runtime_tests.speed import Speed
 
 TYPES = ("f16", "q8_0", "q4_k")
 GOAL = 0.95  # share of the byte reduction that decoding should gain
@@ -68,16 +67,7 @@ class Pair:
 
 def main() -> None:
     """Print three lines per type."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--retention", type=float, default=0.6)
-    parser.add_argument("--prompt", type=int, default=256, help="tokens")
-    parser.add_argument("--decode", type=int, default=48, help="tokens")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--gguf-type", action="append")
-    arguments = parser.parse_args()
+    arguments = speed_options(__doc__, blocks=8, prompt=256).parse_args()
     types = arguments.gguf_type or TYPES
     ensure_runtime(SilentProgress())
     with tempfile.TemporaryDirectory() as name, quiet_transformers():
@@ -99,22 +89,7 @@ def measure(folder: Path, type: str, arguments: argparse.Namespace) -> Pair:
         export(folder / model, folder / f"{model}.gguf", format="gguf", quantisation=type)
         for model in ("dense", "factored")
     ]
-    length = arguments.prompt + arguments.decode
-    tokens = np.random.default_rng(0).integers(0, 256, length).astype(np.int32)
-    backends = [
-        open_backend(artifact.path, LLAMA_CPP, threads=arguments.threads, context=length, exact=False)
-        for artifact in made
-    ]
-    (dense,), (factored,) = measure_speed(
-        backends,
-        tokens,
-        prompts=[arguments.prompt],
-        decode_tokens=arguments.decode,
-        threads=arguments.threads,
-        repeats=arguments.repeats,
-    )
-    for backend in backends:
-        backend.close()
+    dense, factored = timed(made, LLAMA_CPP, arguments)
     for artifact in made:
         artifact.path.unlink()
     return Pair(type, *made, (dense, factored))

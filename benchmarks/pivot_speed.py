@@ -14,31 +14,21 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from random_llama import said, save_random_factors, save_random_llama
+from random_llama import said, save_random_factors, save_random_llama, speed_options, timed
 
 from lowrank_export.converter.checkpoint import quiet_transformers
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
-from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, ONNXRUNTIME, open_backend
+from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, ONNXRUNTIME
 from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
-from lowrank_export.runtime_tests.speed import measure_speed
 
 LAYOUTS = ("dense", "two-factor", "pivot")
 
 
 def main() -> None:
     """Print one line per runtime and layout."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--blocks", type=int, default=3)
-    parser.add_argument("--retention", type=float, default=0.6)
-    parser.add_argument("--prompt", type=int, default=512, help="tokens")
-    parser.add_argument("--decode", type=int, default=48, help="tokens")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--gguf-type", action="append")
+    parser = speed_options(__doc__, blocks=3, prompt=512)
     parser.add_argument("--onnx-type", action="append")
     arguments = parser.parse_args()
     wanted = [("gguf", type) for type in arguments.gguf_type or ("q8_0", "f32")]
@@ -69,23 +59,7 @@ def measure(sources: dict[str, Path], folder: Path, format: str, type: str, argu
         layout: export(source, folder / f"{layout}{suffix}", format=format, quantisation=type)
         for layout, source in sources.items()
     }
-    length = arguments.prompt + arguments.decode
-    tokens = np.random.default_rng(0).integers(0, 256, length).astype(np.int32)
-    backends = [
-        open_backend(artifact.path, runtime, threads=arguments.threads, context=length, exact=False)
-        for artifact in made.values()
-    ]
-    found = measure_speed(
-        backends,
-        tokens,
-        prompts=[arguments.prompt],
-        decode_tokens=arguments.decode,
-        threads=arguments.threads,
-        repeats=arguments.repeats,
-    )
-    for backend in backends:
-        backend.close()
-    speeds = [speed for (speed,) in found]
+    speeds = timed(list(made.values()), runtime, arguments)
     dense = speeds[0]
     return [
         f"{runtime:12s} {type:5s} {layout:11s} {artifact.bytes / 1e6:7.1f} MB  "

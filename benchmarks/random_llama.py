@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -13,7 +16,9 @@ from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.converter.transformers_integration import LowRankConfig
-from lowrank_export.runtime_tests.speed import Rate
+from lowrank_export.exporters.artifact import Artifact
+from lowrank_export.runtime_tests.backends.open import open_backend
+from lowrank_export.runtime_tests.speed import Rate, Speed, measure_speed
 
 
 def save_random_factors(path: Path, dense: Path, recipe: Recipe) -> None:
@@ -72,6 +77,41 @@ def save_random_llama(path: Path, width: int, blocks: int, context: int) -> None
         if parameter.ndim > 1:
             fill(parameter)
     model.save_pretrained(path)
+
+
+def speed_options(description: str | None, *, blocks: int, prompt: int) -> argparse.ArgumentParser:
+    """The options that the speed benchmarks share, with their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--blocks", type=int, default=blocks)
+    parser.add_argument("--retention", type=float, default=0.6)
+    parser.add_argument("--prompt", type=int, default=prompt, help="tokens")
+    parser.add_argument("--decode", type=int, default=48, help="tokens")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gguf-type", action="append")
+    return parser
+
+
+def timed(artifacts: Sequence[Artifact], runtime: str, options: argparse.Namespace) -> list[Speed]:
+    """The speed of each in one runtime, timed in turn on random tokens."""
+    length = options.prompt + options.decode
+    tokens = np.random.default_rng(0).integers(0, 256, length).astype(np.int32)
+    backends = [
+        open_backend(artifact.path, runtime, threads=options.threads, context=length, exact=False)
+        for artifact in artifacts
+    ]
+    found = measure_speed(
+        backends,
+        tokens,
+        prompts=[options.prompt],
+        decode_tokens=options.decode,
+        threads=options.threads,
+        repeats=options.repeats,
+    )
+    for backend in backends:
+        backend.close()
+    return [speed for (speed,) in found]
 
 
 def said(rate: Rate, dense: Rate) -> str:
