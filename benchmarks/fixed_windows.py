@@ -100,6 +100,8 @@ def measure(row: str, retention: float, model: str, data: Path) -> dict[str, obj
 
     options = [f"{float(o[1:-1]) * retention}" if o.startswith("{") else o for o in ROWS[row]]
     options = [f"{data}{o[1:]}" if o.startswith("@") else o for o in options]
+    if "loss-aware" not in options:  # the published codes' own precision
+        options += ["--activations", "float32"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checkpoint"
         command = ["compress", "--model", model, "--out", str(out), "--rank-multiple", "1"]
