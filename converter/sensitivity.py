@@ -14,7 +14,7 @@ from .factorisation import spectrum
 from .gathering import GRADIENT, SIGMA
 from .progress import Progress
 from .statistics import Statistics
-from .whitening import gradient_root, whiten
+from .whitening import gradient_metric, whiten
 
 IMPORTANCE_WINDOWS = 4  # similarity is a mean over tokens: four windows of 1024 settle it
 
@@ -68,10 +68,10 @@ def loss_energies(
         for index in range(blocks.block_count):
             block, found = blocks.block(index), store.read(kind, index, blocks.device)
             for group in blocks.family.groups:
-                whitener = whiten(found[SIGMA + group.name]).matrix
+                inputs = whiten(found[SIGMA + group.name])
                 for name in group.linears:
                     weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-                    root = gradient_root(found[GRADIENT + name]) if kind == "gradients" else None
-                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, whitener, root)
+                    outputs = gradient_metric(found[GRADIENT + name]) if kind == "gradients" else None
+                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, inputs, outputs)
             advance(1)
     return energies

@@ -18,7 +18,7 @@ from .moments import GroupMoments
 from .planning import Job
 from .progress import Progress
 from .refinement import Schedule, refine_block
-from .whitening import gradient_root
+from .whitening import gradient_metric
 
 
 class Streams:
@@ -42,6 +42,7 @@ class Streams:
         tapped = TappedBlock(block, family)
         compressed = [StoppedForward(partial(run, block, x)) for x in self.compressed]
         dense: list[StoppedForward] = []
+        dense_block: TappedBlock | None = None
         if self.dense:  # compared token by token: the two streams stop side by side
             dense_block = TappedBlock(self.job.blocks.block(index), family)
             dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
@@ -50,17 +51,17 @@ class Streams:
         losses: dict[str, FitLoss] = {}
         in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
         for group in family.groups:
-            found = moments[group.name]
+            found, narrow = moments[group.name], _narrow(dense_block, group)
             for chunk, forward in enumerate(compressed):
                 y, x = forward.next_input(), dense[chunk].next_input() if dense else None
-                self._gather(chunk, y, x, found)
+                self._gather(chunk, y, x, narrow, found)
                 if dense and group is family.groups[-1]:  # nothing left to stop for: free what it holds
                     self.dense[chunk] = dense[chunk].finish()
             waiting.append(group)
             if in_passing or group is family.groups[-1]:
                 for ready in waiting:
                     metric = self._group_metric(index, ready, moments[ready.name])
-                    losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher, progress))
+                    losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher))
                 waiting.clear()
                 release_freed()
         last = index + 1 == self.job.blocks.block_count
@@ -100,7 +101,7 @@ class Streams:
         wanted = [w for y in targets for w in y]
         fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])
         gradients = job.statistics.read("gradients", index, job.blocks.device)
-        root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
+        root = gradient_metric(gradients[GRADIENT + job.source.family.residual_linear]).root
         done = refine_block(
             block.float(),
             run,
@@ -122,7 +123,7 @@ class Streams:
         kept = [name for name in family.linears if family.linear_name(index, name) not in self.counted]
         return [parameter for name in kept for parameter in block.get_submodule(name).parameters()]
 
-    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
+    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, narrow: Tensor | None, found: GroupMoments) -> None:
         """Add a group's inputs in the compressed stream, and the same tokens in the dense one where both run."""
         if chunk >= self.fitted_chunks:
             found.held_out.add(y)
@@ -131,8 +132,12 @@ class Streams:
         if self.job.recipe.calibration_reduction == "stack-of-batch" and self.job.method.compensation == "adacomp":
             length = self.compressed[chunk].shape[1]
             found.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
-        if x is not None:
-            found.cross.add_cross(x, y)
+        if x is None or not self.job.method.aligned:
+            return
+        if narrow is not None:
+            found.output_drift.add_cross(self.job.blocks.project(narrow, x - y), y)
+        else:
+            found.drift.add_cross(x - y, y)
 
     def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
         """What the group's linears are fitted with."""
@@ -153,12 +158,9 @@ class Streams:
         metric: GroupMetric,
         gradients: Mapping[str, Tensor],
         fisher: Mapping[str, Tensor],
-        progress: Progress,
     ) -> dict[str, FitLoss]:
         """Factor the group's linears and put the factors in their place."""
         losses = {}
-        if metric.whitener is not None and metric.whitener.how not in ("cholesky", "diagonal"):
-            progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
         for name in group.linears:
             full_name = self.job.source.family.linear_name(index, name)
             linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
@@ -179,6 +181,14 @@ class Streams:
             if loss is not None:
                 losses[full_name] = loss
         return losses
+
+
+def _narrow(dense: TappedBlock | None, group: InputGroup) -> Tensor | None:
+    """W (m, n) of a group's one linear where m < n: the drift of its outputs is the cheaper moment."""
+    if dense is None or len(group.linears) != 1:
+        return None
+    weight: Tensor = dense.linear(group.linears[0]).weight  # type: ignore[assignment]
+    return weight if weight.shape[0] < weight.shape[1] else None
 
 
 def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:
