@@ -417,8 +417,10 @@ def imatrix(
 @app.command()
 def validate(
     artifacts: Annotated[list[Path], typer.Argument(help=".gguf files, ONNX or checkpoint folders, folders of them.")],
-    reference: Annotated[Path, typer.Option(help="The checkpoint they were exported from.")],
-    dense: Annotated[Path | None, typer.Option(help="The uncompressed Hugging Face folder.")] = None,
+    reference: Annotated[
+        str, typer.Option(help="The checkpoint they were exported from, or any model as for --model.")
+    ],
+    dense: Annotated[str | None, typer.Option(help="The uncompressed model, as for --model.")] = None,
     dense_artifact: Annotated[
         list[Path] | None, typer.Option(help="An export of the dense model, measured and timed beside; repeatable.")
     ] = None,
@@ -447,6 +449,7 @@ def validate(
     with _one_line_errors():
         thresholds = _thresholds(gates, gate)
         from .converter.progress import ConsoleProgress
+        from .converter.source import open_checkpoint, open_source
         from .runtime_tests.artifacts import find_artifacts
         from .runtime_tests.outputs.files import check_outputs, write_outputs
         from .runtime_tests.release import Evaluation, load_windows
@@ -472,17 +475,20 @@ def validate(
             task_limit=task_limit,
             gates=thresholds,
         )
+        progress = ConsoleProgress()
+        found = [one for path in artifacts for one in find_artifacts(path)]
+        exported = open_checkpoint(reference, progress)
         result = run_validate(
-            [found for path in artifacts for found in find_artifacts(path)],
-            reference=reference,
-            dense=dense,
+            found,
+            reference=exported,
+            dense=None if dense is None else open_source(dense, progress).path,
             dense_artifacts=dense_artifact or [],
-            windows=load_windows(evaluation, reference),
+            windows=load_windows(evaluation, exported),
             threads=evaluation.threads,
             settings=evaluation.settings(device),
             gates=thresholds,
             provenance={"evaluation": evaluation.facts()},
-            progress=ConsoleProgress(),
+            progress=progress,
         )
         if out is not None:
             write_outputs(result, out)
