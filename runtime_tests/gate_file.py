@@ -127,7 +127,8 @@ def gates_of(row: Row, context: Context, settings: GateSettings, *, against_dens
             continue
         detail = _detail(name, row) if value is not None else f"not measured, {metric.needs}"
         measured = math.nan if value is None else value
-        found.append(gate(name, measured, threshold, at_least=metric.at_least, detail=detail))
+        error = metric.error(row, context)
+        found.append(gate(name, measured, threshold, at_least=metric.at_least, detail=detail, error=error))
     return tuple(found)
 
 
