@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles are one table, whatever the length of the text."""
 
+HEAD_STEP = 16
+"""Numbers per attention head must be a multiple: ONNX Runtime's GroupQueryAttention with rotary embedding."""
+
 
 @dataclass(frozen=True)
 class BuilderFamily:
@@ -78,6 +81,20 @@ def check_rotary(config: Any, where: str) -> None:
                 f"{where}: its {kind!r} rotary embedding cannot be exported to ONNX: its angles are not one table for "
                 f"all lengths of text; supported: {', '.join(ROTARY)}"
             )
+
+
+def check_head_size(config: Any, where: str) -> None:
+    """Refuse heads the fused attention has no kernel for.
+
+    Raises:
+        InputError: the size of a head is not a multiple of `HEAD_STEP`.
+    """
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    if size % HEAD_STEP:
+        raise InputError(
+            f"{where}: attention heads of {size} numbers cannot be exported to ONNX: ONNX Runtime's fused rotary "
+            f"attention takes multiples of {HEAD_STEP}"
+        )
 
 
 def rotary_tables(rotary: Any, length: int, kind: str = "") -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...converter.errors import InputError, LowRankError
 from ...converter.lowrank_linear import LowRankLinear
 from ...converter.pivot_linear import PivotLinear
-from .builder_families import FAMILIES, check_rotary, rotary_tables
+from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
 from .contents import DATA_FILE, MODEL_FILE
 from .fused_linears import Part, split_attention, split_gate_up
 from .quantise import ACCURACY_LEVEL, BLOCK, QuantisedMatrix, quantise
@@ -104,6 +104,7 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
     config = deepcopy(model.config)
     check_family(config.model_type)
     check_rotary(config, str(checkpoint))
+    check_head_size(config, str(checkpoint))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = str(checkpoint)
@@ -154,13 +155,12 @@ def _subclass(class_name: str) -> Any:
 
         def make_rotary_embedding_multi_cache(self) -> None:
             # Gemma 3 has a table for each kind of block
+            self.cos_cache_global_name, self.sin_cache_global_name = "cos_cache_global", "sin_cache_global"
+            self.cos_cache_local_name, self.sin_cache_local_name = "cos_cache_local", "sin_cache_local"
             for kind, name in (("full_attention", "global"), ("sliding_attention", "local")):
-                cosines, sines = f"cos_cache_{name}", f"sin_cache_{name}"
-                setattr(self, f"cos_cache_{name}_name", cosines)
-                setattr(self, f"sin_cache_{name}_name", sines)
                 if kind in self.layer_types:
                     self._rotary_kind, self.rope_attrs["create_caches"] = kind, True
-                    self.make_rotary_embedding_caches(cos_cache_name=cosines, sin_cache_name=sines)
+                    self.make_rotary_embedding_caches(cos_cache_name=f"cos_cache_{name}", sin_cache_name=f"sin_cache_{name}")
 
         def make_layernorm(self, layer_id: int, layernorm: Any, skip: bool, simple: bool, location: str) -> None:
             self.layernorm_attrs["epsilon"] = _epsilon(layernorm)
