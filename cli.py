@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .converter.errors import LowRankError, UsageError
+from .converter.printable import printable
 
 if TYPE_CHECKING:
     from .converter.recipe import Recipe
@@ -762,7 +763,8 @@ def _cores() -> int:
 def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
     """The table on stderr, or with --json exactly one document on stdout."""
     if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))  # half a surrogate pair is not printable
     elif table is not None:
         from rich.console import Console
 
@@ -773,7 +775,7 @@ def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 def _thresholds(path: Path | None, flags: list[str] | None) -> Any:
@@ -823,7 +825,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    _tell(f"error: {' '.join(message.split())}")
+    _tell(f"error: {message}")
     raise typer.Exit(code)
 
 

@@ -20,7 +20,7 @@ from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.source import Source, open_source
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_format
-from ..exporters.gguf.header import read_header
+from ..converter.gguf_header import read_header
 from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as, row_multiple
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES

@@ -28,7 +28,7 @@ from ...converter.source import Source as Model
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary
-from .header import Header, StoredTensor, read_header
+from ...converter.gguf_header import Header, StoredTensor, read_header
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
 from .mixes import Quantisation, fallback_lines
 from .mixes import records as tensor_records

@@ -22,7 +22,7 @@ from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary
-from .header import read_header
+from ...converter.gguf_header import read_header
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
 from .mixes import MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records
