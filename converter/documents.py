@@ -35,7 +35,7 @@ def parse_yaml(text: str) -> Any:
         ValueError: not YAML that can be read; one line that says why.
     """
     try:
-        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506: a SafeLoader
+        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:  # dates and numbers too

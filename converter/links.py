@@ -1,4 +1,4 @@
-"""A model folder is closed: no file in it may be a link to one elsewhere, which would be read, or copied, in its name."""
+"""A model folder is closed: no file in it may be a link to one elsewhere, which would be read, or copied, for it."""
 
 from __future__ import annotations
 

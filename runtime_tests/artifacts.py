@@ -8,11 +8,11 @@ from math import prod
 from pathlib import Path
 
 from ..converter.errors import InputError
+from ..converter.gguf_header import read_header
 from ..exporters.artifact import Artifact, TensorRecord
 from ..exporters.gguf.adapter import LAYOUT as ADAPTER_LAYOUT
 from ..exporters.gguf.adapter import RESIDUAL_KEY, find_adapter, read_records
 from ..exporters.gguf.consistency import check_consistency
-from ..converter.gguf_header import read_header
 from ..exporters.gguf.mixes import exported_as, records
 from ..exporters.gguf.types import TYPES
 from .backends.open import artifact_format
