@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from .converter.errors import LowRankError, UsageError
+from .converter.printable import printable
 from .converter.recipe_options import Given, RecipeFile, chosen_recipe, chosen_recipes, listed, numbers, recipe_options
 from .exporters.export_options import (
     Calibration,
@@ -588,7 +589,8 @@ def _cores() -> int:
 def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
     """The table on stderr, or with --json exactly one document on stdout."""
     if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))  # half a surrogate pair is not printable
     elif table is not None:
         from rich.console import Console
 
@@ -599,7 +601,7 @@ def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 def _thresholds(path: Path | None, flags: list[str] | None) -> Any:
@@ -649,7 +651,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    _tell(f"error: {' '.join(message.split())}")
+    _tell(f"error: {message}")
     raise typer.Exit(code)
 
 

@@ -14,7 +14,7 @@ from .gradients import backward_blocks
 from .memory import release_freed
 from .moments import Moment
 from .progress import Progress
-from .statistics import Statistics
+from .statistics import Kind, Statistics
 
 SIGMA, HELD_OUT, GRADIENT, MEAN_ABS, ROWS = "sigma/", "held-out/", "gradient/", "mean-abs/", "rows/"
 """Prefixes of the stored names, before an input group's or a linear's."""
@@ -33,7 +33,7 @@ def gather_dense(
         store: filled with kind "dense".
         progress: told about blocks.
     """
-    if store.has("dense", blocks.block_count):
+    if _kept("dense", blocks, store):
         return
     streams = blocks.embed([*chunks, *held_out])
     with progress.stage("activations of the dense model", blocks.block_count) as advance:
@@ -71,7 +71,7 @@ def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Sta
         store: filled with kind "gradients".
         progress: told about blocks.
     """
-    if store.has("gradients", blocks.block_count):
+    if _kept("gradients", blocks, store):
         return
     groups = {group.linears[0]: group.name for group in blocks.family.groups}
     moments: dict[str, Moment] = {}
@@ -99,7 +99,7 @@ def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progr
         store: filled with kind "fisher".
         progress: told about blocks.
     """
-    if store.has("fisher", blocks.block_count):
+    if _kept("fisher", blocks, store):
         return
     rows: dict[str, Tensor] = {}
 
@@ -111,6 +111,32 @@ def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progr
         for index in passed:
             store.save("fisher", index, {name: total / len(windows) for name, total in rows.items()})
             rows.clear()
+
+
+def _kept(kind: Kind, blocks: BlockSource, store: Statistics) -> bool:
+    """Whether every block has its file already, in the shapes of this model.
+
+    Raises:
+        UsageError: a file is damaged.
+    """
+    if not store.has(kind, blocks.block_count):
+        return False
+    shapes = blocks.linear_shapes()
+    for index in range(blocks.block_count):
+        expected: dict[str, tuple[int, ...]] = {}
+        for group in blocks.family.groups:
+            for linear in group.linears:
+                rows, columns = shapes[blocks.family.linear_name(index, linear)]
+                if kind != "fisher":
+                    expected[SIGMA + group.name] = (columns, columns)
+                if kind == "dense":
+                    expected[MEAN_ABS + group.name] = (columns,)
+                elif kind == "gradients":
+                    expected[GRADIENT + linear] = (rows, rows)
+                else:
+                    expected[ROWS + linear] = (columns,)
+        store.check(kind, index, expected)
+    return True
 
 
 def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -154,7 +154,7 @@ def _tokenizer(checkpoint: Path) -> Any:
 
 
 def _check_tokens(tokens: tuple[tuple[int, ...], ...], vocabulary: int, checkpoint: Path) -> None:
-    fewest, largest = min(map(len, tokens)), max((max(ids, default=0) for ids in tokens))
+    fewest, largest = min(map(len, tokens)), max(max(ids, default=0) for ids in tokens)
     if fewest < 2:
         raise InputError(f"{checkpoint}: its tokenizer gives {fewest} tokens for a sentence")
     if largest >= vocabulary:

@@ -33,6 +33,7 @@ Factored = LowRankLinear | PivotLinear
 _INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them
 _OUTPUT_TAIL = 600
 
+
 def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]) -> None:
     """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
 
@@ -160,7 +161,9 @@ def _subclass(class_name: str) -> Any:
             for kind, name in (("full_attention", "global"), ("sliding_attention", "local")):
                 if kind in self.layer_types:
                     self._rotary_kind, self.rope_attrs["create_caches"] = kind, True
-                    self.make_rotary_embedding_caches(cos_cache_name=f"cos_cache_{name}", sin_cache_name=f"sin_cache_{name}")
+                    self.make_rotary_embedding_caches(
+                        cos_cache_name=f"cos_cache_{name}", sin_cache_name=f"sin_cache_{name}"
+                    )
 
         def make_layernorm(self, layer_id: int, layernorm: Any, skip: bool, simple: bool, location: str) -> None:
             self.layernorm_attrs["epsilon"] = _epsilon(layernorm)
