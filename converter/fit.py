@@ -11,8 +11,8 @@ from .adaptive_alignment import adaptive_alpha
 from .compensation import compensate
 from .factorisation import LowRankFactors, balanced, factor
 from .methods import Method
-from .moments import GroupMoments
-from .whitening import Whitener, activation_scale, diagonal_whitener, gradient_root, regression, whiten
+from .moments import GroupMoments, Moment
+from .whitening import Whitener, activation_scale, diagonal_whitener, regression, whiten
 
 ALIGNMENT_DAMPING = 1e-3
 
@@ -56,7 +56,7 @@ class GroupMetric:
 
 
 def group_metric(method: Method, moments: GroupMoments, reduction: str) -> GroupMetric:
-    """Turn moments into what the method needs.
+    """Turn moments into what the method needs; the cross moment is used up.
 
     Args:
         method: which stream is whitened, whether there is compensation and alignment.
@@ -68,6 +68,12 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     """
     compressed = moments.compressed.mean() if moments.compressed.tokens else None
     dense = moments.dense.mean() if moments.dense.tokens else None
+    drift = None
+    if method.aligned:
+        assert compressed is not None
+        drift = regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
+        drift.diagonal().sub_(1)
+        moments.cross = Moment()
     whitener = None
     if method.metric == "activation-scale":
         assert moments.mean_abs is not None
@@ -78,11 +84,6 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     if method.compensation != "none":
         stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
         compensation = moments.stacked.mean() if stacked else compressed
-    drift = None
-    if method.aligned:
-        assert compressed is not None
-        drift = regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
-        drift.diagonal().sub_(1)
     return GroupMetric(
         method=method,
         whitener=whitener,
@@ -99,7 +100,7 @@ def fit_linear(
     metric: GroupMetric,
     *,
     iterations: int,
-    gradient: Tensor | None = None,
+    root: Tensor | None = None,
     fisher: Tensor | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
@@ -109,7 +110,7 @@ def fit_linear(
         rank: r.
         metric: of its input group.
         iterations: of adaComp.
-        gradient: G (m, m) float64 where the method is two-sided.
+        root: R (m, m) float64 with R^T R = G, damped, where the method is two-sided; see `gradient_root`.
         fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
 
     Returns:
@@ -122,7 +123,7 @@ def fit_linear(
         target if metric.method.metric == "compressed" else weight,
         rank,
         None if whitener is None else whitener.matrix,
-        None if gradient is None else gradient_root(gradient),
+        root,
     )
     factors = truncated
     if metric.compensation is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -64,15 +64,26 @@ class Statistics:
         with replacing(self._file(kind, index), force=True, folder=False) as beside:
             save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, beside)
 
-    def read(self, kind: Kind, index: int, device: torch.device) -> dict[str, Tensor]:
-        """A block's tensors, float64, on a device.
+    def read(
+        self, kind: Kind, index: int, device: torch.device, names: Callable[[str], bool] = lambda name: True
+    ) -> dict[str, Tensor]:
+        """A block's tensors, or those whose names are wanted, float64, on a device.
 
         Raises:
             FileNotFoundError: never saved.
         """
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        return {name: t.to(device).double() for name, t in load_file(self._file(kind, index)).items()}
+        with safe_open(self._file(kind, index), framework="pt") as file:
+            return {name: file.get_tensor(name).to(device).double() for name in file.keys() if names(name)}  # noqa: SIM118
+
+    def read_one(self, kind: Kind, index: int, device: torch.device, name: str) -> Tensor:
+        """One tensor of a block, float64, on a device.
+
+        Raises:
+            FileNotFoundError: the block was never saved.
+        """
+        return self.read(kind, index, device, lambda stored: stored == name)[name]
 
     def _file(self, kind: Kind, index: int) -> Path:
         return self.folder / f"{kind}-{index:05d}.safetensors"

@@ -73,21 +73,26 @@ def activation_scale(mean_abs: Tensor) -> Whitener:
     return diagonal_whitener(mean_abs**ACTIVATION_POWER)
 
 
+SOLVED_ROWS = 1024  # of the regression, at once
+
+
 def regression(cross: Tensor, sigma: Tensor, damping: float) -> Tensor:
     """(Gamma + d I) (Sigma' + d I)^-1, (n, n) float64, d = damping x mean of Sigma's diagonal: predicts X from X'.
 
     The least-squares prediction where the calibration text says something, and X' itself where it says nothing.
 
     Args:
-        cross: Gamma = X X'^T / T (n, n) float64.
+        cross: Gamma = X X'^T / T (n, n) float64; the result takes its place.
         sigma: Sigma' (n, n) float64, symmetric positive semi-definite.
         damping: relative.
     """
     lower, added = _damped_cholesky(sigma, damping)
-    anchored = cross.clone()
-    anchored.diagonal().add_(added)
-    solved: Tensor = torch.cholesky_solve(anchored.T, lower)
-    return solved.T
+    cross.diagonal().add_(added)
+    for start in range(0, len(cross), SOLVED_ROWS):  # in place: one such matrix may be a gigabyte
+        rows = cross[start : start + SOLVED_ROWS]
+        half = torch.linalg.solve_triangular(lower, rows.T, upper=False)
+        rows.copy_(torch.linalg.solve_triangular(lower.T, half, upper=True).T)
+    return cross
 
 
 def gradient_root(gradient: Tensor, damping: float = GRADIENT_DAMPING) -> Tensor:
