@@ -85,6 +85,11 @@ class BlockSource:
         result: Tensor = y[0] if isinstance(y, tuple) else y
         return result
 
+    def project(self, weight: Tensor, x: Tensor) -> Tensor:
+        """x W^T as the forward computes it, (T, m) from (T, n) and W (m, n)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return nn.functional.linear(x, weight)
+
     def head(self) -> tuple[nn.Module, Tensor]:
         """The final norm and the head's weight (vocabulary, d), on the device."""
         norm_path, head_path = self.family.norm, self.family.head + ".weight"

@@ -88,7 +88,7 @@ def _watch(name: str, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, .
 def _at_last_block(
     blocks: BlockSource, streams: Activations, tokens: list[Tensor] | None, generator: torch.Generator
 ) -> None:
-    """Put dL/dx at the last block's output, (B, T, d) per chunk, in its place. The head's gradient is p - onehot(label)."""
+    """Put dL/dx at the last block's output, (B, T, d) per chunk, in its place; at the head it is p - onehot(label)."""
     norm, weight = blocks.head()
     if blocks.bfloat16:
         weight = weight.bfloat16()

@@ -19,7 +19,6 @@ from .methods import Method
 from .recipe import Recipe
 from .refinement import BATCH_TOKENS
 from .sensitivity import IMPORTANCE_WINDOWS
-from .whitening import SOLVED_ROWS
 
 Holding = Literal["asleep", "repeated", "on disk"]
 """How the activations of all windows are held while a block is compressed, from fast to small.
@@ -274,16 +273,15 @@ class _Sizes:
         return max(inside, head + logits + 4 * tokens * shape.hidden * FLOAT)
 
     def spectra(self) -> int:
-        """Whitener, root and three copies of the largest linear of each group."""
+        """Both metrics and three copies of the largest linear of each group."""
         found = 0
         for group, names in self.shape.groups.items():
             n = self.shape.inputs[group]
             whitener = self.moment(group) * (5 if self.singular(group) else 2)
             for name in names:
                 m = self.shape.outputs[name]
-                root = 3 * DOUBLE * m * m if self.method.allocation == "threshold" else 0
-                scaled = DOUBLE * (3 * m * n + 2 * min(m, n) ** 2)
-                found = max(found, whitener + max(root, root // 3 + scaled))
+                outputs = 2 * DOUBLE * m * m if self.method.allocation == "threshold" else 0
+                found = max(found, whitener + outputs + DOUBLE * (3 * m * n + 3 * min(m, n) ** 2))
         return self.shape.block + found
 
     def variants(self) -> int:
@@ -291,7 +289,9 @@ class _Sizes:
         window = self.windows.length * self.shape.hidden * self.shape.weight_bytes
         kept = self.recipe.sensitivity_windows * window
         count = len(self.shape.outputs) * len(measured_retentions(self.recipe.retention))
-        fits = max(self.fit(group, name, 1) for group, names in self.shape.groups.items() for name in names)
+        fits = max(
+            self.moment(group) + self.fit(group, name) for group, names in self.shape.groups.items() for name in names
+        )
         inside = max(self.forward(self.recipe.sensitivity_windows * self.windows.length), fits)
         return self.shape.block + (count + 1) * kept + inside
 
@@ -316,7 +316,14 @@ class _Sizes:
 
     def gathered(self, group: str) -> int:
         """Moments of a group."""
-        return self.moment(group) * sum(self._counts().values())
+        return self.moment(group) * sum(self._counts().values()) + self.drift(group)
+
+    def drift(self, group: str) -> int:
+        """What the compressed stream lacks against what it has, (n, n), or (m, n) for a single linear with m < n."""
+        if not self._counts()["compressed"] or not self.method.aligned:
+            return 0
+        n, names = self.shape.inputs[group], self.shape.groups[group]
+        return DOUBLE * n * (min(n, self.shape.outputs[names[0]]) if len(names) == 1 else n)
 
     def _counts(self) -> dict[str, int]:
         method, compressed = self.method, self.method.needs_compressed_stream or self.recipe.refine != "none"
@@ -325,37 +332,37 @@ class _Sizes:
             "dense": int(method.needs_dense_moments),
             "compressed": int(compressed),
             "held out": int(self.windows.held_out > 0 and (compressed or method.needs_dense_moments)),
-            "cross": int(compressed and method.aligned),
             "stacked": int(stacked),
         }
 
     def fitted(self, group: str) -> int:
         """The metric of a group while it is made, and while the group's linears are fitted with it."""
-        counts, n = self._counts(), self.shape.inputs[group]
-        held = sum(counts.values())
-        whitens = int(self.method.metric != "none")
-        made = held + (2 if counts["cross"] else 0)
-        eigen = 3 if self.singular(group) and self.method.metric in ("dense", "compressed") else 0
-        made = max(made, held + whitens * (1 + eigen))
-        panels = 3 * DOUBLE * SOLVED_ROWS * n if counts["cross"] else 0
-        used = held + whitens - (1 if counts["dense"] and counts["compressed"] else 0)
-        fits = max(self.fit(group, name, used) for name in self.shape.groups[group])
-        return max(made * self.moment(group) + panels, fits)
+        aligned = self.drift(group) > 0
+        kept = self.gathered(group) + (self.moment(group) if aligned else 0)  # L of the regression
+        if self.method.metric in ("activation-scale", "fisher-rows"):
+            kept += self.moment(group)  # a diagonal, as a matrix
+        fits = max(self.fit(group, name) for name in self.shape.groups[group])
+        return kept + max(self.moment(group) if aligned else 0, fits)
 
-    def fit(self, group: str, name: str, moments: int) -> int:
-        """The fit of one linear beside that many moments."""
+    def fit(self, group: str, name: str) -> int:
+        """The fit of one linear: roots of the metrics, copies of the weight, eigenvectors, factors."""
         m, n = self.shape.outputs[name], self.shape.inputs[group]
         rank = min(m, n) if self.recipe.layout == "pivot" else m * n / (m + n)
-        root = DOUBLE * m * m if self.method.two_sided else 0
-        copies = 3 + int(self.method.aligned) + int(self.method.two_sided)
-        inside = DOUBLE * (copies * m * n + 4 * min(m, n) ** 2 + (4 if m > n else 2) * m * rank + 2 * n * rank)
-        return moments * self.moment(group) + max(3 * root, root + int(inside))
+        outputs = 2 * DOUBLE * m * m if self.method.two_sided else 0
+        whitener = 0
+        if (m > n or self.method.alpha == "adaptive") and self.method.metric != "none":
+            whitener = self.moment(group) * (4 if self.singular(group) else 1)
+        copies = 3 + 2 * int(self.method.aligned) + int(self.method.two_sided)
+        inside = DOUBLE * (copies * m * n + 5 * min(m, n) ** 2 + (4 if m > n else 2) * m * rank + 2 * n * rank)
+        return outputs + whitener + int(inside)
 
     def block_refinement(self) -> int:
         """Targets and streams window by window; parameters, their gradients, two moments and the best so far."""
         targets = self.windows.tokens * self.shape.hidden * FLOAT
-        return 3 * targets + 5 * FLOAT * self.shape.block_parameters + self.backward(
-            max(BATCH_TOKENS, self.windows.length)
+        return (
+            3 * targets
+            + 5 * FLOAT * self.shape.block_parameters
+            + self.backward(max(BATCH_TOKENS, self.windows.length))
         )
 
     def trial(self) -> int:

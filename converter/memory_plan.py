@@ -6,6 +6,7 @@ import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .memory_forecast import HOLDINGS, Forecast, Holding, ModelShape, Windows, f
 from .methods import Method
 from .moments import GroupMoments, Moment
 from .recipe import Recipe
-from .whitening import gradient_root
+from .whitening import gradient_metric
 
 MARGIN = 1.1  # of the tensors: what allocator and libraries lose
 LIBRARIES = 200 * 10**6  # bytes: code and buffers that the first products load
@@ -72,6 +73,12 @@ class MemoryPlan:
             "limit_bytes": self.limit,
             "peak_bytes": peak_memory(),
         }
+
+    def lines(self) -> list[str]:
+        """The forecast of every stage, in words."""
+        stages = [f"  {stage}: {gigabytes(bytes)}" for stage, bytes in self.stages]
+        scratch = f", {gigabytes(self.scratch)} of disk beside" if self.scratch else ""
+        return [f"Memory at the peak of each stage, activations {self.holding}{scratch}:", *stages]
 
     def line(self) -> str:
         """The forecast and the peak so far, in words."""
@@ -126,8 +133,8 @@ def _too_little(recipe: Recipe, plan: MemoryPlan, found: Forecast, shape: ModelS
     elif recipe.window_length > 512:
         advice = ", or a smaller --window-length"
     return (
-        f"--max-memory {gigabytes(plan.limit)}: {stage} takes about {gigabytes(plan.peak)} even with activations on the "
-        f"disk; allow that much{advice}"
+        f"--max-memory {gigabytes(plan.limit)}: {stage} takes about {gigabytes(plan.peak)}, even with activations on "
+        f"the disk; allow that much{advice}"
     )
 
 
@@ -184,8 +191,8 @@ def trial_of_a_block(recipe: Recipe, method: Method, blocks: BlockSource, window
     The moments are made regular, so that they are whitened as those of many windows are.
     """
     block = blocks.block(0)
-    (x,) = blocks.embed([chunk])
-    tapped, forward = TappedBlock(block, blocks.family), StoppedForward(lambda: blocks.run(block, x))
+    stream = in_memory(blocks.embed([chunk]))
+    tapped, forward = TappedBlock(block, blocks.family), StoppedForward(partial(blocks.run, block, stream[0]))
     shape = model_shape(blocks)
     widest = max(shape.inputs, key=shape.inputs.__getitem__)
     moments = GroupMoments()
@@ -204,21 +211,25 @@ def trial_of_a_block(recipe: Recipe, method: Method, blocks: BlockSource, window
                 moment.add(y)
                 _make_regular(moment)
         if method.aligned:
-            moments.cross.add_cross(y, y)
-            _make_regular(moments.cross)
+            weight = tapped.linear(group.linears[0]).weight
+            assert isinstance(weight, Tensor)
+            if len(group.linears) == 1 and weight.shape[0] < weight.shape[1]:
+                moments.output_drift.add_cross(blocks.project(weight, y), y)
+            else:
+                moments.drift.add_cross(y, y)
         names = group.linears
     forward.finish()
-    del x, y
+    del stream, forward, y
     metric = group_metric(method, moments, "moments")
     del moments
     name = max(names, key=shape.outputs.__getitem__)
     linear = tapped.linear(name)
     assert isinstance(linear, torch.nn.Linear)
     out, features = linear.weight.shape
-    root = gradient_root(torch.eye(out, dtype=torch.float64)) if method.two_sided else None
+    outputs = gradient_metric(torch.eye(out, dtype=torch.float64)) if method.two_sided else None
     fisher = torch.ones(features, dtype=torch.float64) if method.needs_fisher else None
     rank = max(1, int(recipe.retention * out * features / (out + features)))
-    fit_linear(linear.weight, rank, metric, iterations=recipe.iterations, root=root, fisher=fisher)
+    fit_linear(linear.weight, rank, metric, iterations=recipe.iterations, outputs=outputs, fisher=fisher)
 
 
 def _make_regular(moment: Moment) -> None:

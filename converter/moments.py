@@ -56,7 +56,7 @@ class Moment:
         self._accumulate(upper_gram(x), len(x))
 
     def add_cross(self, x: Tensor, y: Tensor) -> None:
-        """Add paired tokens of two streams, (T, n) each: the running moment becomes X^T Y / T."""
+        """Add paired tokens of two streams, (T, m) and (T, n): the running moment becomes X^T Y / T."""
         self._accumulate(x.float().T @ y.float(), len(x))
 
     def _accumulate(self, product: Tensor, tokens: int) -> None:
@@ -91,7 +91,8 @@ class GroupMoments:
     Attributes:
         dense: Sigma of the dense model's activations X.
         compressed: Sigma' of X', the same inputs when everything before is already compressed.
-        cross: Gamma = X^T X' / T.
+        drift: Delta = (X - X')^T X' / T: what the compressed stream lacks, against what it has.
+        output_drift: W Delta in its place, where the group's one linear has fewer outputs than inputs.
         stacked: second moment of the stack-of-batch activations of X' (AdaSVD eq. 14, 15).
         mean_abs: mean |X| per feature (n,) float64, where the method sees it.
         held_out: over windows that no factor was fitted on: of X', or of X where the method sees only that.
@@ -99,7 +100,8 @@ class GroupMoments:
 
     dense: Moment = field(default_factory=Moment)
     compressed: Moment = field(default_factory=Moment)
-    cross: Moment = field(default_factory=Moment)
+    drift: Moment = field(default_factory=Moment)
+    output_drift: Moment = field(default_factory=Moment)
     stacked: Moment = field(default_factory=Moment)
     mean_abs: Tensor | None = None
     held_out: Moment = field(default_factory=Moment)

@@ -42,7 +42,7 @@ from .sensitivity import block_similarities, loss_energies, stable_ranks
 from .source import Source, open_source
 from .statistics import Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
-from .whitening import gradient_root
+from .whitening import OutputMetric, gradient_metric
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
@@ -111,9 +111,9 @@ class Job:
                 moments.held_out = Moment(found[HELD_OUT + group.name], tokens=1)
         return moments
 
-    def output_root(self, block: int, linear: str) -> Tensor:
-        """R (m, m), R^T R = G damped, of a linear (path inside the block), where gradients were gathered."""
-        return gradient_root(self.statistics.read_one("gradients", block, self.blocks.device, GRADIENT + linear))
+    def output_metric(self, block: int, linear: str) -> OutputMetric:
+        """G, damped, of a linear (path inside the block), where gradients were gathered."""
+        return gradient_metric(self.statistics.read_one("gradients", block, self.blocks.device, GRADIENT + linear))
 
     def fisher(self, block: int) -> dict[str, Tensor]:
         """Linear (path inside the block) -> Fisher information per input feature, where the truncation sees it."""

@@ -14,7 +14,7 @@ from .factorisation import spectrum
 from .gathering import GRADIENT, SIGMA
 from .progress import Progress
 from .statistics import Statistics
-from .whitening import gradient_root, whiten
+from .whitening import gradient_metric, whiten
 
 IMPORTANCE_WINDOWS = 4  # similarity is a mean over tokens: four windows of 1024 settle it
 
@@ -68,12 +68,13 @@ def loss_energies(
         for index in range(blocks.block_count):
             block = blocks.block(index)
             for group in blocks.family.groups:
-                whitener = whiten(store.read_one(kind, index, blocks.device, SIGMA + group.name)).matrix
+                inputs = whiten(store.read_one(kind, index, blocks.device, SIGMA + group.name))
                 for name in group.linears:
                     weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-                    root = None
+                    outputs = None
                     if kind == "gradients":
-                        root = gradient_root(store.read_one(kind, index, blocks.device, GRADIENT + name))
-                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, whitener, root)
+                        outputs = gradient_metric(store.read_one(kind, index, blocks.device, GRADIENT + name))
+                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, inputs, outputs)
+                    del outputs
             advance(1)
     return energies

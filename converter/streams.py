@@ -38,7 +38,7 @@ class Streams:
     def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
         """Replace the block's linears by factors, in place, and carry the streams through it."""
         family = self.job.source.family
-        tapped = TappedBlock(block, family)
+        tapped, beside = TappedBlock(block, family), None
         compressed, dense = self._pass(block, self.compressed), None
         fisher = self.job.fisher(index)
         losses: dict[str, FitLoss] = {}
@@ -46,10 +46,12 @@ class Streams:
         for number, group in enumerate(family.groups):
             found, last_group = self.job.dense_moments(index, group), group is family.groups[-1]
             if self.dense and dense is None:  # compared token by token: the two streams stop side by side
-                dense = self._pass(TappedBlock(self.job.blocks.block(index), family).block, self.dense)
+                beside = TappedBlock(self.job.blocks.block(index), family)
+                dense = self._pass(beside.block, self.dense)
+            narrow = _narrow(beside, group)
             for chunk in range(len(self.compressed)):
                 y, x = compressed.input(chunk, number), dense.input(chunk, number) if dense else None
-                self._gather(chunk, y, x, found)
+                self._gather(chunk, y, x, narrow, found)
                 del y, x
                 if dense and last_group:  # nothing left to stop for: free what it holds
                     self.dense[chunk] = dense.output(chunk)
@@ -57,14 +59,14 @@ class Streams:
                 compressed.abandon()
             if dense and (last_group or self.job.memory.repeats):
                 dense.abandon()
-                dense = None  # and with it the block: it is read again where it is wanted
+                dense = beside = None  # the block is read again where it is wanted
             waiting[group] = found
-            del found
+            del found, narrow
             if in_passing or last_group:
                 while waiting:
                     ready = next(iter(waiting))
                     metric = self._group_metric(index, ready, waiting.pop(ready))
-                    losses.update(self._install_group(index, ready, tapped, metric, fisher, progress))
+                    losses.update(self._install_group(index, ready, tapped, metric, fisher))
                     del metric
                 release_freed()
         last = index + 1 == self.job.blocks.block_count
@@ -110,7 +112,7 @@ class Streams:
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
         fitted = sum(len(x) for x in job.chunks)
-        root = job.output_root(index, job.source.family.residual_linear)
+        root = job.output_metric(index, job.source.family.residual_linear).root
         done = refine_block(
             block.float(),
             run,
@@ -132,7 +134,7 @@ class Streams:
         kept = [name for name in family.linears if family.linear_name(index, name) not in self.counted]
         return [parameter for name in kept for parameter in block.get_submodule(name).parameters()]
 
-    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
+    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, narrow: Tensor | None, found: GroupMoments) -> None:
         """Add a group's inputs in the compressed stream, and the same tokens in the dense one where both run."""
         if chunk >= self.fitted_chunks:
             found.held_out.add(y)
@@ -141,8 +143,12 @@ class Streams:
         if self.job.recipe.calibration_reduction == "stack-of-batch" and self.job.method.compensation == "adacomp":
             length = self.compressed[chunk].shape[1]
             found.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
-        if x is not None:
-            found.cross.add_cross(x, y)
+        if x is None or not self.job.method.aligned:
+            return
+        if narrow is not None:
+            found.output_drift.add_cross(self.job.blocks.project(narrow, x - y), y)
+        else:
+            found.drift.add_cross(x - y, y)
 
     def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
         """What the group's linears are fitted with."""
@@ -162,12 +168,9 @@ class Streams:
         tapped: TappedBlock,
         metric: GroupMetric,
         fisher: Mapping[str, Tensor],
-        progress: Progress,
     ) -> dict[str, FitLoss]:
         """Factor the group's linears and put the factors in their place."""
         losses = {}
-        if metric.whitener is not None and metric.whitener.how not in ("cholesky", "diagonal"):
-            progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
         for name in group.linears:
             full_name = self.job.source.family.linear_name(index, name)
             linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
@@ -181,13 +184,21 @@ class Streams:
                 rank,
                 metric,
                 iterations=self.job.recipe.iterations,
-                root=self.job.output_root(index, name) if self.job.method.two_sided else None,
+                outputs=self.job.output_metric(index, name) if self.job.method.two_sided else None,
                 fisher=fisher.get(name),
             )
             tapped.install(name, _as_module(linear, factors.u, factors.v))
             if loss is not None:
                 losses[full_name] = loss
         return losses
+
+
+def _narrow(dense: TappedBlock | None, group: InputGroup) -> Tensor | None:
+    """W (m, n) of a group's one linear where m < n: the drift of its outputs is the cheaper moment."""
+    if dense is None or len(group.linears) != 1:
+        return None
+    weight: Tensor = dense.linear(group.linears[0]).weight  # type: ignore[assignment]
+    return weight if weight.shape[0] < weight.shape[1] else None
 
 
 def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:

@@ -97,7 +97,7 @@ def _variants(
     found = store.read("dense", index, blocks.device)
     outputs = {}
     for group in blocks.family.groups:
-        whitener = activation_scale(found[MEAN_ABS + group.name]).matrix
+        whitener = activation_scale(found[MEAN_ABS + group.name])
         for name in group.linears:
             linear = block.get_submodule(name)
             assert isinstance(linear, nn.Linear)
