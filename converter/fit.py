@@ -13,11 +13,11 @@ from .factorisation import LowRankFactors, balanced, factor
 from .methods import Method
 from .moments import GroupMoments
 from .whitening import (
+    OutputMetric,
     Regression,
     Whitener,
     activation_scale,
     diagonal_whitener,
-    gradient_metric,
     regression,
     whiten,
 )
@@ -108,7 +108,7 @@ def fit_linear(
     metric: GroupMetric,
     *,
     iterations: int,
-    gradient: Tensor | None = None,
+    outputs: OutputMetric | None = None,
     fisher: Tensor | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
@@ -118,7 +118,7 @@ def fit_linear(
         rank: r.
         metric: of its input group.
         iterations: of adaComp.
-        gradient: G (m, m) float64 where the method is two-sided.
+        outputs: G and R where the method is two-sided, see `gradient_metric`.
         fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
 
     Returns:
@@ -131,7 +131,7 @@ def fit_linear(
         target if metric.method.metric == "compressed" else weight,
         rank,
         whitener,
-        None if gradient is None else gradient_metric(gradient),
+        outputs,
     )
     factors = truncated
     if metric.compensation is not None:

@@ -24,6 +24,16 @@ def upper_gram(x: Tensor) -> Tensor:
     return upper
 
 
+def mirror_upper(matrix: Tensor) -> None:
+    """Make (n, n) symmetric by its upper triangle, in place."""
+    n = len(matrix)
+    for start in range(0, n, PANEL):
+        stop = min(start + PANEL, n)
+        corner = matrix[start:stop, start:stop]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+
+
 @dataclass
 class Moment:
     """Running second moment of an activation stream: Sigma = X^T X / T, accumulated in float64.
@@ -32,11 +42,13 @@ class Moment:
         total: (n, n) float64 sum over tokens; None before the first token.
         tokens: number of tokens seen.
         triangular: whether only the upper triangle of `total` holds.
+        done: whether `total` is the mean by now.
     """
 
     total: Tensor | None = None
     tokens: int = 0
     triangular: bool = False
+    done: bool = False
 
     def add(self, x: Tensor) -> None:
         """Add tokens x features (T, n)."""
@@ -48,6 +60,8 @@ class Moment:
         self._accumulate(x.float().T @ y.float(), len(x))
 
     def _accumulate(self, product: Tensor, tokens: int) -> None:
+        if self.done:
+            raise ValueError("the mean was taken already")
         if self.total is None:
             self.total = product.double()
         else:
@@ -55,15 +69,19 @@ class Moment:
         self.tokens += tokens
 
     def mean(self) -> Tensor:
-        """Sigma (n, n) float64.
+        """Sigma (n, n) float64, made in place: a large one is in memory once. Nothing can be added afterwards.
 
         Raises:
             ValueError: nothing was added.
         """
         if self.total is None:
             raise ValueError("no tokens were added")
-        mean = self.total / self.tokens
-        return mean.triu() + mean.triu(1).T if self.triangular else mean
+        if not self.done:
+            self.total /= self.tokens
+            if self.triangular:
+                mirror_upper(self.total)
+            self.done = True
+        return self.total
 
 
 @dataclass

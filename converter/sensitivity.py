@@ -25,7 +25,7 @@ def block_similarities(
 ) -> tuple[float, ...]:
     """Similarity of input and output of every block of the dense model, one window at a time."""
     windows = torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS])
-    streams = blocks.embed([window[None] for window in windows])
+    streams = list(blocks.embed([window[None] for window in windows]))
     result = []
     with progress.stage("block importance", blocks.block_count) as advance:
         for index in range(blocks.block_count):
@@ -66,12 +66,15 @@ def loss_energies(
     energies = {}
     with progress.stage("loss of every rank", blocks.block_count) as advance:
         for index in range(blocks.block_count):
-            block, found = blocks.block(index), store.read(kind, index, blocks.device)
+            block = blocks.block(index)
             for group in blocks.family.groups:
-                inputs = whiten(found[SIGMA + group.name])
+                inputs = whiten(store.read_one(kind, index, blocks.device, SIGMA + group.name))
                 for name in group.linears:
                     weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-                    outputs = gradient_metric(found[GRADIENT + name]) if kind == "gradients" else None
+                    outputs = None
+                    if kind == "gradients":
+                        outputs = gradient_metric(store.read_one(kind, index, blocks.device, GRADIENT + name))
                     energies[blocks.family.linear_name(index, name)] = spectrum(weight, inputs, outputs)
+                    del outputs
             advance(1)
     return energies

@@ -31,11 +31,13 @@ class Whitener:
     @cached_property
     def matrix(self) -> Tensor:
         """S (n, n) float64."""
+        lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(self.moment)
         if int(failed) == 0 and bool(lower.diagonal().square().min() > CONDITION_FLOOR * self.moment.diagonal().mean()):
             return lower
         values, vectors = torch.linalg.eigh(self.moment)
-        return vectors * values.clamp(min=0).sqrt()
+        root: Tensor = vectors * values.clamp(min=0).sqrt()
+        return root
 
 
 def whiten(sigma: Tensor) -> Whitener:
@@ -125,7 +127,8 @@ class Regression:
         Args:
             moment: Y X'^T / T (m, n) float64.
         """
-        solved: Tensor = torch.cholesky_solve(moment.T, self.lower)
+        half = torch.linalg.solve_triangular(self.lower, moment.T, upper=False)  # cholesky_solve copies L
+        solved: Tensor = torch.linalg.solve_triangular(self.lower.T, half, upper=True)
         return solved.T
 
 
@@ -157,7 +160,8 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
 def _damped_cholesky(moment: Tensor, damping: float) -> Tensor:
     """L (n, n) with L L^T = moment + d I; d grows while rounding makes that fail."""
     while True:
-        lower, failed = torch.linalg.cholesky_ex(_damped(moment, damping))
+        lower: Tensor
+        lower, failed = torch.linalg.cholesky_ex(_damped(moment, damping) if damping else moment)
         if int(failed) == 0:
             return lower
         damping = max(10 * damping, torch.finfo(moment.dtype).eps)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..converter.byte_size import parse_bytes
 from ..converter.documents import parse_yaml, read_yaml_file, shown
 from ..converter.errors import InputError, UsageError
 from ..converter.recipe import nearest
@@ -20,7 +20,6 @@ from .report import Row
 GATES_FILE = "gates.yaml"
 ARTIFACTS = "artifacts"
 CHECKPOINT_TYPES = ("f32", "f16", "bf16")
-UNITS = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 Thresholds = Mapping[str, float | None]
 """Metric -> threshold, or None where its gate is off."""
 
@@ -256,10 +255,3 @@ def _number(value: Any, metric: Metric) -> float | None:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     except OverflowError:
         return math.inf
-
-
-def parse_bytes(text: str) -> float | None:
-    """ "100MB", "1.5 GiB", "4096" -> bytes; None where it is none of that."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
-    unit = match and match[2].lower()
-    return None if match is None or unit not in UNITS else float(match[1]) * UNITS[unit]
