@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from .converter.errors import LowRankError, UsageError
+from .converter.printable import printable
 from .converter.recipe_options import Given, RecipeFile, chosen_recipe, chosen_recipes, listed, numbers, recipe_options
 from .exporters.export_options import (
     Calibration,
@@ -64,6 +65,10 @@ app.add_typer(runtime_app, name="runtime")
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(help="Largest memory of this process: 8GB, 512MiB; what is beyond it goes to the disk or is refused."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -140,6 +145,7 @@ def compress(
         Path | None,
         typer.Option(help="Keep statistics of the dense model here, for other methods and retentions."),
     ] = None,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
@@ -148,15 +154,25 @@ def compress(
     _wait_passively()
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
+        from .converter.byte_size import memory_limit
         from .converter.pipeline import compress as run_compress
         from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        done = run_compress(chosen, out, device=device, force=force, statistics=statistics, progress=ConsoleProgress())
+        done = run_compress(
+            chosen,
+            out,
+            device=device,
+            force=force,
+            statistics=statistics,
+            max_memory=memory_limit(max_memory),
+            progress=ConsoleProgress(),
+        )
         summary = {
             key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")
         }
-        _show(None, {"path": str(done.path), "seconds": done.seconds, **summary, "process": process_cost()}, as_json)
+        figures = {"seconds": done.seconds, **summary, "memory": done.memory, "process": process_cost()}
+        _show(None, {"path": str(done.path), **figures}, as_json)
         _tell(
             f"{done.path}: retention {done.plan['retention']:.4f} of the linears (compression "
             f"{done.plan['compression']:.1%}), {done.seconds:.0f} s"
@@ -173,6 +189,7 @@ def statistics(
         list[str] | None,
         typer.Option(help="dense, gradients, fisher, sensitivity; default: what the method reads. Repeatable."),
     ] = None,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -180,11 +197,15 @@ def statistics(
     _wait_passively()
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
+        from .converter.byte_size import memory_limit
         from .converter.planning import gather_statistics
         from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        kinds = gather_statistics(chosen, out, kind or None, device=device, progress=ConsoleProgress())
+        limit = memory_limit(max_memory)
+        kinds = gather_statistics(
+            chosen, out, kind or None, device=device, max_memory=limit, progress=ConsoleProgress()
+        )
         _show(None, {"path": str(out), "kinds": list(kinds), "process": process_cost()}, as_json)
         _tell(f"{out}: statistics of kind {' and '.join(kinds)}" if kinds else f"{chosen.method} reads no statistics")
 
@@ -194,23 +215,29 @@ def statistics(
 def plan(
     given: Given,
     recipe: RecipeFile = None,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show ranks, retention and predicted bytes of every export, before any work."""
+    """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work."""
     _wait_passively()
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
+        from .converter.byte_size import memory_limit
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
         from .exporters.forecast import predict_exports, predict_storage
         from .exporters.plan_table import plan_table
 
-        with prepared(chosen, device=device, progress=ConsoleProgress()) as job:
+        limit = memory_limit(max_memory)
+        with prepared(chosen, device=device, max_memory=limit, progress=ConsoleProgress()) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             storage = predict_storage(job.blocks.reader, job.plan)
-            document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage}
+            memory = job.memory.to_json()
+            document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage, "memory": memory}
             _show(plan_table(job.plan, forecast, storage), document, as_json)
+            for line in job.memory.lines():
+                _tell(line)
 
 
 @app.command()
@@ -318,7 +345,7 @@ def recommend(
 ) -> None:
     """Pick from a sweep: the smallest export within --max-kld, else the best within size and speed; and why."""
     with _one_line_errors():
-        from .runtime_tests.gate_file import parse_bytes
+        from .converter.byte_size import parse_bytes
         from .runtime_tests.sweep_results import Limits, read_rows
         from .runtime_tests.sweep_results import recommend as pick
 
@@ -588,7 +615,8 @@ def _cores() -> int:
 def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
     """The table on stderr, or with --json exactly one document on stdout."""
     if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))  # half a surrogate pair is not printable
     elif table is not None:
         from rich.console import Console
 
@@ -599,7 +627,7 @@ def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 def _thresholds(path: Path | None, flags: list[str] | None) -> Any:
@@ -649,7 +677,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    _tell(f"error: {' '.join(message.split())}")
+    _tell(f"error: {message}")
     raise typer.Exit(code)
 
 

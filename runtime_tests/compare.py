@@ -7,7 +7,7 @@ DIR/checkpoints/ one at a time, or all with keep_checkpoints
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from .backends.open import TORCH, open_backend, released
 from .backends.protocol import Backend
 from .child import Cost, run_child
 from .compare_html import page
-from .compare_results import Comparison, Gathering, Measurement, Row, read_row, text_hashes, write_row
+from .compare_results import Comparison, Gathering, Measurement, Row, T, read_row, restored, text_hashes, write_row
 from .environment import library_versions, machine_facts
 from .generation import Sample, sample
 from .measure import measure
@@ -273,10 +273,14 @@ def _collected(job: _Job) -> Comparison:
     costs = {kind: read_row(_statistics_file(job, kind), job.statistics_key(kind)) for kind in readers}
     common = job.recipes[0].model_dump(mode="json", exclude={"method", "retention"})
     return Comparison(
-        rows=tuple(Row.from_json(_kept(job, _name(recipe), job.key(recipe))) for recipe in job.recipes),
-        dense=Measurement.from_json(_kept(job, "dense", _dense_key(job))),
+        rows=tuple(_kept(job, _name(recipe), job.key(recipe), Row.from_json) for recipe in job.recipes),
+        dense=_kept(job, "dense", _dense_key(job), Measurement.from_json),
         statistics=tuple(
-            Gathering(kind, tuple(readers[kind]), Cost(**cost)) for kind, cost in costs.items() if cost is not None
+            Gathering(
+                kind, tuple(readers[kind]), restored(lambda data: Cost(**data), cost, _statistics_file(job, kind))
+            )
+            for kind, cost in costs.items()
+            if cost is not None
         ),
         recipe=common,
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
@@ -286,11 +290,11 @@ def _collected(job: _Job) -> Comparison:
     )
 
 
-def _kept(job: _Job, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(job: _Job, name: str, key: Mapping[str, Any], make: Callable[[dict[str, Any]], T]) -> T:
     result = read_row(job.file(name), key)
     if result is None:
         raise UsageError(f"{job.file(name)}: was removed while the comparison ran; run it again")
-    return result
+    return restored(make, result, job.file(name))
 
 
 def _name(recipe: Recipe) -> str:

@@ -24,7 +24,7 @@ from ..exporters.export import artifact_name
 from .backends.open import TORCH, backend_names, open_backend, released
 from .backends.protocol import Backend
 from .child import run_child
-from .compare_results import read_row, text_hashes, write_row
+from .compare_results import read_row, restored, text_hashes, write_row
 from .environment import library_versions, machine_facts
 from .exporting import export
 from .measure import measure
@@ -227,7 +227,7 @@ def _speed(job: _Job, path: Path, name: str) -> Speed | None:
 def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[Export]) -> Sweep:
     """Everything asked for, from the rows' files."""
     rows = [
-        SweepRow.from_json(found)
+        restored(SweepRow.from_json, found, job.file(recipe, one))
         for recipe in (None, *recipes)
         for one in exports
         if (found := read_row(job.file(recipe, one), job.key(recipe, one))) is not None
@@ -235,7 +235,7 @@ def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[Export]) 
     dense = read_row(job.file(None, None), job.key(None, None)) or {}
     return Sweep(
         rows=tuple(rows),
-        dense=Perplexity(**dense),
+        dense=restored(lambda data: Perplexity(**data), dense, job.file(None, None)),
         recipe=recipes[0].model_dump(mode="json", exclude={"method", "retention"}),
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
         evaluation={**job.origin["evaluation"], "device": job.device},

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...converter.checkpoint import CheckpointReader, read_json
 from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
+from ...converter.gguf_header import Header, StoredTensor, read_header
 from ...converter.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.progress import Progress
 from ...converter.recipe import nearest
@@ -28,7 +29,6 @@ from ...converter.source import Source as Model
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary
-from .header import Header, StoredTensor, read_header
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
 from .mixes import Quantisation, fallback_lines
 from .mixes import records as tensor_records

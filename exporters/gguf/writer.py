@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from ...converter.checkpoint import CheckpointReader
 from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
+from ...converter.gguf_header import read_header
 from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary
-from .header import read_header
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
 from .mixes import MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records

@@ -55,6 +55,7 @@ def open_backend(
     exact: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
+    tried: bool = False,
 ) -> Backend:
     """Load an artifact into a runtime. Only that runtime is imported.
 
@@ -66,6 +67,7 @@ def open_backend(
         exact: ask the runtime to compute as exactly as it can (for logits); False takes its defaults (for speed).
         device: "cpu" or "cuda"; llama.cpp is built for the CPU and ignores it.
         dtype: dtype of torch; the other runtimes take it from the artifact.
+        tried: this process may be lost: skip the trial in another one, see trial.py.
 
     Raises:
         InputError: not an artifact, or the runtime refuses it.
@@ -83,8 +85,11 @@ def open_backend(
 
         return open_torch(path, device=device, dtype=dtype, threads=threads)
     if name == LLAMA_CPP:
+        from ..trial import check_survives
         from .llama_cpp import LlamaCppBackend
 
+        if not tried:
+            check_survives(path, name)
         return LlamaCppBackend(path, n_ctx=context, threads=threads, exact=exact)
     provider = "cuda" if device.startswith("cuda") else "cpu"
     if name == ONNXRUNTIME:

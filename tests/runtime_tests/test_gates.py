@@ -19,7 +19,6 @@ from lowrank_export.runtime_tests.gate_file import (
     GateSettings,
     gates_of,
     parity_defaults,
-    parse_bytes,
     read_gates,
 )
 from lowrank_export.runtime_tests.gate_metrics import METRICS, Context
@@ -219,13 +218,6 @@ def test_unreadable_files_and_flags(tmp_path: Path) -> None:
     for flag, message in (("mean_kld=1", "unknown gate 'mean_kld'"), ("parity.mean_kld", "NAME=THRESHOLD")):
         with pytest.raises(UsageError, match=message):
             GateSettings().with_flags([flag])
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("4096", 4096), ("100MB", 1e8), ("1.5 gib", 1.5 * 2**30), ("MB", None), ("1 mile", None)]
-)
-def test_bytes(text: str, value: float | None) -> None:
-    assert parse_bytes(text) == value
 
 
 def test_every_gate_is_documented() -> None:
