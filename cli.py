@@ -31,6 +31,7 @@ from .exporters.export_options import (
     chosen_exports,
 )
 from .runtime_tests.evaluation_options import (
+    Continuations,
     Evaluate,
     EvaluationLength,
     EvaluationWindows,
@@ -465,6 +466,7 @@ def validate(
     speed: Speed = True,
     prompt_tokens: PromptTokens = None,
     more_threads: MoreThreads = None,
+    continuations: Continuations = 16,
     seed: SampleSeed = 0,
     task: TaskNames = None,
     task_limit: TaskLimit = None,
@@ -497,6 +499,7 @@ def validate(
             like_llama_cpp=llama_windows,
             prompt_tokens=tuple(prompt_tokens or DEFAULTS.prompt_tokens),
             more_threads=tuple(more_threads or ()),
+            continuations=continuations,
             seed=seed,
             tasks=tuple(parse_task(word) for word in task or []),
             task_limit=task_limit,
