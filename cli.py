@@ -129,7 +129,20 @@ GgufImatrix = Annotated[Path | None, typer.Option(help="Importance matrix for pl
 Calibration = Annotated[
     str | None, typer.Option(help="Text to run, as for `compress`. Default: the one the checkpoint records.")
 ]
-OnnxType = Annotated[list[str] | None, typer.Option(help="int8 (default), fp32; repeatable.")]
+OnnxType = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="int8 (default), int4, int4-mix (V in 8 bits, U in 4), fp16, fp32; repeatable. See docs/onnx.md."
+    ),
+]
+OnnxRounding = Annotated[str, typer.Option(help="plain or aware, as --gguf-rounding; worth it below 8 bits.")]
+OnnxBlockSize = Annotated[int, typer.Option(help="Columns that share a scale: 16, 32, 64, 128 or 256.")]
+OnnxSymmetric = Annotated[
+    bool, typer.Option("--onnx-symmetric/--onnx-asymmetric", help="A scale per block, or a zero point too.")
+]
+OnnxAccuracyLevel = Annotated[
+    int, typer.Option(help="4: activations in 8 bits inside matmuls; 0 or 1: in float, far slower at 8 bits.")
+]
 Evaluate = Annotated[str, typer.Option(help="Text that is measured on, as for --calibration.")]
 EvaluationWindows = Annotated[int, typer.Option(min=1, help="Windows measured.")]
 EvaluationLength = Annotated[int, typer.Option(min=2, help="Tokens per measured window.")]
@@ -206,6 +219,10 @@ def run(
     gguf_head_type: GgufHeadType = None,
     gguf_rounding: GgufRounding = "plain",
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -229,6 +246,7 @@ def run(
     with _one_line_errors():
         chosen = _recipe(recipe, given)
         exports = _exports(format, gguf_type, onnx_type)
+        encoding = _encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding)
         from .converter.progress import ConsoleProgress
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
@@ -244,6 +262,7 @@ def run(
             embedding_type=gguf_embedding_type,
             head_type=gguf_head_type,
             rounding=gguf_rounding,
+            onnx=encoding,
             device=device,
             force=force,
             progress=ConsoleProgress(),
@@ -317,19 +336,30 @@ def statistics(
 def plan(
     given: Given,
     recipe: RecipeFile = None,
+    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show ranks, retention and predicted bytes of every export, before any work."""
+    """Show ranks, retention and predicted bytes of every export, before any work.
+
+    Ranks are multiples of what the types named want, as in the main command.
+    """
     _wait_passively()
     with _one_line_errors():
         chosen = _recipe(recipe, given)
+        wanted = _exports(format, gguf_type, onnx_type)
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
-        from .exporters.forecast import predict_exports, predict_storage
+        from .converter.source import open_source
+        from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
 
-        with prepared(chosen, device=device, progress=ConsoleProgress()) as job:
+        progress = ConsoleProgress()
+        source = open_source(chosen.model, progress)
+        chosen = with_rank_multiple(chosen, source, wanted)
+        with prepared(chosen, device=device, source=source, progress=progress) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             storage = predict_storage(job.blocks.reader, job.plan)
             document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage}
@@ -463,6 +493,10 @@ def export(
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     layout: Annotated[
         str,
         typer.Option(
@@ -492,7 +526,9 @@ def export(
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
-        rounding = Rounding(gguf_rounding, gguf_imatrix, calibration)
+        encoding = _encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, calibration)
+        for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
+        rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration)
         wanted = _exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
@@ -508,6 +544,7 @@ def export(
                 dense=dense if kind == "gguf" else None,
                 residual=gguf_residual_type if kind == "gguf" else None,
                 rounding=rounding if kind == "gguf" else None,
+                onnx=encoding if kind == "onnx" else None,
                 force=force,
                 progress=progress,
             )
@@ -751,6 +788,13 @@ def _exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] 
     defaults: list[str | None] = [None]
     chosen = [(kind, type) for kind in formats or ["gguf"] for type in types.get(kind) or defaults]
     return [(kind, check_format(kind, type)) for kind, type in dict.fromkeys(chosen)]
+
+
+def _encoding(block_size: int, symmetric: bool, accuracy_level: int, how: str, calibration: str | None = None) -> Any:
+    """How ONNX exports are encoded."""
+    from .exporters.onnx.types import OnnxOptions
+
+    return OnnxOptions(block_size, symmetric, accuracy_level, how, calibration if how == "aware" else None)
 
 
 def _cores() -> int:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 CHECK_TOKENS = 48
 GENERATED_TOKENS = 4
 FLOAT_TOLERANCE = 2e-3
-"""Largest logit difference of an fp32 export, in units of the reference's standard deviation (5e-6 is usual)."""
-INT8_TOLERANCE = 0.25
-"""Largest median KLD, in nats, of an int8 export over the check tokens (0.001 to 0.02 is usual)."""
+"""Largest logit difference of an export in floats, in units of the reference's standard deviation (5e-6 is usual)."""
+CODES_TOLERANCE = 0.25
+"""Largest median KLD, in nats, that rounding activations may cost an export in codes (0.001 to 0.02 is usual)."""
 
 _TIE = 0.02  # logits this close, in standard deviations, may swap places between two runtimes
 _RUNTIME_OPERATORS = ("SimplifiedLayerNormalization",)
@@ -70,17 +70,17 @@ def reference_logits(model: PreTrainedModel, tokens: NDArray[np.int32]) -> NDArr
     return np.asarray(logits.float().numpy(), dtype=np.float32)
 
 
-def check_export(folder: Path, tokens: NDArray[np.int32], reference: NDArray[np.float32], *, int8: bool) -> float:
+def check_export(folder: Path, tokens: NDArray[np.int32], reference: NDArray[np.float32], *, codes: bool) -> float:
     """Validate the graph, compare logits in ONNX Runtime, generate in ONNX Runtime GenAI.
 
     Args:
         folder: what the builder wrote.
         tokens: (T,).
         reference: torch's logits (T, vocabulary) for them.
-        int8: which tolerance applies.
+        codes: the weights are stored as codes: which tolerance applies.
 
     Returns:
-        The difference found: in standard deviations of the reference for fp32, the median KLD for int8.
+        The difference found: the median KLD for codes, in standard deviations of the reference for floats.
 
     Raises:
         InputError: the folder does not load, or computes something else.
@@ -91,10 +91,10 @@ def check_export(folder: Path, tokens: NDArray[np.int32], reference: NDArray[np.
     first, cache = decoder.run(tokens[:cut], decoder.empty_cache, keep_cache=True)
     second, _ = decoder.run(tokens[cut:], cache, keep_cache=False)
     logits = np.concatenate([first, second])
-    difference = float(np.median(kld(reference, logits))) if int8 else _deviation(reference, logits)
-    tolerance = INT8_TOLERANCE if int8 else FLOAT_TOLERANCE
+    difference = float(np.median(kld(reference, logits))) if codes else _deviation(reference, logits)
+    tolerance = CODES_TOLERANCE if codes else FLOAT_TOLERANCE
     if not difference <= tolerance:
-        kind = "median KLD" if int8 else "difference in standard deviations"
+        kind = "median KLD" if codes else "difference in standard deviations"
         raise InputError(
             f"the ONNX model does not compute what the torch model computes: {kind} {difference:.3g}, at most "
             f"{tolerance:g} is accepted; this model cannot be exported to ONNX"
