@@ -17,10 +17,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from random_llama import save_random_factors, save_random_llama, speed_options, timed
@@ -36,6 +38,7 @@ from lowrank_export.exporters.onnx.contents import MODEL_FILE
 from lowrank_export.exporters.onnx.types import QUANTISATIONS, OnnxOptions, has_codes
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
 from lowrank_export.runtime_tests.backends.open import GENAI, ONNXRUNTIME, open_backend
+from lowrank_export.runtime_tests.backends.protocol import Backend
 from lowrank_export.runtime_tests.measure import measure
 from lowrank_export.runtime_tests.reference_logits import ReferenceLogits
 from lowrank_export.runtime_tests.release import Evaluation, load_windows
@@ -83,8 +86,15 @@ def main() -> None:
     progress = ConsoleProgress()
     with tempfile.TemporaryDirectory(dir=options.out) as scratch, quiet_transformers():
         sources = random_sources(Path(scratch), options) if options.random else model_sources(options, progress)
-        made = [one for model in MODELS for one in exports(sources[model], model, Path(scratch), options, progress)]
-        quality = {} if options.random else qualities(made, sources["dense"], Path(scratch), options, progress)
+        made: list[Export] = []
+        quality: dict[str, Quality] = {}
+        with Judge(sources["dense"], Path(scratch), options, progress) as judge:
+            for model in MODELS:
+                for one in exports(sources[model], model, Path(scratch), options, progress):
+                    made.append(one)
+                    if not options.random:
+                        quality[one.name] = judge.measure(one)
+                        print(quality_line(one, quality[one.name]), flush=True)
         speeds = speeds_of(made, options) if options.speed else {}
     rows = [
         {
@@ -152,24 +162,24 @@ def model_sources(options: argparse.Namespace, progress: Progress) -> dict[str, 
     return {"dense": dense, "factored": factored}
 
 
-def exports(source: Path, model: str, scratch: Path, options: argparse.Namespace, progress: Progress) -> list[Export]:
-    """Every type of one model, fp32 first: the others are compared with it."""
+def exports(
+    source: Path, model: str, scratch: Path, options: argparse.Namespace, progress: Progress
+) -> Iterator[Export]:
+    """Every type of one model as it is made, fp32 first: the others are compared with it."""
     if model == "dense" and not options.dense:
-        return []
+        return
     wanted = options.type or [*QUANTISATIONS, BASELINE]
-    types = list(dict.fromkeys(["fp32", *wanted]))
-    found = []
-    for type in types:
+    fp32 = Export(model, "fp32", "plain", scratch / f"{model}-fp32-plain", 0)
+    for type in dict.fromkeys(["fp32", *wanted]):
         if type == BASELINE:
-            found.append(baseline(found[0], scratch / f"{model}-{type}"))
+            yield baseline(fp32, scratch / f"{model}-{type}")
             continue
         for rounding in (options.rounding or ["plain", "aware"]) if has_codes(type) else ["plain"]:
             out = scratch / f"{model}-{type}-{rounding}"
             text = options.calibration if model == "dense" and rounding == "aware" else None
             chosen = OnnxOptions(options.block_size, options.symmetric, options.accuracy_level, rounding, text)
             made = export(source, out, format="onnx", quantisation=type, onnx=chosen, progress=progress)
-            found.append(Export(model, type, rounding, out, made.bytes))
-    return found
+            yield Export(model, type, rounding, out, made.bytes)
 
 
 def baseline(fp32: Export, out: Path) -> Export:
@@ -186,42 +196,55 @@ def baseline(fp32: Export, out: Path) -> Export:
     return Export(fp32.model, BASELINE, "plain", out, sum(file.stat().st_size for file in out.glob(f"{MODEL_FILE}*")))
 
 
-def qualities(
-    made: Sequence[Export], dense: Path, scratch: Path, options: argparse.Namespace, progress: Progress
-) -> dict[str, Quality]:
-    """Quality of every export, by name."""
-    windows = load_windows(Evaluation(options.evaluate, options.windows, options.length), dense)
-    tokenizer = load_tokenizer(dense)
-    prompt = np.asarray(tokenizer.encode(PROMPT), dtype=np.int32)
-    found: dict[str, Quality] = {}
-    with ExitStack() as stack:
-        references: dict[str, ReferenceLogits] = {}
-        for one in made:
-            if one.model not in references:
-                references[one.model] = stack.enter_context(recorded(one, windows, scratch, options, progress))
-            backend = open_backend(one.path, ONNXRUNTIME, threads=options.threads, context=options.length + 1)
-            try:
-                result = measure(backend, windows, [references[one.model]], progress, label=one.name)
-            finally:
-                backend.close()
-            genai = GenAiBackend(one.path, threads=options.threads, max_length=len(prompt) + TEXT_TOKENS)
-            text = str(tokenizer.decode(genai.generate(prompt, TEXT_TOKENS)))
+class Judge:
+    """Measures quality; the fp32 export of each model is recorded when it comes by, the others are held against it."""
+
+    def __init__(self, dense: Path, scratch: Path, options: argparse.Namespace, progress: Progress) -> None:
+        self._dense, self._scratch, self._options, self._progress = dense, scratch, options, progress
+        self._references: dict[str, ReferenceLogits] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def measure(self, one: Export) -> Quality:
+        """Of one export."""
+        backend = self._opened(one)
+        try:
+            if one.model not in self._references:
+                path = self._scratch / f"{one.model}.f32"
+                recorded = ReferenceLogits.record(backend, self._windows, path, self._progress, label=one.model)
+                self._references[one.model] = self._stack.enter_context(recorded)
+            reference = self._references[one.model]
+            result = measure(backend, self._windows, [reference], self._progress, label=one.name)
+        finally:
+            backend.close()
+        (parity,), ppl = result.parities, result.perplexity
+        return Quality(ppl.value, ppl.standard_error, parity.mean_kld, parity.same_top, self._text(one))
+
+    def _opened(self, one: Export) -> Backend:
+        options = self._options
+        return open_backend(one.path, ONNXRUNTIME, threads=options.threads, context=options.length + 1)
+
+    def _text(self, one: Export) -> str:
+        prompt = np.asarray(self._tokenizer.encode(PROMPT), dtype=np.int32)
+        genai = GenAiBackend(one.path, threads=self._options.threads, max_length=len(prompt) + TEXT_TOKENS)
+        try:
+            return str(self._tokenizer.decode(genai.generate(prompt, TEXT_TOKENS)))
+        finally:
             genai.close()
-            (parity,), ppl = result.parities, result.perplexity
-            found[one.name] = Quality(ppl.value, ppl.standard_error, parity.mean_kld, parity.same_top, text)
-            print(quality_line(one, found[one.name]), flush=True)
-    return found
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._dense)
 
-def recorded(
-    fp32: Export, windows: Windows, scratch: Path, options: argparse.Namespace, progress: Progress
-) -> ReferenceLogits:
-    """The logits of an fp32 export."""
-    backend = open_backend(fp32.path, ONNXRUNTIME, threads=options.threads, context=options.length + 1)
-    try:
-        return ReferenceLogits.record(backend, windows, scratch / f"{fp32.model}.f32", progress, label=fp32.model)
-    finally:
-        backend.close()
+    @cached_property
+    def _windows(self) -> Windows:
+        options = self._options
+        return load_windows(Evaluation(options.evaluate, options.windows, options.length), self._dense)
 
 
 def speeds_of(made: Sequence[Export], options: argparse.Namespace) -> dict[str, dict[str, Speed]]:

@@ -12,6 +12,7 @@ from ..converter.calibration import SELF, read_text, read_token_windows
 from ..converter.checkpoint import CheckpointReader, load_tokenizer, read_json
 from ..converter.errors import UsageError
 from ..converter.files import check_output, remove
+from ..converter.gguf_header import read_header
 from ..converter.pipeline import compress
 from ..converter.progress import Progress
 from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
@@ -19,7 +20,6 @@ from ..converter.source import open_source
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_format
 from ..exporters.forecast import with_rank_multiple
-from ..exporters.gguf.header import read_header
 from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES
@@ -277,10 +277,8 @@ def _export(
     target = folder / artifact_name(format, quantisation)
     asked = Quantisation(quantisation, *types, rounding.said) if format == "gguf" else None
     if target.exists():
-        same = (
-            exported_as(read_header(target)) == asked if asked else written_as(target)[1] == encoding.said(quantisation)
-        )
-        if same:
+        said = exported_as(read_header(target)) if asked else written_as(target)
+        if said == (asked or (quantisation, encoding.said(quantisation))):
             return describe(target)
     folder.mkdir(parents=True, exist_ok=True)
     return export(

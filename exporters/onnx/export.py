@@ -9,11 +9,12 @@ from ...converter.checkpoint import CheckpointReader, load
 from ...converter.errors import UsageError
 from ...converter.files import replacing
 from ..artifact import Artifact
+from .check_windows import reference_of
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, tensor_records
 from .encoded import aware_matrices, encode_model
 from .flavours import check_single_flavour
 from .genai_builder import Weights, build, check_family
-from .selfcheck import check_export, check_tokens, reference_logits
+from .selfcheck import check_export, tolerance
 from .types import QUANTISATIONS, OnnxOptions, has_codes
 
 if TYPE_CHECKING:
@@ -64,23 +65,22 @@ def export_onnx(
     with progress.stage(f"ONNX {quantisation}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        config = model.config
-        tokens = check_tokens(checkpoint, vocabulary=config.vocab_size, context=config.max_position_embeddings)
         weights = Weights(
             encode_model(model, quantisation, options, rounded),
             half=quantisation == "fp16",
             block_size=options.block_size,
             accuracy_level=options.accuracy_level,
         )
-        reference = reference_logits(model, tokens)  # of the rounded weights: what the graph adds to them is checked
+        reference = reference_of(model, checkpoint)  # with the rounded weights: what the graph adds to them is checked
         advance(1)
         build(model, checkpoint, folder, weights=weights, metadata=_metadata(reader, quantisation, options))
         del model, weights, rounded
         advance(1)
-        difference = check_export(folder, tokens, reference, codes=has_codes(quantisation))
+        allowed = tolerance(codes=has_codes(quantisation))
+        difference = check_export(folder, reference, allowed)
         advance(1)
-    measure = "median KLD" if has_codes(quantisation) else "largest logit difference in standard deviations"
-    progress.note(f"{out}: {measure} to torch with the same weights on {len(tokens)} tokens {difference:.1e}")
+    tokens = sum(map(len, reference.windows))
+    progress.note(f"{out}: {allowed.unit} to torch with these weights, {tokens} tokens, two runtimes {difference:.1e}")
     return Artifact(
         path=out,
         format="onnx",
