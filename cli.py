@@ -27,7 +27,12 @@ from .exporters.export_options import (
     GgufImatrix,
     GgufRounding,
     GgufType,
+    OnnxAccuracyLevel,
+    OnnxBlockSize,
+    OnnxRounding,
+    OnnxSymmetric,
     OnnxType,
+    chosen_encoding,
     chosen_exports,
 )
 from .runtime_tests.evaluation_options import (
@@ -89,6 +94,10 @@ def run(
     gguf_head_type: GgufHeadType = None,
     gguf_rounding: GgufRounding = "plain",
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -112,6 +121,7 @@ def run(
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         exports = chosen_exports(format, gguf_type, onnx_type)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding)
         from .converter.progress import ConsoleProgress
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
@@ -127,6 +137,7 @@ def run(
             embedding_type=gguf_embedding_type,
             head_type=gguf_head_type,
             rounding=gguf_rounding,
+            onnx=encoding,
             device=device,
             force=force,
             progress=ConsoleProgress(),
@@ -216,22 +227,31 @@ def statistics(
 def plan(
     given: Given,
     recipe: RecipeFile = None,
+    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work."""
+    """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work.
+
+    Ranks are multiples of what the types named want, as in the main command.
+    """
     _wait_passively()
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         from .converter.byte_size import memory_limit
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
-        from .exporters.forecast import predict_exports, predict_storage
+        from .converter.source import open_source
+        from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
 
-        limit = memory_limit(max_memory)
-        with prepared(chosen, device=device, max_memory=limit, progress=ConsoleProgress()) as job:
+        limit, progress = memory_limit(max_memory), ConsoleProgress()
+        source = open_source(chosen.model, progress)
+        chosen = with_rank_multiple(chosen, source, chosen_exports(format, gguf_type, onnx_type))
+        with prepared(chosen, device=device, max_memory=limit, source=source, progress=progress) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             storage = predict_storage(job.blocks.reader, job.plan)
             memory = job.memory.to_json()
@@ -368,6 +388,10 @@ def export(
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     layout: Annotated[
         str,
         typer.Option(
@@ -397,7 +421,9 @@ def export(
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
-        rounding = Rounding(gguf_rounding, gguf_imatrix, calibration)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, calibration)
+        for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
+        rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration)
         wanted = chosen_exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
@@ -413,6 +439,7 @@ def export(
                 dense=dense if kind == "gguf" else None,
                 residual=gguf_residual_type if kind == "gguf" else None,
                 rounding=rounding if kind == "gguf" else None,
+                onnx=encoding if kind == "onnx" else None,
                 force=force,
                 progress=progress,
             )
