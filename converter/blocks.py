@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from . import attention
 from .architectures import Family
-from .checkpoint import CheckpointReader
+from .checkpoint import CheckpointReader, refusing
+from .config_check import check_config
 from .errors import InputError
 from .layouts import PERM_SUFFIX, Layout
 from .lowrank_linear import replace_linears
@@ -45,9 +46,11 @@ class BlockSource:
 
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
         self.bfloat16 = bfloat16
-        config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
+        check_config(reader, family)
+        with refusing(reader.path, "transformers cannot read config.json"):
+            config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
         self.attention = attention.register() if bfloat16 and device.type == "cpu" else "sdpa"
-        with torch.device("meta"):
+        with refusing(reader.path, "transformers cannot build this model"), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
         in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
@@ -57,7 +60,8 @@ class BlockSource:
         except KeyError as name:
             raise InputError(f"{reader.path}: config.json names a linear that the model lacks: {name}") from None
         self._skeleton.eval()
-        self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
+        with refusing(reader.path, "transformers cannot build this model"):
+            self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = _window_limit(config)
 

@@ -15,7 +15,7 @@ from .gradients import backward_blocks
 from .memory import release_freed
 from .moments import Moment
 from .progress import Progress
-from .statistics import Statistics
+from .statistics import Kind, Statistics
 
 SIGMA, HELD_OUT, GRADIENT, MEAN_ABS, ROWS = "sigma/", "held-out/", "gradient/", "mean-abs/", "rows/"
 """Prefixes of the stored names, before an input group's or a linear's."""
@@ -40,7 +40,7 @@ def gather_dense(
         progress: told about blocks.
         keep: where the residual streams lie between blocks.
     """
-    if store.has("dense", blocks.block_count):
+    if _kept("dense", blocks, store):
         return
     streams = keep(blocks.embed([*chunks, *held_out]))
     with progress.stage("activations of the dense model", blocks.block_count) as advance:
@@ -82,7 +82,7 @@ def gather_gradients(
         progress: told about blocks.
         keep: where residual streams and gradients lie, see `backward_blocks`.
     """
-    if store.has("gradients", blocks.block_count):
+    if _kept("gradients", blocks, store):
         return
     groups = {group.linears[0]: group.name for group in blocks.family.groups}
     moments: dict[str, Moment] = {}
@@ -112,7 +112,7 @@ def gather_fisher(
         progress: told about blocks.
         keep: where residual streams and gradients lie, see `backward_blocks`.
     """
-    if store.has("fisher", blocks.block_count):
+    if _kept("fisher", blocks, store):
         return
     rows: dict[str, Tensor] = {}
 
@@ -124,6 +124,32 @@ def gather_fisher(
         for index in passed:
             store.save("fisher", index, {name: total / len(windows) for name, total in rows.items()})
             rows.clear()
+
+
+def _kept(kind: Kind, blocks: BlockSource, store: Statistics) -> bool:
+    """Whether every block has its file already, in the shapes of this model.
+
+    Raises:
+        UsageError: a file is damaged.
+    """
+    if not store.has(kind, blocks.block_count):
+        return False
+    shapes = blocks.linear_shapes()
+    for index in range(blocks.block_count):
+        expected: dict[str, tuple[int, ...]] = {}
+        for group in blocks.family.groups:
+            for linear in group.linears:
+                rows, columns = shapes[blocks.family.linear_name(index, linear)]
+                if kind != "fisher":
+                    expected[SIGMA + group.name] = (columns, columns)
+                if kind == "dense":
+                    expected[MEAN_ABS + group.name] = (columns,)
+                elif kind == "gradients":
+                    expected[GRADIENT + linear] = (rows, rows)
+                else:
+                    expected[ROWS + linear] = (columns,)
+        store.check(kind, index, expected)
+    return True
 
 
 def _means(moments: dict[str, Moment], prefix: str = "") -> dict[str, Tensor]:

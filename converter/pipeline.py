@@ -138,9 +138,12 @@ def _compressed_blocks(
             block, finished = job.blocks.block(index), journal.read_block(index)
             if finished is not None:
                 tensors, found = finished
-                _restore(job, index, block, tensors)
+                try:
+                    _restore(job, index, block, tensors)
+                    losses |= {name: FitLoss(**loss) for name, loss in found.items() if name in job.plan.ranks}
+                except (RuntimeError, TypeError, ValueError):  # other names or shapes than the block has
+                    raise journal.damage(index) from None
                 streams.pass_block(index, block)
-                losses |= {name: FitLoss(**loss) for name, loss in found.items()}
                 going_on = True
             else:
                 if going_on:
@@ -162,6 +165,8 @@ def _restore(job: Job, index: int, block: nn.Module, tensors: Mapping[str, Tenso
     family = job.source.family
     names = {family.linear_name(index, name): name for name in family.linears}
     replace_linears(block, {names[name]: rank for name, rank in job.plan.ranks.items() if name in names})
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise ValueError("not finite")
     block.load_state_dict({name: t.to(job.blocks.device) for name, t in tensors.items()}, strict=True, assign=True)
     block.requires_grad_(False)
 

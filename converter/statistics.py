@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .claim import claim
-from .errors import UsageError
+from .errors import InputError, UsageError
 from .files import remove, replacing
+from .safetensors_header import read_header
 
 Kind = Literal["dense", "gradients", "fisher", "sensitivity"]
 IDENTITY = "identity.json"
@@ -71,19 +72,45 @@ class Statistics:
 
         Raises:
             FileNotFoundError: never saved.
+            UsageError: the file is damaged.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self._file(kind, index), framework="pt") as file:
-            return {name: file.get_tensor(name).to(device).double() for name in file.keys() if names(name)}  # noqa: SIM118
+        try:
+            with safe_open(self._file(kind, index), framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys() if names(name)}  # noqa: SIM118
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._damage(kind, index, str(error)) from None
+        return {name: t.to(device).double() for name, t in found.items()}
 
     def read_one(self, kind: Kind, index: int, device: torch.device, name: str) -> Tensor:
         """One tensor of a block, float64, on a device.
 
         Raises:
             FileNotFoundError: the block was never saved.
+            UsageError: the file is damaged.
         """
         return self.read(kind, index, device, lambda stored: stored == name)[name]
+
+    def check(self, kind: Kind, index: int, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """See whether a block's file holds what it must, by its header.
+
+        Args:
+            expected: name -> shape; what else is there does not matter.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            found = {name: tuple(entry["shape"]) for name, entry in read_header(self._file(kind, index)).items()}
+        except InputError as error:
+            raise self._damage(kind, index, str(error)) from None
+        for name, shape in expected.items():
+            if found.get(name) != shape:
+                raise self._damage(kind, index, f"{name} is {found.get(name)}, not {shape}")
+
+    def _damage(self, kind: Kind, index: int, why: str) -> UsageError:
+        return UsageError(f"{self._file(kind, index)}: damaged ({why}); remove it to gather it again")
 
     def _file(self, kind: Kind, index: int) -> Path:
         return self.folder / f"{kind}-{index:05d}.safetensors"

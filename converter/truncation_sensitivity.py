@@ -87,10 +87,12 @@ def _stored(
     """Linear -> losses of an earlier run, where it measured the same ranks."""
     if not store.has("sensitivity", index + 1):
         return None
-    found = {name: values.tolist() for name, values in store.read("sensitivity", index, blocks.device).items()}
-    if {name: rows[0] for name, rows in found.items()} != ranks:
+    found = store.read("sensitivity", index, blocks.device)
+    if any(values.shape != (2, len(ranks.get(name, ()))) for name, values in found.items()):
         return None
-    return {name: rows[1] for name, rows in found.items()}
+    if {name: values[0].tolist() for name, values in found.items()} != ranks:
+        return None
+    return {name: values[1].tolist() for name, values in found.items()}
 
 
 def _variants(

@@ -31,11 +31,13 @@ class Whitener:
     @cached_property
     def matrix(self) -> Tensor:
         """S (n, n) float64."""
+        lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(self.moment)
         if int(failed) == 0 and bool(lower.diagonal().square().min() > CONDITION_FLOOR * self.moment.diagonal().mean()):
             return lower
         values, vectors = torch.linalg.eigh(self.moment)
-        return vectors * values.clamp(min=0).sqrt()
+        root: Tensor = vectors * values.clamp(min=0).sqrt()
+        return root
 
 
 def whiten(sigma: Tensor) -> Whitener:
@@ -165,6 +167,7 @@ def _damped(moment: Tensor, damping: float) -> Tensor:
 def _damped_cholesky(moment: Tensor, damping: float) -> Tensor:
     """L (n, n) with L L^T = moment + d I; d grows while rounding makes that fail."""
     while True:
+        lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(_damped(moment, damping) if damping else moment)
         if int(failed) == 0:
             return lower
