@@ -10,6 +10,8 @@ The shape of a 7B model takes a good hour per block on two cores, 3 GB of disk a
 
     python benchmarks/memory_of_one_block.py --width 4096 --inner 11008 --vocabulary 32000 --blocks 2 \\
         --windows 12 --window-length 1024 --max-memory 8GB
+
+--arithmetic prints the terms of the forecast for a shape and runs nothing.
 """
 
 from __future__ import annotations
@@ -73,8 +75,14 @@ def main() -> None:
     parser.add_argument("--gradient-windows", type=int, default=4)
     parser.add_argument("--method", default="loss-aware")
     parser.add_argument("--retention", type=float, default=0.6)
+    parser.add_argument("--held-out", type=int, default=0, help="windows, for --arithmetic")
     parser.add_argument("--max-memory")
+    parser.add_argument("--arithmetic", action="store_true")
     options = parser.parse_args()
+    if options.arithmetic:
+        for blocks in options.blocks:
+            print(*arithmetic(blocks, options), sep="\n")
+        return
     rows = []
     print(HEADER, flush=True)
     for blocks in options.blocks:
@@ -83,6 +91,39 @@ def main() -> None:
         print(rows[-1].line(), flush=True)
     for line in per_block(rows):
         print(line)
+
+
+def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
+    """The forecast of a llama of this shape, without what Python and its libraries take, and without a margin."""
+    from lowrank_export.converter.architectures import FAMILIES
+    from lowrank_export.converter.memory_forecast import HOLDINGS, ModelShape, Windows, forecast
+    from lowrank_export.converter.methods import METHODS
+    from lowrank_export.converter.recipe import Recipe
+
+    width, inner, family = options.width, options.inner, FAMILIES["llama"]
+    wide = ("mlp.gate_proj", "mlp.up_proj")
+    shape = ModelShape(
+        blocks=blocks,
+        hidden=width,
+        vocabulary=options.vocabulary,
+        inputs={group.name: inner if group.linears == ("mlp.down_proj",) else width for group in family.groups},
+        outputs={name: inner if name in wide else width for name in family.linears},
+        groups={group.name: group.linears for group in family.groups},
+        block_parameters=4 * width * width + 3 * width * inner,
+        largest_other=options.vocabulary * width,
+        other_parameters=2 * options.vocabulary * width,
+        weight_bytes=4,
+        bfloat16=False,
+    )
+    recipe = Recipe(model="-", method=options.method, gradient_windows=options.gradient_windows)
+    chunk = max(1, 4096 // options.window_length)
+    windows = Windows(options.windows, options.held_out, options.window_length, chunk)
+    lines = []
+    for holding in HOLDINGS:
+        found = forecast(recipe, METHODS[options.method], shape, windows, holding)
+        stages = ", ".join(f"{stage} {bytes / 1e9:.2f}" for stage, bytes in found.memory.items())
+        lines.append(f"{blocks} blocks, activations {holding}, GB: {stages}; disk {found.disk / 1e9:.2f}")
+    return lines
 
 
 def measure(folder: Path, blocks: int, options: argparse.Namespace) -> Row:

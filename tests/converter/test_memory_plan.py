@@ -20,9 +20,8 @@ from lowrank_export.converter import memory_plan
 from lowrank_export.converter.architectures import family_of
 from lowrank_export.converter.block_forward import TappedBlock
 from lowrank_export.converter.blocks import BlockSource
-from lowrank_export.converter.byte_size import memory_limit
 from lowrank_export.converter.checkpoint import CheckpointReader
-from lowrank_export.converter.errors import ResourceError, UsageError
+from lowrank_export.converter.errors import ResourceError
 from lowrank_export.converter.memory_forecast import HOLDINGS, ModelShape, Windows, forecast, model_shape
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.passes import RepeatedPass, SleepingPass
@@ -222,17 +221,6 @@ def test_blocks_cost_disk_and_no_memory() -> None:
     )
     assert few.peak == many.peak
     assert many.disk - few.disk == 76 * 12 * 1024 * 4096 * 4
-
-
-@pytest.mark.parametrize(("given", "bytes"), [("8GB", 8 * 10**9), ("512MiB", 2**29), ("1.5 gb", 15 * 10**8)])
-def test_sizes(given: str, bytes: int) -> None:
-    assert memory_limit(given) == bytes and memory_limit(None) is None
-
-
-@pytest.mark.parametrize("given", ["", "8 GBs", "-1GB", "lots", "0", "1e9", "9" * 40 + "GB", "8G B"])
-def test_what_is_no_size_is_refused(given: str) -> None:
-    with pytest.raises(UsageError, match="expected a size such as 8GB"):
-        memory_limit(given)
 
 
 def test_the_shape_of_a_model(models: Path) -> None:
