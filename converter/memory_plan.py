@@ -176,12 +176,12 @@ def check_by_trial(
 def peak_of(work: Callable[[], None]) -> int:
     """Bytes by which the resident memory of this process grows while `work` runs, at its peak.
 
-    Where an earlier peak was higher, what that was above the memory of now.
+    0 where an earlier peak of the process was higher: then nothing is known but that it was.
     """
     gc.collect()
-    before = resident_memory()
+    before, earlier = resident_memory(), peak_memory()
     work()
-    return peak_memory() - before
+    return peak_memory() - before if peak_memory() > earlier else 0
 
 
 @torch.no_grad()

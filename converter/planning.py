@@ -217,7 +217,7 @@ def gather_statistics(
         if kind not in known:
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
-    room = Room(max_memory, folder.absolute().parent)
+    room = Room(max_memory, next(parent for parent in folder.absolute().parents if parent.is_dir()))
     with _gathered(recipe, open_source(recipe.model, progress), device, folder, room, progress, wanted):
         return wanted
 

@@ -27,6 +27,7 @@ from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.passes import RepeatedPass, SleepingPass
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.streams import Streams
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,31 @@ def test_same_bytes_however_activations_are_held(
         made.append(contents(out))
     assert made[0] == made[1] == made[2]
     assert {path.name for path in tmp_path.iterdir()} == {"in-memory", "repeated", "on-disk"}
+
+
+def test_stopped_on_disk_and_ended_in_memory(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compress(recipe(), tmp_path / "whole")
+    plain = Streams.compress_block
+
+    def stopped(self: Streams, index: int, *arguments: Any) -> Any:
+        if index == 2:
+            raise KeyboardInterrupt
+        return plain(self, index, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(memory_plan, "HOLDINGS", ("on disk",))
+        patched.setattr(Streams, "compress_block", stopped)
+        compress(recipe(), tmp_path / "cut")
+    left = {path.name for path in (tmp_path / ".cut.unfinished").iterdir()}
+    assert left == {
+        "recipe.json",
+        "calibration.json",
+        "statistics",
+        "block-00000.safetensors",
+        "block-00001.safetensors",
+    }
+    compress(recipe(), tmp_path / "cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_shards_or_one_file(recipe: Any, models: Path, tmp_path: Path) -> None:
@@ -238,6 +264,7 @@ SCRIPT = """
 import json, sys
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.streams import Streams
 from pathlib import Path
 recipe = Recipe(**json.loads(sys.argv[1]))
 limit = int(sys.argv[3]) or None
