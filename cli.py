@@ -418,6 +418,7 @@ def export(
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
+        from .runtime_tests.environment import process_cost
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
@@ -445,7 +446,7 @@ def export(
             )
             for kind, type in wanted
         ]
-        _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
+        _show(None, {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
 
