@@ -1,7 +1,7 @@
 """The command line: parse, one call per verb, print, exit code. No logic lives here.
 
 Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, 5 out of memory or disk (or a tool
-the machine lacks), 130 interrupted (the same command goes on).
+the machine lacks, or another process of the job), 130 interrupted (the same command goes on).
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .converter.errors import LowRankError, UsageError
+from .converter.errors import LowRankError, ToldError, UsageError
 
 if TYPE_CHECKING:
+    from .converter.progress import Progress
     from .converter.recipe import Recipe
+    from .converter.workers import Workers
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, "
-    "5 out of memory or disk or a missing tool, 130 interrupted (the same command goes on)."
+    "5 out of memory or disk, a missing tool or a lost process, 130 interrupted (the same command goes on)."
 )
 app = typer.Typer(
     add_completion=False,
@@ -104,6 +106,9 @@ RecipeFile = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ProcessThreads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of a process. Default: its share of the cores.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 GgufType = Annotated[
@@ -164,6 +169,10 @@ TaskNames = Annotated[
 TaskLimit = Annotated[int | None, typer.Option(min=1, help="Examples per task. Default: all.")]
 
 
+DIVIDED = ("compress", "statistics")
+"""Commands whose work torchrun divides among processes."""
+
+
 def recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command every option of RECIPE_OPTIONS but `without`; those given reach its parameter `given`."""
 
@@ -219,6 +228,11 @@ def run(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Compress, export and validate in one go. Sub-commands do the single steps."""
+    if context.invoked_subcommand not in DIVIDED:
+        with _one_line_errors():
+            from .converter.joining import refuse_company
+
+            refuse_company(context.invoked_subcommand or "the whole job")
     if context.invoked_subcommand is not None:
         return
     if version:
@@ -264,18 +278,25 @@ def compress(
         typer.Option(help="Keep statistics of the dense model here, for other methods and retentions."),
     ] = None,
     device: Device = "auto",
+    threads: ProcessThreads = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make a factored checkpoint."""
     _wait_passively()
     with _one_line_errors():
-        chosen = _recipe(recipe, given)
+        from .converter.joining import joined
         from .converter.pipeline import compress as run_compress
-        from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        done = run_compress(chosen, out, device=device, force=force, statistics=statistics, progress=ConsoleProgress())
+        with joined(device, threads) as workers:
+            chosen = _recipe(recipe, given)
+            progress = _progress_of(workers)
+            done = run_compress(
+                chosen, out, device=device, force=force, statistics=statistics, progress=progress, workers=workers
+            )
+        if not workers.writes:
+            return
         summary = {
             key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")
         }
@@ -297,17 +318,22 @@ def statistics(
         typer.Option(help="dense, gradients, fisher, sensitivity; default: what the method reads. Repeatable."),
     ] = None,
     device: Device = "auto",
+    threads: ProcessThreads = None,
     as_json: Json = False,
 ) -> None:
     """Gather what a method wants to know of the dense model, for `compress --statistics`."""
     _wait_passively()
     with _one_line_errors():
-        chosen = _recipe(recipe, given)
+        from .converter.joining import joined
         from .converter.planning import gather_statistics
-        from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        kinds = gather_statistics(chosen, out, kind or None, device=device, progress=ConsoleProgress())
+        with joined(device, threads) as workers:
+            chosen = _recipe(recipe, given)
+            progress = _progress_of(workers)
+            kinds = gather_statistics(chosen, out, kind or None, device=device, progress=progress, workers=workers)
+        if not workers.writes:
+            return
         _show(None, {"path": str(out), "kinds": list(kinds), "process": process_cost()}, as_json)
         _tell(f"{out}: statistics of kind {' and '.join(kinds)}" if kinds else f"{chosen.method} reads no statistics")
 
@@ -716,6 +742,13 @@ def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str
     return {**values, **given}, str(path) if path is not None and not given else "command line"
 
 
+def _progress_of(workers: Workers) -> Progress:
+    """One process of a job speaks for all."""
+    from .converter.progress import ConsoleProgress, SilentProgress
+
+    return ConsoleProgress() if workers.writes else SilentProgress()
+
+
 def _listed(given: list[str] | None) -> list[str]:
     """Words of a repeatable option, each a comma-separated list."""
     return [word.strip() for part in given or [] for word in part.split(",") if word.strip()]
@@ -806,6 +839,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except typer.Exit:
         raise
+    except ToldError as error:
+        raise typer.Exit(error.exit_code) from None
     except LowRankError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

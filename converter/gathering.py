@@ -15,6 +15,7 @@ from .memory import release_freed
 from .moments import Moment
 from .progress import Progress
 from .statistics import Statistics
+from .workers import ALONE, Workers
 
 SIGMA, HELD_OUT, GRADIENT, MEAN_ABS, ROWS = "sigma/", "held-out/", "gradient/", "mean-abs/", "rows/"
 """Prefixes of the stored names, before an input group's or a linear's."""
@@ -22,36 +23,47 @@ SIGMA, HELD_OUT, GRADIENT, MEAN_ABS, ROWS = "sigma/", "held-out/", "gradient/", 
 
 @torch.no_grad()
 def gather_dense(
-    blocks: BlockSource, chunks: Sequence[Tensor], held_out: Sequence[Tensor], store: Statistics, progress: Progress
+    blocks: BlockSource,
+    chunks: Sequence[Tensor],
+    held_out: Sequence[Tensor],
+    store: Statistics,
+    progress: Progress,
+    workers: Workers = ALONE,
 ) -> None:
     """Per input group: Sigma, mean |x|, and Sigma of held-out windows, over the dense model's activations.
 
     Args:
         blocks: the dense model.
-        chunks: calibration windows, (B, T) each.
-        held_out: windows that no factor is fitted on.
+        chunks: calibration windows, (B, T) each; this process's.
+        held_out: windows that no factor is fitted on; this process's.
         store: filled with kind "dense".
         progress: told about blocks.
+        workers: of the job.
     """
     if store.has("dense", blocks.block_count):
         return
     streams = blocks.embed([*chunks, *held_out])
+    (tokens,) = workers.totals([sum(chunk.numel() for chunk in chunks)])
+    features = _features(blocks)
     with progress.stage("activations of the dense model", blocks.block_count) as advance:
         for index in range(blocks.block_count):
             block = blocks.block(index)
             TappedBlock(block, blocks.family)
             fitted = {group.name: Moment() for group in blocks.family.groups}
             kept = {group.name: Moment() for group in blocks.family.groups}
-            mean_abs: dict[str, Tensor] = {}
+            mean_abs = {name: _zeros(features[name], blocks) for name in fitted}
             for chunk, stream in enumerate(streams):
                 forward = StoppedForward(lambda block=block, stream=stream: blocks.run(block, stream))  # type: ignore[misc]
                 for group in blocks.family.groups:
                     x = forward.next_input()
                     (fitted if chunk < len(chunks) else kept)[group.name].add(x)
                     if chunk < len(chunks):
-                        _add(mean_abs, group.name, x.abs().float().sum(dim=0))
+                        mean_abs[group.name] += x.abs().float().sum(dim=0)
                 streams[chunk] = forward.finish()
-            tokens = sum(chunk.numel() for chunk in chunks)
+            for name in fitted:
+                workers.add_up(mean_abs[name])
+                for moment in (fitted[name], kept[name]):
+                    moment.add_up(features[name], workers, blocks.device)
             found = {SIGMA + name: moment.mean() for name, moment in fitted.items()}
             found |= {MEAN_ABS + name: total / tokens for name, total in mean_abs.items()}
             found |= {HELD_OUT + name: moment.mean() for name, moment in kept.items() if moment.tokens}
@@ -59,7 +71,14 @@ def gather_dense(
             advance(1)
 
 
-def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Statistics, progress: Progress) -> None:
+def gather_gradients(
+    blocks: BlockSource,
+    windows: Tensor,
+    seed: int,
+    store: Statistics,
+    progress: Progress,
+    workers: Workers = ALONE,
+) -> None:
     """Per linear G, the second moment of the loss gradient at its outputs; per input group Sigma over the same windows.
 
     Labels are drawn from the model, so that G and Sigma are the Kronecker factors of its Fisher information (KFAC).
@@ -70,25 +89,33 @@ def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Sta
         seed: of the labels.
         store: filled with kind "gradients".
         progress: told about blocks.
+        workers: of the job.
     """
     if store.has("gradients", blocks.block_count):
         return
     groups = {group.linears[0]: group.name for group in blocks.family.groups}
-    moments: dict[str, Moment] = {}
+    shapes = _shapes(blocks)
+    features = {GRADIENT + name: out for name, (out, _) in shapes.items()}
+    features |= {SIGMA + group: shapes[linear][1] for linear, group in groups.items()}
+    moments = {name: Moment() for name in features}
 
     def observe(linear: str, x: Tensor, gradient: Tensor) -> None:
-        moments.setdefault(GRADIENT + linear, Moment()).add(gradient.flatten(0, -2))
+        moments[GRADIENT + linear].add(gradient.flatten(0, -2))
         if linear in groups:
-            moments.setdefault(SIGMA + groups[linear], Moment()).add(x.flatten(0, -2))
+            moments[SIGMA + groups[linear]].add(x.flatten(0, -2))
 
-    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress)) as passed:
+    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress, workers)) as passed:
         for index in passed:
+            for name, moment in moments.items():
+                moment.add_up(features[name], workers, blocks.device)
             store.save("gradients", index, {name: moment.mean() for name, moment in moments.items()})
-            moments.clear()
+            moments.update({name: Moment() for name in features})
             release_freed()
 
 
-def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progress: Progress) -> None:
+def gather_fisher(
+    blocks: BlockSource, windows: Tensor, store: Statistics, progress: Progress, workers: Workers = ALONE
+) -> None:
     """Per linear and input feature: the Fisher information of its weights, meaned over windows and output features.
 
     The empirical Fisher of FWSVD (ICLR 2022): squares of the gradient of each window's loss against the text itself.
@@ -98,20 +125,37 @@ def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progr
         windows: token ids (N, T).
         store: filled with kind "fisher".
         progress: told about blocks.
+        workers: of the job.
     """
     if store.has("fisher", blocks.block_count):
         return
-    rows: dict[str, Tensor] = {}
+    shapes = _shapes(blocks)
+    rows = {name: _zeros(features, blocks).double() for name, (_, features) in shapes.items()}
 
     def observe(linear: str, x: Tensor, gradient: Tensor) -> None:
         for inputs, outputs in zip(x.float(), gradient.float(), strict=True):  # one window's weight gradient at a time
-            _add(rows, ROWS + linear, (outputs.T @ inputs).square().mean(dim=0).double())
+            rows[linear] += (outputs.T @ inputs).square().mean(dim=0).double()
 
-    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress)) as passed:
+    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress, workers)) as passed:
         for index in passed:
-            store.save("fisher", index, {name: total / len(windows) for name, total in rows.items()})
-            rows.clear()
+            for total in rows.values():
+                workers.add_up(total)
+            store.save("fisher", index, {ROWS + name: total / len(windows) for name, total in rows.items()})
+            for total in rows.values():
+                total.zero_()
 
 
-def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:
-    totals[name] = totals[name] + value if name in totals else value
+def _shapes(blocks: BlockSource) -> dict[str, tuple[int, int]]:
+    """Linear (path inside a block) -> (out, in); all blocks are alike."""
+    shapes = blocks.linear_shapes()
+    return {name: shapes[blocks.family.linear_name(0, name)] for name in blocks.family.linears}
+
+
+def _features(blocks: BlockSource) -> dict[str, int]:
+    """Input group -> its features."""
+    shapes = _shapes(blocks)
+    return {group.name: shapes[group.linears[0]][1] for group in blocks.family.groups}
+
+
+def _zeros(features: int, blocks: BlockSource) -> Tensor:
+    return torch.zeros(features, device=blocks.device)

@@ -17,20 +17,23 @@ from torch import Tensor
 from .claim import claim
 from .errors import InputError, UsageError
 from .files import parent_folder, remove, replacing
+from .workers import ALONE, Parcel, Workers
 
 RECIPE, CALIBRATION, STATISTICS, REFINEMENT = "recipe.json", "calibration.json", "statistics", "refinement.safetensors"
 START_OVER = "finish it with that, or start over with --force"
 
 
 class Journal:
-    """The folder of one unfinished job.
+    """The folder of one unfinished job. Of its processes the writer alone has it, and all call its methods.
 
     Attributes:
         folder: where it is.
+        workers: the processes that share the job.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: Workers = ALONE) -> None:
         self.folder = folder
+        self.workers = workers
 
     @property
     def statistics(self) -> Path:
@@ -47,6 +50,8 @@ class Journal:
         Raises:
             UsageError: it is of another, see `claim`.
         """
+        if not self.workers.writes:
+            return
         try:
             claim(self.folder / RECIPE, identity, holds="an unfinished job", otherwise=START_OVER)
         except UsageError:
@@ -58,6 +63,8 @@ class Journal:
 
     def claim_calibration(self, identity: Mapping[str, Any]) -> None:
         """See `claim`: what was drawn from the calibration texts."""
+        if not self.workers.writes:
+            return
         claim(self.folder / CALIBRATION, identity, holds="an unfinished job", otherwise=f"remove {self.folder}")
 
     def save_block(self, index: int, tensors: Mapping[str, Tensor], losses: Mapping[str, Mapping[str, Any]]) -> None:
@@ -71,16 +78,18 @@ class Journal:
         Raises:
             ResourceError: no space left.
         """
-        _save(self._block(index), tensors, {"losses": json.dumps(losses)})
+        self._save(self._block(index), tensors, {"losses": json.dumps(losses)})
 
-    def read_block(self, index: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]] | None:
-        """Tensors and losses of a block that is finished.
+    def read_block(
+        self, index: int, device: torch.device
+    ) -> tuple[Mapping[str, Tensor], dict[str, dict[str, Any]]] | None:
+        """Tensors, on a device, and losses of a block that is finished.
 
         Raises:
             UsageError: the file is damaged.
         """
-        found = _read(self._block(index))
-        return None if found is None else (found[0], json.loads(found[1]["losses"]))
+        found = self._read(self._block(index), device)
+        return None if found is None else (found.tensors, json.loads(found.facts["losses"]))
 
     def save_refinement(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep the state of a refinement of the whole model.
@@ -88,16 +97,16 @@ class Journal:
         Raises:
             ResourceError: no space left.
         """
-        _save(self.folder / REFINEMENT, tensors, {})
+        self._save(self.folder / REFINEMENT, tensors, {})
 
-    def read_refinement(self) -> dict[str, Tensor] | None:
-        """The state kept last.
+    def read_refinement(self, device: torch.device) -> Mapping[str, Tensor] | None:
+        """The state kept last, on a device.
 
         Raises:
             UsageError: the file is damaged.
         """
-        found = _read(self.folder / REFINEMENT)
-        return None if found is None else found[0]
+        found = self._read(self.folder / REFINEMENT, device)
+        return None if found is None else found.tensors
 
     def holds_work(self) -> bool:
         """Whether anything is kept that took time."""
@@ -106,13 +115,24 @@ class Journal:
     def _block(self, index: int) -> Path:
         return self.folder / f"block-{index:05d}.safetensors"
 
+    def _save(self, path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+        if self.workers.writes:
+            _save(path, tensors, metadata)
+
+    def _read(self, path: Path, device: torch.device) -> Parcel | None:
+        """A file's tensors and metadata, for all processes; None where there is none."""
+        if not self.workers.from_writer(path.is_file):
+            return None
+        return self.workers.sent(_read(path) if self.workers.writes else None, 0, device)
+
 
 @contextmanager
-def unfinished(out: Path) -> Iterator[Journal]:
+def unfinished(out: Path, workers: Workers = ALONE) -> Iterator[Journal]:
     """The journal of a job that makes `out`: removed when the job ends well, or by an error of its input.
 
     Args:
         out: the job's output.
+        workers: the processes that share the job.
 
     Raises:
         UsageError: another process is at this job.
@@ -120,6 +140,9 @@ def unfinished(out: Path) -> Iterator[Journal]:
     import filelock
 
     folder = _folder(out)
+    if not workers.writes:
+        yield Journal(folder, workers)
+        return
     with parent_folder(out):
         lock = filelock.FileLock(folder.with_suffix(".lock"))
         try:
@@ -129,7 +152,7 @@ def unfinished(out: Path) -> Iterator[Journal]:
         try:
             known = folder.exists()
             folder.mkdir(exist_ok=True)
-            journal = Journal(folder)
+            journal = Journal(folder, workers)
             try:
                 yield journal
             except InputError:
@@ -170,14 +193,13 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
         save_file(stored, beside, metadata=metadata)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and metadata of a file, None where there is none."""
+def _read(path: Path) -> Parcel:
+    """Tensors and metadata of a file."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        return None
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: torch.clone(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: torch.clone(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            return Parcel(tensors, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path}: damaged ({error}); remove it, and the job makes it again") from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Generator, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +30,9 @@ from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
 from .refinement import BATCH_TOKENS, Schedule, refine_model
-from .source import Source, open_source
+from .source import Source, check_same, open_source
 from .streams import Streams
+from .workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def compress(
     force: bool = False,
     statistics: Path | None = None,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> Compression:
     """Compress a model into a factored checkpoint; a job that was cut short goes on where it stopped.
 
@@ -68,18 +70,24 @@ def compress(
         statistics: a folder where statistics of the dense model are kept for other recipes on the same model and
             calibration text; a temporary one by default.
         progress: told about stages.
+        workers: the processes that share the job (converter.joining); all call this alike, and the writer alone reads
+            the calibration text and writes.
 
     Raises:
         UsageError, InputError, ResourceError: one line each, see converter.errors.
     """
-    forget_finished(out)
-    check_output(out, force)
+    if workers.writes:
+        forget_finished(out)
+        check_output(out, force)
     progress = progress or SilentProgress()
-    source = open_source(recipe.model, progress)
-    with unfinished(out) as journal:
-        journal.claim(_identity(recipe, source, pick_device(device)), force=force)
+    source = workers.in_turn(lambda: open_source(recipe.model, progress))
+    check_same(source, workers)
+    with unfinished(out, workers) as journal:
+        where = pick_device(device, workers)
+        if workers.writes:  # hashes the model
+            journal.claim(_identity(recipe, source, where), force=force)
         kept = statistics or journal.statistics
-        with prepared(recipe, device=device, statistics=kept, source=source, progress=progress) as job:
+        with prepared(recipe, device=device, statistics=kept, source=source, progress=progress, workers=workers) as job:
             return _execute(job, out, journal, force=force, progress=progress)
 
 
@@ -100,7 +108,7 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
     losses: dict[str, FitLoss] = {}
     with (
         fast_matmul(),
-        replacing(out, force=force, folder=True) as folder,
+        replacing(out, force=force, folder=True) if job.workers.writes else nullcontext() as folder,
         closing(_compressed_blocks(job, journal, losses, progress)) as compressed,
     ):
         blocks: Iterable[nn.Module] = compressed
@@ -109,8 +117,11 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
                 _write(job, Path(unrefined), blocks, losses)
                 student = _refined_model(job, Path(unrefined), journal, progress)
             blocks = (student.get_submodule(f"{job.source.family.blocks}.{i}") for i in range(job.blocks.block_count))
-        plan = _write(job, folder, blocks, losses)
-    return Compression(out, plan, time.perf_counter() - started)
+        if folder is None:
+            deque(blocks, maxlen=0)
+        else:
+            _write(job, folder, blocks, losses)
+    return Compression(out, _plan_with_losses(job, losses), time.perf_counter() - started)
 
 
 def _compressed_blocks(
@@ -120,7 +131,7 @@ def _compressed_blocks(
     streams, going_on = Streams(job), False
     with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
         for index in range(job.blocks.block_count):
-            block, finished = job.blocks.block(index), journal.read_block(index)
+            block, finished = job.blocks.block(index), journal.read_block(index, job.blocks.device)
             if finished is not None:
                 tensors, found = finished
                 _restore(job, index, block, tensors)
@@ -134,7 +145,7 @@ def _compressed_blocks(
                 fitted = streams.compress_block(index, block, progress)
                 journal.save_block(index, block.state_dict(), {name: asdict(loss) for name, loss in fitted.items()})
                 losses |= fitted
-            if job.recipe.layout == "pivot":
+            if job.recipe.layout == "pivot" and (job.workers.writes or job.recipe.refine == "model"):
                 pivot_block(block, job.source.family)
             yield block
             del block
@@ -147,7 +158,7 @@ def _restore(job: Job, index: int, block: nn.Module, tensors: Mapping[str, Tenso
     family = job.source.family
     names = {family.linear_name(index, name): name for name in family.linears}
     replace_linears(block, {names[name]: rank for name, rank in job.plan.ranks.items() if name in names})
-    block.load_state_dict({name: t.to(job.blocks.device) for name, t in tensors.items()}, strict=True, assign=True)
+    block.load_state_dict(dict(tensors), strict=True, assign=True)
     block.requires_grad_(False)
 
 
@@ -169,7 +180,8 @@ def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progr
     teacher = load(job.source.path, device=device, dtype=torch.float32)
     for model in (student, teacher):
         model.set_attn_implementation(job.blocks.attention)
-    windows, fitted = torch.cat([*job.chunks, *job.held_out_chunks]), sum(len(chunk) for chunk in job.chunks)
+    windows, fitted = job.windows
+    job.workers.unify(student.state_dict().values())
     kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
     inside = job.source.family.blocks + "."
     trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
@@ -189,6 +201,7 @@ def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progr
             bfloat16=job.blocks.bfloat16,
             journal=journal,
             advance=advance,
+            workers=job.workers,
         )
     progress.note(f"held-out KL divergence {done.before:.4f} -> {done.after:.4f} in {done.epochs} epochs")
     refined: nn.Module = nn.Module.to(student, job.blocks.dtype)
@@ -199,16 +212,15 @@ def _under(name: str, prefixes: Collection[str]) -> bool:
     return any(name.startswith(prefix) for prefix in prefixes)
 
 
-def _write(job: Job, folder: Path, blocks: Iterable[nn.Module], losses: Mapping[str, FitLoss]) -> dict[str, Any]:
-    """Write a checkpoint; returns its plan. `losses` is read after the blocks."""
+def _write(job: Job, folder: Path, blocks: Iterable[nn.Module], losses: Mapping[str, FitLoss]) -> None:
+    """Write a checkpoint. `losses` is read after the blocks."""
     writer = CheckpointWriter(folder)
     for index, block in enumerate(blocks):
         prefix = f"{job.source.family.blocks}.{index}"
         writer.write_shard(f"block-{index:05d}", {f"{prefix}.{name}": t for name, t in block.state_dict().items()})
     writer.write_shard("rest", _rest(job))
     plan = _plan_with_losses(job, losses)
-    writer.finish(job.blocks.reader, _config(job), _texts(job, plan))
-    return plan
+    writer.finish(job.blocks.reader, _config(job), _texts(job, plan) if job.workers.writes else {})
 
 
 def _rest(job: Job) -> dict[str, Tensor]:

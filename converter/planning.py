@@ -37,6 +37,7 @@ from .sensitivity import block_similarities, loss_energies, stable_ranks
 from .source import Source, open_source
 from .statistics import Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
+from .workers import ALONE, Workers
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
@@ -54,6 +55,7 @@ class Job:
         update_calibration: token windows of the compressed stream, where they are not those of `calibration`.
         statistics: of the dense model; those that the method needs are there.
         plan: ranks of every linear.
+        workers: the processes that share the job.
     """
 
     recipe: Recipe
@@ -64,18 +66,32 @@ class Job:
     update_calibration: Calibration | None
     statistics: Statistics
     plan: RankPlan
+    workers: Workers = ALONE
 
     @property
     def chunks(self) -> list[Tensor]:
-        """Calibration windows as the compressed stream and, where both run, the dense one run them."""
+        """This process's calibration windows as the compressed stream and, where both run, the dense one run them."""
         calibration = self.update_calibration or self.calibration
-        return window_chunks(self.recipe, calibration) if calibration else []
+        return window_chunks(self.recipe, calibration, self.workers) if calibration else []
 
     @property
     def held_out_chunks(self) -> list[Tensor]:
-        """Windows that no factor is fitted on."""
+        """This process's windows that no factor is fitted on."""
         calibration = self.update_calibration or self.calibration
-        return _held_out_chunks(calibration) if calibration else []
+        return _held_out_chunks(calibration, self.workers) if calibration else []
+
+    @property
+    def windows(self) -> tuple[Tensor, int]:
+        """Token ids (N, T) of the windows of all processes, in their order, and how many are not held out."""
+        calibration = self.update_calibration or self.calibration
+        assert calibration is not None
+        fitted = torch.cat(window_chunks(self.recipe, calibration))
+        return torch.cat([fitted, torch.from_numpy(calibration.held_out)]), len(fitted)
+
+    @property
+    def refines(self) -> bool:
+        """Whether gradient descent follows the closed forms."""
+        return self.recipe.refine != "none"
 
     def dense_moments(self, block: int) -> dict[str, GroupMoments]:
         """Input group -> its moments, with those of the dense model where the method sees them."""
@@ -84,7 +100,7 @@ class Job:
             found = self.statistics.read("dense", block, self.blocks.device)
             for name, group in moments.items():
                 group.dense, group.mean_abs = Moment(found[SIGMA + name], tokens=1), found[MEAN_ABS + name]
-                if not self.method.needs_compressed_stream and HELD_OUT + name in found:
+                if not (self.method.needs_compressed_stream or self.refines) and HELD_OUT + name in found:
                     group.held_out = Moment(found[HELD_OUT + name], tokens=1)
         return moments
 
@@ -113,7 +129,13 @@ def method_of(recipe: Recipe) -> Method:
 
 @contextmanager
 def prepared(
-    recipe: Recipe, *, device: str, statistics: Path | None = None, source: Source | None = None, progress: Progress
+    recipe: Recipe,
+    *,
+    device: str,
+    statistics: Path | None = None,
+    source: Source | None = None,
+    progress: Progress,
+    workers: Workers = ALONE,
 ) -> Iterator[Job]:
     """Open the source, draw the calibration windows, gather statistics of the dense model, allocate ranks.
 
@@ -123,18 +145,19 @@ def prepared(
         statistics: a folder to keep statistics in; by default a temporary one, removed when the context ends.
         source: the recipe's model, where it is open already.
         progress: told about stages.
+        workers: the processes that share the job; all call this with the same recipe.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
     source = source or open_source(recipe.model, progress)
-    with _gathered(recipe, source, device, statistics, progress) as (method, blocks, calibration, store):
+    with _gathered(recipe, source, device, statistics, progress, workers) as (method, blocks, calibration, store):
         with fast_matmul():
-            plan = _allocate(recipe, method, blocks, calibration, store, progress)
+            plan = _allocate(recipe, method, blocks, calibration, store, progress, workers)
         update = None
         if recipe.update_calibration is not None:
-            update = _calibration(recipe.update_calibration, recipe, source, blocks, progress)
-        yield Job(recipe, method, source, blocks, calibration, update, store, plan)
+            update = _calibration(recipe.update_calibration, recipe, source, blocks, progress, workers)
+        yield Job(recipe, method, source, blocks, calibration, update, store, plan, workers)
 
 
 def rank_multiple_for(recipe: Recipe, source: Source, row_multiple: int) -> int:
@@ -155,7 +178,13 @@ def rank_multiple_for(recipe: Recipe, source: Source, row_multiple: int) -> int:
 
 
 def gather_statistics(
-    recipe: Recipe, folder: Path, kinds: Sequence[str] | None = None, *, device: str, progress: Progress
+    recipe: Recipe,
+    folder: Path,
+    kinds: Sequence[str] | None = None,
+    *,
+    device: str,
+    progress: Progress,
+    workers: Workers = ALONE,
 ) -> tuple[str, ...]:
     """Fill a folder with the statistics that a recipe reads, for `prepared` of this recipe and others.
 
@@ -165,6 +194,7 @@ def gather_statistics(
         kinds: of statistics; by default all that the method reads.
         device: "auto", "cpu", "cuda".
         progress: told about stages.
+        workers: the processes that share the work.
 
     Returns:
         The kinds that are there now.
@@ -179,7 +209,8 @@ def gather_statistics(
         if kind not in known:
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
-    with _gathered(recipe, open_source(recipe.model, progress), device, folder, progress, wanted):
+    source = workers.in_turn(lambda: open_source(recipe.model, progress))
+    with _gathered(recipe, source, device, folder, progress, workers, wanted):
         return wanted
 
 
@@ -190,25 +221,25 @@ def _gathered(
     device: str,
     folder: Path | None,
     progress: Progress,
+    workers: Workers,
     kinds: Sequence[str] | None = None,
 ) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics]]:
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
-    where = pick_device(device)
+    where = pick_device(device, workers)
     blocks = BlockSource(source.reader(), source.family, where, DTYPES[recipe.dtype], _in_bfloat16(recipe, where))
     exempt_loaded()
     _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
     calibration = None
     if method.needs_calibration or recipe.refine != "none":
-        calibration = _calibration(recipe.calibration, recipe, source, blocks, progress)
-    with open_statistics(None if calibration is None else folder) as store:
+        calibration = _calibration(recipe.calibration, recipe, source, blocks, progress, workers)
+    with open_statistics(None if calibration is None else folder, workers) as store:
         if calibration is not None:
-            if folder is not None:
+            if folder is not None and workers.writes:
                 store.claim(_identity(recipe, blocks, source, calibration))
+            wanted = statistics_kinds(recipe) if kinds is None else kinds
             with fast_matmul():
-                _gather(
-                    recipe, statistics_kinds(recipe) if kinds is None else kinds, blocks, calibration, store, progress
-                )
+                _gather(recipe, wanted, blocks, calibration, store, progress, workers)
         release_freed()
         yield method, blocks, calibration, store
 
@@ -247,36 +278,53 @@ def _gather(
     calibration: Calibration,
     store: Statistics,
     progress: Progress,
+    workers: Workers,
 ) -> None:
     if "dense" in kinds or "sensitivity" in kinds:
-        chunks, held_out = window_chunks(recipe, calibration), _held_out_chunks(calibration)
-        gather_dense(blocks, chunks, held_out, store, progress)
+        chunks, held_out = window_chunks(recipe, calibration, workers), _held_out_chunks(calibration, workers)
+        gather_dense(blocks, chunks, held_out, store, progress, workers)
     if "gradients" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
-        gather_gradients(blocks, windows, recipe.seed, store, progress)
+        gather_gradients(blocks, windows, recipe.seed, store, progress, workers)
     if "fisher" in kinds:
-        gather_fisher(blocks, torch.from_numpy(calibration.windows[: recipe.gradient_windows]), store, progress)
+        windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
+        gather_fisher(blocks, windows, store, progress, workers)
     if "sensitivity" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-        truncation_losses(blocks, windows, measured_retentions(recipe.retention), recipe.layout, store, progress)
+        retentions = measured_retentions(recipe.retention)
+        truncation_losses(blocks, windows, retentions, recipe.layout, store, progress, workers)
 
 
-def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:
-    """Shuffled calibration windows in chunks: buckets for stack-of-batch, else as many as memory likes."""
+def window_chunks(recipe: Recipe, calibration: Calibration, workers: Workers = ALONE) -> list[Tensor]:
+    """This process's shuffled calibration windows in chunks: buckets for stack-of-batch, which stay whole, else as many
+    as memory likes."""
     windows = calibration.windows
-    order = np.random.default_rng(recipe.seed).permutation(len(windows))
+    order = np.random.default_rng(recipe.seed).permutation(len(windows)).tolist()
     if recipe.calibration_reduction == "stack-of-batch":
-        size = -(-len(windows) // min(recipe.buckets, len(windows)))
+        chosen = list(workers.part(_cut(order, -(-len(windows) // min(recipe.buckets, len(windows))))))
     else:
-        size = max(1, CHUNK_TOKENS // windows.shape[1])
-    return [torch.from_numpy(windows[order[i : i + size]]) for i in range(0, len(order), size)]
+        chosen = _cut(workers.part(order), max(1, CHUNK_TOKENS // windows.shape[1]))
+    return [torch.from_numpy(windows[numbers]) for numbers in chosen]
 
 
-def _held_out_chunks(calibration: Calibration) -> list[Tensor]:
-    return [torch.from_numpy(calibration.held_out)] if len(calibration.held_out) else []
+def _cut(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
-def _calibration(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
+def _held_out_chunks(calibration: Calibration, workers: Workers) -> list[Tensor]:
+    """This process's held-out windows in one chunk; those who have fewer others take more of these."""
+    chosen = workers.part(range(len(calibration.held_out)), larger_first=True)
+    return [torch.from_numpy(calibration.held_out[list(chosen)])] if chosen else []
+
+
+def _calibration(
+    text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress, workers: Workers
+) -> Calibration:
+    """Windows of a text; the writer alone reads it."""
+    return workers.from_writer(lambda: _drawn(text, recipe, source, blocks, progress))
+
+
+def _drawn(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
     tokenizer = load_tokenizer(source.path)
     options = {
         "windows": recipe.windows,
@@ -306,6 +354,7 @@ def _allocate(
     calibration: Calibration | None,
     store: Statistics,
     progress: Progress,
+    workers: Workers,
 ) -> RankPlan:
     per_block = len(blocks.family.linears)
     shapes = [
@@ -314,16 +363,18 @@ def _allocate(
     ]
     keep_dense = _excluded(recipe.keep_dense, [shape.name for shape in shapes])
     counted = [shape for shape in shapes if shape.name not in keep_dense]
-    wanted, importance = _wanted(recipe, method, blocks, calibration, store, progress, counted)
+    wanted, importance = _wanted(recipe, method, blocks, calibration, store, progress, workers, counted)
     retentions = dict(zip([shape.name for shape in counted], wanted, strict=True))
-    return round_ranks(
-        shapes,
-        [retentions.get(shape.name, 1.0) for shape in shapes],
-        target=recipe.retention,
-        rank_multiple=recipe.rank_multiple or DEFAULT_MULTIPLE,
-        keep_dense=keep_dense,
-        tolerance=method.tolerance,
-        importance=importance,
+    return workers.from_writer(  # one plan, even where machines round differently
+        lambda: round_ranks(
+            shapes,
+            [retentions.get(shape.name, 1.0) for shape in shapes],
+            target=recipe.retention,
+            rank_multiple=recipe.rank_multiple or DEFAULT_MULTIPLE,
+            keep_dense=keep_dense,
+            tolerance=method.tolerance,
+            importance=importance,
+        )
     )
 
 
@@ -334,6 +385,7 @@ def _wanted(
     calibration: Calibration | None,
     store: Statistics,
     progress: Progress,
+    workers: Workers,
     shapes: list[LinearShape],
 ) -> tuple[list[float], tuple[float, ...]]:
     """Wanted retention per linear, and the importance of blocks where the allocation has one."""
@@ -341,24 +393,24 @@ def _wanted(
     if allocation == "uniform":
         return uniform(shapes, target), ()
     if allocation == "stable-rank":
-        ranks = stable_ranks(blocks, progress)
+        ranks = stable_ranks(blocks, progress, workers)
         scores = [stable_rank_scores(ranks[shape.name], TENTHS) for shape in shapes]
         return candidate_cut(shapes, scores, TENTHS, target), ()
     assert calibration is not None
     if allocation == "adacr":
-        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress))
+        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress, workers))
         return adacr(shapes, importance, target, recipe.min_retention), importance
     if allocation == "threshold":
-        energies = loss_energies(blocks, store, "gradients", progress)
+        energies = loss_energies(blocks, store, "gradients", progress, workers)
         return threshold(shapes, [energies[shape.name] for shape in shapes], target), ()
     if allocation == "type-loss":
-        energies = loss_energies(blocks, store, "dense", progress)
+        energies = loss_energies(blocks, store, "dense", progress, workers)
         losses = [_summed_loss(shape, energies[shape.name], target, calibration) for shape in shapes]
         types = [blocks.family.linear_type(shape.name) for shape in shapes]
         return type_loss(shapes, types, losses, target), ()
     retentions = measured_retentions(target)
     windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-    measured = truncation_losses(blocks, windows, retentions, recipe.layout, store, progress)
+    measured = truncation_losses(blocks, windows, retentions, recipe.layout, store, progress, workers)
     return candidate_cut(shapes, [measured[shape.name] for shape in shapes], retentions, target), ()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -15,63 +18,85 @@ from .gathering import GRADIENT, SIGMA
 from .progress import Progress
 from .statistics import Statistics
 from .whitening import gradient_root, whiten
+from .workers import ALONE, Workers
 
 IMPORTANCE_WINDOWS = 4  # similarity is a mean over tokens: four windows of 1024 settle it
 
 
 @torch.no_grad()
 def block_similarities(
-    blocks: BlockSource, calibration: Calibration, reading: str, progress: Progress
+    blocks: BlockSource, calibration: Calibration, reading: str, progress: Progress, workers: Workers = ALONE
 ) -> tuple[float, ...]:
-    """Similarity of input and output of every block of the dense model, one window at a time."""
-    windows = torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS])
-    streams = blocks.embed([window[None] for window in windows])
-    result = []
+    """Similarity of input and output of every block of the dense model, one window at a time.
+
+    The same bits for any number of workers: values of single windows are summed in the order of windows.
+    """
+    windows = list(torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS]))
+    streams = blocks.embed([window[None] for window in workers.part(windows)])
+    measured: list[list[float]] = []
     with progress.stage("block importance", blocks.block_count) as advance:
         for index in range(blocks.block_count):
             block = blocks.block(index)
             outputs = [blocks.run(block, x) for x in streams]
-            values = [similarity(x, y, reading) for x, y in zip(streams, outputs, strict=True)]
-            result.append(sum(values) / len(values))
+            measured.append([similarity(x, y, reading) for x, y in zip(streams, outputs, strict=True)])
             streams = outputs
             advance(1)
-    return tuple(result)
+    per_block = zip(*workers.gathered(measured), strict=True)
+    return tuple(sum(chain.from_iterable(parts)) / len(windows) for parts in per_block)
 
 
 @torch.no_grad()
-def stable_ranks(blocks: BlockSource, progress: Progress) -> dict[str, float]:
-    """Linear -> ||W||_F / ||W||_2, 0 for a weight of zeros."""
+def stable_ranks(blocks: BlockSource, progress: Progress, workers: Workers = ALONE) -> dict[str, float]:
+    """Linear -> ||W||_F / ||W||_2, 0 for a weight of zeros. Blocks are divided among workers."""
     result = {}
     with progress.stage("stable rank of every weight", blocks.block_count) as advance:
-        for index in range(blocks.block_count):
+        for index in range(workers.index, blocks.block_count, workers.count):
             block = blocks.block(index)
             for name in blocks.family.linears:
                 weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
                 energies = spectrum(weight)
                 ratio = float(energies.sum() / energies[0]) if energies[0] > 0 else 0.0
                 result[blocks.family.linear_name(index, name)] = ratio**0.5
-            advance(1)
-    return result
+            advance(workers.count)
+    return dict(ChainMap(*workers.gathered(result)))
 
 
 @torch.no_grad()
 def loss_energies(
-    blocks: BlockSource, store: Statistics, kind: Literal["dense", "gradients"], progress: Progress
+    blocks: BlockSource,
+    store: Statistics,
+    kind: Literal["dense", "gradients"],
+    progress: Progress,
+    workers: Workers = ALONE,
 ) -> dict[str, Tensor]:
     """Linear -> squared singular values in a metric, descending.
 
     With "gradients" the metric is two-sided, and they are twice the loss that dropping each adds; with "dense" it is
-    Sigma alone, and they are the mean squared output error per token.
+    Sigma alone, and they are the mean squared output error per token. Blocks are divided among workers.
     """
-    energies = {}
+    energies: dict[str, Tensor] = {}
     with progress.stage("loss of every rank", blocks.block_count) as advance:
-        for index in range(blocks.block_count):
-            block, found = blocks.block(index), store.read(kind, index, blocks.device)
-            for group in blocks.family.groups:
-                whitener = whiten(found[SIGMA + group.name]).matrix
-                for name in group.linears:
-                    weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-                    root = gradient_root(found[GRADIENT + name]) if kind == "gradients" else None
-                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, whitener, root)
-            advance(1)
+        for first in range(0, blocks.block_count, workers.count):
+            wave = range(first, min(first + workers.count, blocks.block_count))
+            for index in wave:  # all take part in reading, each keeps what it needs
+                found = store.read(kind, index, blocks.device)
+                if index == first + workers.index:
+                    mine = found
+            if first + workers.index in wave:
+                energies |= _block_energies(blocks, first + workers.index, mine, two_sided=kind == "gradients")
+            advance(len(wave))
+    return {name: energy.to(blocks.device) for part in workers.gathered(energies) for name, energy in part.items()}
+
+
+def _block_energies(
+    blocks: BlockSource, index: int, found: Mapping[str, Tensor], *, two_sided: bool
+) -> dict[str, Tensor]:
+    """`loss_energies` of one block, on the CPU."""
+    block, energies = blocks.block(index), {}
+    for group in blocks.family.groups:
+        whitener = whiten(found[SIGMA + group.name]).matrix
+        for name in group.linears:
+            weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
+            root = gradient_root(found[GRADIENT + name]) if two_sided else None
+            energies[blocks.family.linear_name(index, name)] = spectrum(weight, whitener, root).cpu()
     return energies

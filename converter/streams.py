@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 from torch import Tensor, nn
 
 from .architectures import InputGroup
+from .block_fit import BlockFit
 from .block_forward import StoppedForward, TappedBlock
-from .errors import InputError
-from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
+from .fit import FitLoss
 from .gathering import GRADIENT
-from .lowrank_linear import LowRankLinear
 from .memory import release_freed
 from .moments import GroupMoments
 from .planning import Job
@@ -22,17 +20,21 @@ from .whitening import gradient_root
 
 
 class Streams:
-    """The residual streams of the compressed and, where they are compared, of the dense model between two blocks."""
+    """The residual streams of the compressed and, where they are compared, of the dense model between two blocks.
+
+    Each process of the job carries those of its windows; what it gathers there is added up over all.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.dense: list[Tensor] = []
         self.compressed: list[Tensor] = []
         self.fitted_chunks = len(job.chunks)
-        self.refines = job.recipe.refine != "none"
+        self.refines = job.refines
+        self.runs = job.method.needs_compressed_stream or self.refines
         # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
         self.counted = {linear.shape.name for linear in job.plan.linears if linear.compressed}
-        if job.method.needs_compressed_stream or self.refines:
+        if self.runs:
             self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
             self.dense = list(self.compressed) if job.method.aligned or self.refines else []
 
@@ -46,7 +48,8 @@ class Streams:
             dense_block = TappedBlock(self.job.blocks.block(index), family)
             dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
         moments = self.job.dense_moments(index)
-        gradients, fisher = self.job.gradients(index), self.job.fisher(index)
+        fit = BlockFit(self.job, index, tapped, self.counted, progress)
+        fit.truncate_ahead(moments)
         losses: dict[str, FitLoss] = {}
         in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
         for group in family.groups:
@@ -56,11 +59,11 @@ class Streams:
                 self._gather(chunk, y, x, found)
                 if dense and group is family.groups[-1]:  # nothing left to stop for: free what it holds
                     self.dense[chunk] = dense[chunk].finish()
+            if self.runs:
+                self._add_up(found, tapped.linear(group.linears[0]))
             waiting.append(group)
             if in_passing or group is family.groups[-1]:
-                for ready in waiting:
-                    metric = self._group_metric(index, ready, moments[ready.name])
-                    losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher, progress))
+                losses |= fit.install(waiting, moments)
                 waiting.clear()
                 release_freed()
         last = index + 1 == self.job.blocks.block_count
@@ -98,7 +101,7 @@ class Streams:
                 targets.append(share * y + (1 - share) * run(dense_block, x))
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
-        fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])
+        fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])  # of this process
         gradients = job.statistics.read("gradients", index, job.blocks.device)
         root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
         done = refine_block(
@@ -110,6 +113,7 @@ class Streams:
             root=root,
             frozen=self._excluded_parameters(index, block),
             schedule=Schedule(recipe.refine_epochs, recipe.refine_rate, recipe.seed),
+            workers=job.workers,
         )
         block.to(job.blocks.dtype)
         progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
@@ -134,57 +138,8 @@ class Streams:
         if x is not None:
             found.cross.add_cross(x, y)
 
-    def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
-        """What the group's linears are fitted with."""
-        method, reduction = self.job.method, self.job.recipe.calibration_reduction
-        try:
-            return group_metric(method, moments, reduction)
-        except ValueError:
-            raise InputError(
-                f"{self.job.recipe.model}: activations at {group.name!r} of block {index} hold NaN or Inf in "
-                f"{self.job.recipe.dtype}; use --dtype float32, or check the model"
-            ) from None
-
-    def _install_group(
-        self,
-        index: int,
-        group: InputGroup,
-        tapped: TappedBlock,
-        metric: GroupMetric,
-        gradients: Mapping[str, Tensor],
-        fisher: Mapping[str, Tensor],
-        progress: Progress,
-    ) -> dict[str, FitLoss]:
-        """Factor the group's linears and put the factors in their place."""
-        losses = {}
-        if metric.whitener is not None and metric.whitener.how not in ("cholesky", "diagonal"):
-            progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
-        for name in group.linears:
-            full_name = self.job.source.family.linear_name(index, name)
-            linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
-            assert isinstance(linear, nn.Linear)
-            if rank is None:
-                if full_name in self.counted:
-                    linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
-                continue
-            factors, loss = fit_linear(
-                linear.weight,
-                rank,
-                metric,
-                iterations=self.job.recipe.iterations,
-                gradient=gradients.get(name),
-                fisher=fisher.get(name),
-            )
-            tapped.install(name, _as_module(linear, factors.u, factors.v))
-            if loss is not None:
-                losses[full_name] = loss
-        return losses
-
-
-def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:
-    weight = linear.weight
-    module = LowRankLinear(linear.in_features, linear.out_features, u.shape[1], bias=False, device="meta")
-    module.lowrank_u.weight = nn.Parameter(u.to(weight.dtype), requires_grad=False)
-    module.lowrank_v.weight = nn.Parameter(v.to(weight.dtype), requires_grad=False)
-    module.bias = linear.bias
-    return module
+    def _add_up(self, found: GroupMoments, linear: nn.Module) -> None:
+        """Add what the other processes gathered."""
+        features = int(linear.in_features)  # type: ignore[arg-type]
+        for moment in (found.compressed, found.cross, found.stacked, found.held_out):
+            moment.add_up(features, self.job.workers, self.job.blocks.device)
