@@ -5,6 +5,7 @@ Everything that holds for all of them goes through one object, an argument like 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -170,7 +171,8 @@ def _connected() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].strip() if str(error) else type(error).__name__
+        # "[file:line] Connection closed by peer [address]. Advice."
+        said = re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise WorkerLostError(
-            f"another worker of this job is gone or does not answer; the same command goes on ({reason})"
+            f"another worker of this job is gone or does not answer; the same command goes on ({said.split('. ')[0]})"
         ) from None
