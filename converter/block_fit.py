@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -17,22 +16,8 @@ from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric, gr
 from .lowrank_linear import LowRankLinear
 from .moments import GroupMoments
 from .planning import Job
-from .progress import Progress
-from .whitening import Whitener
+from .whitening import OutputMetric, Whitener
 from .workers import Parcel
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What is known of a fitted linear beside its tensors.
-
-    Attributes:
-        loss: where there are activations to measure it on.
-        whitened_by: the rung of the ladder, where it is not the usual one.
-    """
-
-    loss: FitLoss | None = None
-    whitened_by: str = ""
 
 
 class BlockFit:
@@ -43,80 +28,70 @@ class BlockFit:
         index: of the block.
         tapped: the block.
         counted: full names of the linears that the user does not exclude.
-        progress: told about fallbacks.
     """
 
-    def __init__(self, job: Job, index: int, tapped: TappedBlock, counted: Collection[str], progress: Progress) -> None:
-        self.job, self.index, self.tapped, self.counted, self.progress = job, index, tapped, counted, progress
-        self._gradients, self._fisher = job.gradients(index), job.fisher(index)
+    def __init__(self, job: Job, index: int, tapped: TappedBlock, counted: Collection[str]) -> None:
+        self.job, self.index, self.tapped, self.counted = job, index, tapped, counted
+        self._fisher = job.fisher(index)
         self._whiteners: dict[str, Whitener | None] = {}
         self._truncated: dict[str, LowRankFactors] = {}
-        # where the truncation does not see the compressed stream, all of the block's can be made at once
+        # where the truncation does not see the compressed stream, all of the block's are shared out at once
         self._at_once = job.workers.count > 1 and job.method.metric != "compressed"
 
-    def truncate_ahead(self, moments: Mapping[str, GroupMoments]) -> None:
+    def truncate_ahead(self) -> None:
         """Truncate this process's linears of the whole block, where that need not wait for the stream."""
         if not self._at_once:
             return
         for group in self.job.source.family.groups:
-            mine = [name for name in self._mine(group, self._block_owners) if self._rank(name) is not None]
+            mine = [(name, rank) for name in self._mine(group, self._block_owners) if (rank := self._rank(name))]
             if not mine:
                 continue
             with self._named(group):
-                whitener = self._whiteners[group.name] = group_whitener(self.job.method, moments[group.name])
-            for name in mine:
-                rank = self._rank(name)
-                assert rank is not None
-                self._truncated[name] = truncate(
-                    self._linear(name).weight.double(),
-                    rank,
-                    whitener,
-                    gradient=self._gradients.get(name),
-                    fisher=self._fisher.get(name),
-                )
+                whitener = group_whitener(self.job.method, self.job.dense_moments(self.index, group))
+            for name, rank in mine:
+                weight, outputs = self._linear(name).weight.double(), self._outputs(name)
+                fisher = self._fisher.get(name)
+                self._truncated[name] = truncate(weight, rank, whitener, outputs=outputs, fisher=fisher)
+            self._whiteners[group.name] = whitener
 
-    def install(self, groups: Sequence[InputGroup], moments: Mapping[str, GroupMoments]) -> dict[str, FitLoss]:
+    def install(self, waiting: dict[InputGroup, GroupMoments]) -> dict[str, FitLoss]:
         """Fit the linears of groups whose moments are complete and put what comes out in their place.
+
+        Args:
+            waiting: those groups and their moments, which are let go one by one.
 
         Returns:
             Full linear name -> its losses, for those that were factored.
         """
-        workers = self.job.workers
+        workers, groups = self.job.workers, list(waiting)
         owners = self._block_owners if self._at_once else self._owners(groups)
-        parcels: dict[str, Parcel] = {}
+        parcels, losses = dict[str, Parcel](), dict[str, FitLoss]()
         for group in groups:
-            mine = self._mine(group, owners)
-            metric = self._metric(group, moments[group.name]) if mine else None
+            moments, mine = waiting.pop(group), self._mine(group, owners)
+            metric = self._metric(group, moments) if mine else None
+            del moments
             for name in mine:
                 assert metric is not None
                 parcels[name] = self._fit(name, metric)
-        losses = {}
-        for group in groups:
-            fallback = ""
-            for name in group.linears:
-                if name not in owners:
-                    continue
-                parcel = workers.sent(parcels.pop(name, None), owners[name], self.job.blocks.device)
-                self._put(name, parcel.tensors)
-                if parcel.facts.loss is not None:
-                    losses[self._full_name(name)] = parcel.facts.loss
-                fallback = fallback or parcel.facts.whitened_by
-            if fallback:
-                self.progress.note(f"block {self.index}, {group.name}: singular second moment, whitened by {fallback}")
+            del metric
+        for name in [name for group in groups for name in group.linears if name in owners]:
+            parcel = workers.sent(parcels.pop(name, None), owners[name], self.job.blocks.device)
+            self._put(name, parcel.tensors)
+            if parcel.facts is not None:
+                losses[self._full_name(name)] = parcel.facts
         return losses
 
     @cached_property
     def _block_owners(self) -> dict[str, int]:
         return self._owners(self.job.source.family.groups)
 
-    def _owners(self, groups: Sequence[InputGroup]) -> dict[str, int]:
+    def _owners(self, groups: Iterable[InputGroup]) -> dict[str, int]:
         """Linear -> the process that fits it, for those that are fitted at all."""
         costs = {}
         for name in [name for group in groups for name in group.linears]:
-            linear = self._linear(name)
-            if self._rank(name) is not None or (self._full_name(name) in self.counted and self.job.method.aligned):
-                sides = linear.in_features, linear.out_features
-                costs[name] = float(sides[0] * sides[1] * min(sides))
+            m, n = self._linear(name).weight.shape
+            if self._rank(name) or (self._full_name(name) in self.counted and self.job.method.aligned):
+                costs[name] = float(m * n * min(m, n))
         return self.job.workers.owners(costs)
 
     def _mine(self, group: InputGroup, owners: Mapping[str, int]) -> list[str]:
@@ -124,9 +99,9 @@ class BlockFit:
 
     def _metric(self, group: InputGroup, moments: GroupMoments) -> GroupMetric:
         """What the group's linears are fitted with."""
-        known, reduction = self._whiteners.get(group.name), self.job.recipe.calibration_reduction
+        known = self._whiteners.pop(group.name, None)
         with self._named(group):
-            return group_metric(self.job.method, moments, reduction, known)
+            return group_metric(self.job.method, moments, self.job.recipe.calibration_reduction, known)
 
     @contextmanager
     def _named(self, group: InputGroup) -> Iterator[None]:
@@ -140,25 +115,23 @@ class BlockFit:
             ) from None
 
     def _fit(self, name: str, metric: GroupMetric) -> Parcel:
-        """Factors of a linear, or its weight where it keeps its rank and answers for the error before it."""
+        """Factors of a linear and their losses, or its weight where it keeps its rank: it answers for the error before
+        it."""
         linear, rank = self._linear(name), self._rank(name)
         if rank is None:
-            return Parcel({"weight": align_dense(linear.weight, metric)}, _Said())
+            return Parcel({"weight": align_dense(linear.weight, metric)})
+        truncated = self._truncated.pop(name, None)
         factors, loss = fit_linear(
             linear.weight,
             rank,
             metric,
             iterations=self.job.recipe.iterations,
-            gradient=self._gradients.get(name),
+            outputs=self._outputs(name) if truncated is None else None,
             fisher=self._fisher.get(name),
-            truncated=self._truncated.pop(name, None),
+            truncated=truncated,
         )
-        how = "" if metric.whitener is None else metric.whitener.how
         dtype = linear.weight.dtype
-        return Parcel(
-            {"u": factors.u.to(dtype), "v": factors.v.to(dtype)},
-            _Said(loss, "" if how in ("cholesky", "diagonal") else how),
-        )
+        return Parcel({"u": factors.u.to(dtype), "v": factors.v.to(dtype)}, loss)
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         linear = self._linear(name)
@@ -177,6 +150,9 @@ class BlockFit:
 
     def _rank(self, name: str) -> int | None:
         return self.job.plan.ranks.get(self._full_name(name))
+
+    def _outputs(self, name: str) -> OutputMetric | None:
+        return self.job.output_metric(self.index, name) if self.job.method.two_sided else None
 
 
 def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:

@@ -12,7 +12,15 @@ from .compensation import compensate
 from .factorisation import LowRankFactors, balanced, factor
 from .methods import Method
 from .moments import GroupMoments
-from .whitening import Whitener, activation_scale, diagonal_whitener, gradient_root, regression, whiten
+from .whitening import (
+    OutputMetric,
+    Regression,
+    Whitener,
+    activation_scale,
+    diagonal_whitener,
+    regression,
+    whiten,
+)
 
 ALIGNMENT_DAMPING = 1e-3
 
@@ -42,8 +50,9 @@ class GroupMetric:
         whitener: of the stream that the truncation sees; None for the plain SVD and where each linear has its own.
         evaluation: Sigma the losses are reported on; None where there are no activations.
         compensation: Sigma that the compensation fits; None where the method has none.
-        drift: (Gamma - Sigma') Sigma'^-1 (n, n), damped: W X = W (I + drift) X' in the least-squares sense. None where
-            the target is W X'.
+        regression: on X'; None where the target is W X'.
+        drift: Delta (n, n), where the target is not W X'.
+        output_drift: W Delta (m, n) of the group's one linear in its place, where that was gathered.
         held_out: second moment of held-out windows, where there are any.
     """
 
@@ -51,7 +60,9 @@ class GroupMetric:
     whitener: Whitener | None
     evaluation: Tensor | None
     compensation: Tensor | None
+    regression: Regression | None
     drift: Tensor | None
+    output_drift: Tensor | None
     held_out: Tensor | None
 
 
@@ -92,40 +103,32 @@ def group_metric(
     if method.compensation != "none":
         stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
         compensation = moments.stacked.mean() if stacked else compressed
-    drift = None
-    if method.aligned:
-        assert compressed is not None
-        drift = regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
-        drift.diagonal().sub_(1)
+    assert compressed is not None or not method.aligned
     return GroupMetric(
         method=method,
         whitener=whitener or group_whitener(method, moments),
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
-        drift=drift,
+        regression=regression(compressed, ALIGNMENT_DAMPING) if method.aligned and compressed is not None else None,
+        drift=moments.drift.mean() if moments.drift.tokens else None,
+        output_drift=moments.output_drift.mean() if moments.output_drift.tokens else None,
         held_out=moments.held_out.mean() if moments.held_out.tokens else None,
     )
 
 
 def truncate(
-    weight: Tensor, rank: int, whitener: Whitener | None, *, gradient: Tensor | None, fisher: Tensor | None
+    weight: Tensor, rank: int, whitener: Whitener | None, *, outputs: OutputMetric | None, fisher: Tensor | None
 ) -> LowRankFactors:
     """The truncation that a method begins with.
 
     Args:
-        weight: W (m, n), or the weight whose output is the target.
+        weight: W (m, n) float64, or the weight whose output is the target.
         rank: r.
         whitener: of its input group.
-        gradient: G (m, m) float64 where the method is two-sided.
+        outputs: G and R where the method is two-sided, see `gradient_metric`.
         fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
     """
-    whitener = whitener if fisher is None else diagonal_whitener(fisher.sqrt())
-    factors, _ = factor(
-        weight,
-        rank,
-        None if whitener is None else whitener.matrix,
-        None if gradient is None else gradient_root(gradient),
-    )
+    factors, _ = factor(weight, rank, whitener if fisher is None else diagonal_whitener(fisher.sqrt()), outputs)
     return factors
 
 
@@ -135,7 +138,7 @@ def fit_linear(
     metric: GroupMetric,
     *,
     iterations: int,
-    gradient: Tensor | None = None,
+    outputs: OutputMetric | None = None,
     fisher: Tensor | None = None,
     truncated: LowRankFactors | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
@@ -146,7 +149,7 @@ def fit_linear(
         rank: r.
         metric: of its input group.
         iterations: of adaComp.
-        gradient: G (m, m) float64 where the method is two-sided.
+        outputs: G and R where the method is two-sided, see `gradient_metric`.
         fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
         truncated: by `truncate`, where that is done already; for a method that truncates W itself.
 
@@ -157,7 +160,7 @@ def fit_linear(
     target = aligned_target(weight, rank, metric)
     if truncated is None:
         seen = target if metric.method.metric == "compressed" else weight
-        truncated = truncate(seen, rank, metric.whitener, gradient=gradient, fisher=fisher)
+        truncated = truncate(seen, rank, metric.whitener, outputs=outputs, fisher=fisher)
     factors = truncated
     if metric.compensation is not None:
         factors = compensate(metric.method.compensation, target, truncated, metric.compensation, iterations)
@@ -174,9 +177,13 @@ def aligned_target(weight: Tensor, rank: int, metric: GroupMetric) -> Tensor:
         rank: r, which an adaptive alpha depends on.
         metric: of its input group.
     """
-    if metric.drift is None:
+    if metric.regression is None:
         return weight
-    moved, alpha = weight @ metric.drift, metric.method.alpha
+    lacking = metric.output_drift
+    if lacking is None:
+        assert metric.drift is not None
+        lacking = weight @ metric.drift
+    moved, alpha = metric.regression.weight(lacking), metric.method.alpha
     if alpha == "adaptive":
         assert metric.whitener is not None
         alpha, _ = adaptive_alpha(weight @ metric.whitener.matrix, moved @ metric.whitener.matrix, rank)
@@ -190,7 +197,7 @@ def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
         weight: W (m, n).
         metric: of its input group; without alignment W itself is the answer.
     """
-    if metric.drift is None:
+    if metric.regression is None:
         return weight
     return aligned_target(weight.double(), min(weight.shape), metric).to(weight.dtype)
 

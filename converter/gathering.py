@@ -8,13 +8,14 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
+from .activations import Keep, in_memory
 from .block_forward import StoppedForward, TappedBlock
 from .blocks import BlockSource
 from .gradients import backward_blocks
 from .memory import release_freed
 from .moments import Moment
 from .progress import Progress
-from .statistics import Statistics
+from .statistics import Kind, Statistics
 from .workers import ALONE, Workers
 
 SIGMA, HELD_OUT, GRADIENT, MEAN_ABS, ROWS = "sigma/", "held-out/", "gradient/", "mean-abs/", "rows/"
@@ -28,6 +29,7 @@ def gather_dense(
     held_out: Sequence[Tensor],
     store: Statistics,
     progress: Progress,
+    keep: Keep = in_memory,
     workers: Workers = ALONE,
 ) -> None:
     """Per input group: Sigma, mean |x|, and Sigma of held-out windows, over the dense model's activations.
@@ -38,20 +40,22 @@ def gather_dense(
         held_out: windows that no factor is fitted on; this process's.
         store: filled with kind "dense".
         progress: told about blocks.
+        keep: where the residual streams lie between blocks.
         workers: of the job.
     """
-    if store.has("dense", blocks.block_count):
+    if _kept("dense", blocks, store):
         return
-    streams = blocks.embed([*chunks, *held_out])
+    streams = keep(blocks.embed([*chunks, *held_out]))
     (tokens,) = workers.totals([sum(chunk.numel() for chunk in chunks)])
-    features = _features(blocks)
+    shapes = _shapes(blocks)
+    features = {group.name: shapes[group.linears[0]][1] for group in blocks.family.groups}
     with progress.stage("activations of the dense model", blocks.block_count) as advance:
         for index in range(blocks.block_count):
             block = blocks.block(index)
             TappedBlock(block, blocks.family)
             fitted = {group.name: Moment() for group in blocks.family.groups}
             kept = {group.name: Moment() for group in blocks.family.groups}
-            mean_abs = {name: _zeros(features[name], blocks) for name in fitted}
+            mean_abs = {name: torch.zeros(size, device=blocks.device) for name, size in features.items()}
             for chunk, stream in enumerate(streams):
                 forward = StoppedForward(lambda block=block, stream=stream: blocks.run(block, stream))  # type: ignore[misc]
                 for group in blocks.family.groups:
@@ -60,14 +64,14 @@ def gather_dense(
                     if chunk < len(chunks):
                         mean_abs[group.name] += x.abs().float().sum(dim=0)
                 streams[chunk] = forward.finish()
-            for name in fitted:
+            for name, size in features.items():
                 workers.add_up(mean_abs[name])
                 for moment in (fitted[name], kept[name]):
-                    moment.add_up(features[name], workers, blocks.device)
-            found = {SIGMA + name: moment.mean() for name, moment in fitted.items()}
+                    moment.add_up((size, size), workers, blocks.device)
+            found = _means(fitted, SIGMA) | _means(kept, HELD_OUT)
             found |= {MEAN_ABS + name: total / tokens for name, total in mean_abs.items()}
-            found |= {HELD_OUT + name: moment.mean() for name, moment in kept.items() if moment.tokens}
             store.save("dense", index, found)
+            release_freed()
             advance(1)
 
 
@@ -77,6 +81,7 @@ def gather_gradients(
     seed: int,
     store: Statistics,
     progress: Progress,
+    keep: Keep = in_memory,
     workers: Workers = ALONE,
 ) -> None:
     """Per linear G, the second moment of the loss gradient at its outputs; per input group Sigma over the same windows.
@@ -89,32 +94,37 @@ def gather_gradients(
         seed: of the labels.
         store: filled with kind "gradients".
         progress: told about blocks.
+        keep: where residual streams and gradients lie, see `backward_blocks`.
         workers: of the job.
     """
-    if store.has("gradients", blocks.block_count):
+    if _kept("gradients", blocks, store):
         return
     groups = {group.linears[0]: group.name for group in blocks.family.groups}
     shapes = _shapes(blocks)
-    features = {GRADIENT + name: out for name, (out, _) in shapes.items()}
-    features |= {SIGMA + group: shapes[linear][1] for linear, group in groups.items()}
-    moments = {name: Moment() for name in features}
+    sizes = {GRADIENT + name: out for name, (out, _) in shapes.items()}
+    sizes |= {SIGMA + group: shapes[linear][1] for linear, group in groups.items()}
+    moments: dict[str, Moment] = {}
 
     def observe(linear: str, x: Tensor, gradient: Tensor) -> None:
-        moments[GRADIENT + linear].add(gradient.flatten(0, -2))
+        moments.setdefault(GRADIENT + linear, Moment()).add(gradient.flatten(0, -2))
         if linear in groups:
-            moments[SIGMA + groups[linear]].add(x.flatten(0, -2))
+            moments.setdefault(SIGMA + groups[linear], Moment()).add(x.flatten(0, -2))
 
-    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress, workers)) as passed:
+    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress, keep, workers)) as passed:
         for index in passed:
-            for name, moment in moments.items():
-                moment.add_up(features[name], workers, blocks.device)
-            store.save("gradients", index, {name: moment.mean() for name, moment in moments.items()})
-            moments.update({name: Moment() for name in features})
+            for name, size in sizes.items():
+                moments.setdefault(name, Moment()).add_up((size, size), workers, blocks.device)
+            store.save("gradients", index, _means(moments))
             release_freed()
 
 
 def gather_fisher(
-    blocks: BlockSource, windows: Tensor, store: Statistics, progress: Progress, workers: Workers = ALONE
+    blocks: BlockSource,
+    windows: Tensor,
+    store: Statistics,
+    progress: Progress,
+    keep: Keep = in_memory,
+    workers: Workers = ALONE,
 ) -> None:
     """Per linear and input feature: the Fisher information of its weights, meaned over windows and output features.
 
@@ -125,18 +135,21 @@ def gather_fisher(
         windows: token ids (N, T).
         store: filled with kind "fisher".
         progress: told about blocks.
+        keep: where residual streams and gradients lie, see `backward_blocks`.
         workers: of the job.
     """
-    if store.has("fisher", blocks.block_count):
+    if _kept("fisher", blocks, store):
         return
-    shapes = _shapes(blocks)
-    rows = {name: _zeros(features, blocks).double() for name, (_, features) in shapes.items()}
+    rows = {
+        name: torch.zeros(features, dtype=torch.float64, device=blocks.device)
+        for name, (_, features) in _shapes(blocks).items()
+    }
 
     def observe(linear: str, x: Tensor, gradient: Tensor) -> None:
         for inputs, outputs in zip(x.float(), gradient.float(), strict=True):  # one window's weight gradient at a time
             rows[linear] += (outputs.T @ inputs).square().mean(dim=0).double()
 
-    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress, workers)) as passed:
+    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress, keep, workers)) as passed:
         for index in passed:
             for total in rows.values():
                 workers.add_up(total)
@@ -151,11 +164,37 @@ def _shapes(blocks: BlockSource) -> dict[str, tuple[int, int]]:
     return {name: shapes[blocks.family.linear_name(0, name)] for name in blocks.family.linears}
 
 
-def _features(blocks: BlockSource) -> dict[str, int]:
-    """Input group -> its features."""
-    shapes = _shapes(blocks)
-    return {group.name: shapes[group.linears[0]][1] for group in blocks.family.groups}
+def _kept(kind: Kind, blocks: BlockSource, store: Statistics) -> bool:
+    """Whether every block has its file already, in the shapes of this model.
+
+    Raises:
+        UsageError: a file is damaged.
+    """
+    if not store.has(kind, blocks.block_count):
+        return False
+    shapes = blocks.linear_shapes()
+    for index in range(blocks.block_count):
+        expected: dict[str, tuple[int, ...]] = {}
+        for group in blocks.family.groups:
+            for linear in group.linears:
+                rows, columns = shapes[blocks.family.linear_name(index, linear)]
+                if kind != "fisher":
+                    expected[SIGMA + group.name] = (columns, columns)
+                if kind == "dense":
+                    expected[MEAN_ABS + group.name] = (columns,)
+                elif kind == "gradients":
+                    expected[GRADIENT + linear] = (rows, rows)
+                else:
+                    expected[ROWS + linear] = (columns,)
+        store.check(kind, index, expected)
+    return True
 
 
-def _zeros(features: int, blocks: BlockSource) -> Tensor:
-    return torch.zeros(features, device=blocks.device)
+def _means(moments: dict[str, Moment], prefix: str = "") -> dict[str, Tensor]:
+    """Their means, float32. The moments are let go one by one: together they are far larger than a block."""
+    means = {}
+    for name in list(moments):
+        moment = moments.pop(name)
+        if moment.tokens:
+            means[prefix + name] = moment.mean().float()
+    return means

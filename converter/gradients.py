@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .activations import Activations, Keep, in_memory
 from .blocks import BlockSource
 from .progress import Progress
 from .workers import ALONE, Workers
@@ -27,6 +28,7 @@ def backward_blocks(
     seed: int,
     observe: Observer,
     progress: Progress,
+    keep: Keep = in_memory,
     workers: Workers = ALONE,
 ) -> Generator[int]:
     """Run the dense model forwards, then backwards; yields each block's index once `observe` has seen all of it.
@@ -35,8 +37,8 @@ def backward_blocks(
     distribution, which makes E[g g^T] a block of the true Fisher information (KFAC, Martens & Grosse 2015); labels
     "data" are the next tokens of the text.
 
-    Memory: the residual stream of every window at every block (in bfloat16 where the forward is) and one block. Each
-    block runs forwards twice.
+    One block is in memory. The residual stream of every window at every block (in bfloat16 where the forward is) lies
+    where `keep` puts it. Each block runs forwards twice.
 
     Args:
         blocks: the dense model; parameters get no gradient.
@@ -45,6 +47,7 @@ def backward_blocks(
         seed: of the drawn labels.
         observe: sees every linear of every chunk of windows; of this process's windows where there are several.
         progress: told about blocks.
+        keep: where the residual streams of all blocks, and the gradients at one, lie.
         workers: of the job: each runs its part of the windows, with the labels that one process would draw.
     """
     draws = None
@@ -54,16 +57,18 @@ def backward_blocks(
     windows = windows[list(workers.part(range(len(windows))))]
     chunks = [windows[i : i + CHUNK_WINDOWS] for i in range(0, len(windows), CHUNK_WINDOWS)]
     with progress.stage("gradients of the dense model", 2 * blocks.block_count) as advance:
-        kept, storage = list[list[Tensor]](), torch.bfloat16 if blocks.bfloat16 else blocks.dtype
-        stream = blocks.embed(chunks)
+        kept, storage = list[Activations](), torch.bfloat16 if blocks.bfloat16 else blocks.dtype
+        stream = keep(blocks.embed(chunks))
         with torch.no_grad():
             for index in range(blocks.block_count):
                 block = blocks.block(index)
-                kept.append([x.to(storage) for x in stream])
-                stream = [blocks.run(block, x) for x in stream]
+                kept.append(keep(x.to(storage) for x in stream))
+                for chunk, x in enumerate(stream):
+                    stream[chunk] = blocks.run(block, x)
+                del block
                 advance(1)
-        gradients = _at_last_block(blocks, stream, chunks, draws)
-        del stream
+        _at_last_block(blocks, stream, chunks, draws)
+        gradients = stream
         for index in reversed(range(blocks.block_count)):
             block = blocks.block(index)
             for name in blocks.family.linears:
@@ -73,6 +78,8 @@ def backward_blocks(
                 with torch.enable_grad():
                     y = blocks.run(block, x)
                 (gradients[chunk],) = torch.autograd.grad(y, x, gradients[chunk])
+                del x, y
+            del block
             advance(1)
             yield index
 
@@ -87,17 +94,16 @@ def _watch(name: str, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, .
 
 def _draws(length: int, generator: torch.Generator) -> list[Tensor]:
     """A number in [0, 1) per predicted token of a window, (rows, 1) for every `HEAD_ROWS` of them."""
-    starts = range(0, length - 1, HEAD_ROWS)
     return [
         torch.rand(min(HEAD_ROWS, length - 1 - start), 1, generator=generator, device=generator.device)
-        for start in starts
+        for start in range(0, length - 1, HEAD_ROWS)
     ]
 
 
 def _at_last_block(
-    blocks: BlockSource, streams: list[Tensor], tokens: list[Tensor], draws: list[list[Tensor]] | None
-) -> list[Tensor]:
-    """dL/dx at the last block's output, (B, T, d) per chunk. The head's gradient is p - onehot(label).
+    blocks: BlockSource, streams: Activations, tokens: list[Tensor], draws: list[list[Tensor]] | None
+) -> None:
+    """Put dL/dx at the last block's output, (B, T, d) per chunk, in its place; at the head it is p - onehot(label).
 
     Args:
         blocks: norm and head of the dense model.
@@ -105,11 +111,10 @@ def _at_last_block(
         tokens: of every chunk, the labels.
         draws: of every window, where labels are drawn instead, see `_draws`.
     """
+    remaining = iter(draws or ())
     norm, weight = blocks.head()
     if blocks.bfloat16:
         weight = weight.bfloat16()
-    result = []
-    remaining = iter(draws or ())
     for chunk, x in enumerate(streams):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -119,9 +124,7 @@ def _at_last_block(
             given = tokens[chunk][window].to(x.device).long()
             drawn = None if draws is None else next(remaining)
             _head_gradient(normed[window].detach(), weight, given, drawn, at_head[window])
-        (found,) = torch.autograd.grad(normed, x, at_head)
-        result.append(found)
-    return result
+        (streams[chunk],) = torch.autograd.grad(normed, x, at_head)
 
 
 def _head_gradient(x: Tensor, weight: Tensor, tokens: Tensor, draws: list[Tensor] | None, out: Tensor) -> None:

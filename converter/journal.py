@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from .claim import claim
+from .documents import parse_json
 from .errors import InputError, UsageError
 from .files import parent_folder, remove, replacing
-from .workers import ALONE, Parcel, Workers
+from .workers import ALONE, Workers
 
 RECIPE, CALIBRATION, STATISTICS, REFINEMENT = "recipe.json", "calibration.json", "statistics", "refinement.safetensors"
 START_OVER = "finish it with that, or start over with --force"
 
 
 class Journal:
-    """The folder of one unfinished job. Of its processes the writer alone has it, and all call its methods.
+    """The folder of one unfinished job. Its processes all read it, and one of them writes.
 
     Attributes:
         folder: where it is.
@@ -50,8 +51,6 @@ class Journal:
         Raises:
             UsageError: it is of another, see `claim`.
         """
-        if not self.workers.writes:
-            return
         try:
             claim(self.folder / RECIPE, identity, holds="an unfinished job", otherwise=START_OVER)
         except UsageError:
@@ -63,8 +62,6 @@ class Journal:
 
     def claim_calibration(self, identity: Mapping[str, Any]) -> None:
         """See `claim`: what was drawn from the calibration texts."""
-        if not self.workers.writes:
-            return
         claim(self.folder / CALIBRATION, identity, holds="an unfinished job", otherwise=f"remove {self.folder}")
 
     def save_block(self, index: int, tensors: Mapping[str, Tensor], losses: Mapping[str, Mapping[str, Any]]) -> None:
@@ -78,18 +75,27 @@ class Journal:
         Raises:
             ResourceError: no space left.
         """
-        self._save(self._block(index), tensors, {"losses": json.dumps(losses)})
+        if self.workers.writes:
+            _save(self._block(index), tensors, {"losses": json.dumps(losses)})
 
-    def read_block(
-        self, index: int, device: torch.device
-    ) -> tuple[Mapping[str, Tensor], dict[str, dict[str, Any]]] | None:
-        """Tensors, on a device, and losses of a block that is finished.
+    def read_block(self, index: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]] | None:
+        """Tensors and losses of a block that is finished.
 
         Raises:
             UsageError: the file is damaged.
         """
-        found = self._read(self._block(index), device)
-        return None if found is None else (found.tensors, json.loads(found.facts["losses"]))
+        found = self._read(self._block(index))
+        if found is None:
+            return None
+        try:
+            losses = parse_json(found[1]["losses"])
+            return found[0], {str(name): dict(loss) for name, loss in losses.items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise self.damage(index) from None
+
+    def damage(self, index: int) -> UsageError:
+        """What to raise over a block that does not hold what it must."""
+        return UsageError(f"{self._block(index)}: damaged; remove it, and the job makes it again")
 
     def save_refinement(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep the state of a refinement of the whole model.
@@ -97,16 +103,21 @@ class Journal:
         Raises:
             ResourceError: no space left.
         """
-        self._save(self.folder / REFINEMENT, tensors, {})
+        if self.workers.writes:
+            _save(self.folder / REFINEMENT, tensors, {})
 
-    def read_refinement(self, device: torch.device) -> Mapping[str, Tensor] | None:
-        """The state kept last, on a device.
+    def read_refinement(self) -> dict[str, Tensor] | None:
+        """The state kept last.
 
         Raises:
             UsageError: the file is damaged.
         """
-        found = self._read(self.folder / REFINEMENT, device)
-        return None if found is None else found.tensors
+        found = self._read(self.folder / REFINEMENT)
+        return None if found is None else found[0]
+
+    def refinement_damage(self) -> UsageError:
+        """What to raise over a state of another refinement."""
+        return UsageError(f"{self.folder / REFINEMENT}: damaged; remove it, and the job makes it again")
 
     def holds_work(self) -> bool:
         """Whether anything is kept that took time."""
@@ -115,15 +126,9 @@ class Journal:
     def _block(self, index: int) -> Path:
         return self.folder / f"block-{index:05d}.safetensors"
 
-    def _save(self, path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-        if self.workers.writes:
-            _save(path, tensors, metadata)
-
-    def _read(self, path: Path, device: torch.device) -> Parcel | None:
-        """A file's tensors and metadata, for all processes; None where there is none."""
-        if not self.workers.from_writer(path.is_file):
-            return None
-        return self.workers.sent(_read(path) if self.workers.writes else None, 0, device)
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """What a file holds where the writer had made it when all came here."""
+        return _read(path) if self.workers.from_writer(path.is_file) else None
 
 
 @contextmanager
@@ -143,6 +148,8 @@ def unfinished(out: Path, workers: Workers = ALONE) -> Iterator[Journal]:
     if not workers.writes:
         yield Journal(folder, workers)
         return
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder}: is not the folder of an unfinished job; remove it")
     with parent_folder(out):
         lock = filelock.FileLock(folder.with_suffix(".lock"))
         try:
@@ -193,13 +200,14 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
         save_file(stored, beside, metadata=metadata)
 
 
-def _read(path: Path) -> Parcel:
-    """Tensors and metadata of a file."""
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and metadata of a file, None where there is none."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: torch.clone(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            return Parcel(tensors, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            return {name: torch.clone(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: damaged ({error}); remove it, and the job makes it again") from None

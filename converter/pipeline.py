@@ -43,11 +43,13 @@ class Compression:
         path: its folder.
         plan: as in plan.json.
         seconds: wall-clock seconds of the blocks' work.
+        memory: forecast and peak, see `MemoryPlan.to_json`.
     """
 
     path: Path
     plan: dict[str, Any]
     seconds: float
+    memory: dict[str, Any]
 
 
 def compress(
@@ -57,6 +59,7 @@ def compress(
     device: str = "auto",
     force: bool = False,
     statistics: Path | None = None,
+    max_memory: int | None = None,
     progress: Progress | None = None,
     workers: Workers = ALONE,
 ) -> Compression:
@@ -69,9 +72,11 @@ def compress(
         force: replace `out` if it exists, and forget an unfinished job of that name and another recipe.
         statistics: a folder where statistics of the dense model are kept for other recipes on the same model and
             calibration text; a temporary one by default.
+        max_memory: bytes that this process may take. Activations that do not fit go to a file beside `out`; the result
+            is the same.
         progress: told about stages.
-        workers: the processes that share the job (converter.joining); all call this alike, and the writer alone reads
-            the calibration text and writes.
+        workers: the processes that share the job (converter.joining); all call this alike, on a folder that all see,
+            and one of them writes.
 
     Raises:
         UsageError, InputError, ResourceError: one line each, see converter.errors.
@@ -84,10 +89,20 @@ def compress(
     check_same(source, workers)
     with unfinished(out, workers) as journal:
         where = pick_device(device, workers)
-        if workers.writes:  # hashes the model
+        if workers.writes:
             journal.claim(_identity(recipe, source, where), force=force)
+        workers.check_shared(journal.folder)
         kept = statistics or journal.statistics
-        with prepared(recipe, device=device, statistics=kept, source=source, progress=progress, workers=workers) as job:
+        with prepared(
+            recipe,
+            device=device,
+            statistics=kept,
+            source=source,
+            max_memory=max_memory,
+            scratch=journal.folder,
+            progress=progress,
+            workers=workers,
+        ) as job:
             return _execute(job, out, journal, force=force, progress=progress)
 
 
@@ -101,7 +116,8 @@ def _identity(recipe: Recipe, source: Source, device: torch.device) -> dict[str,
 def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Progress) -> Compression:
     """Carry out a prepared job."""
     drawn = {"calibration": job.calibration, "update": job.update_calibration}
-    journal.claim_calibration({name: found.record() for name, found in drawn.items() if found is not None})
+    if job.workers.writes:
+        journal.claim_calibration({name: found.record() for name, found in drawn.items() if found is not None})
     if job.recipe.refine != "none":
         progress.note(f"refining blocks: about {_refinement_bytes(job) / 1e9:.1f} GB beside the library and one block")
     started = time.perf_counter()
@@ -121,7 +137,8 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
             deque(blocks, maxlen=0)
         else:
             _write(job, folder, blocks, losses)
-    return Compression(out, _plan_with_losses(job, losses), time.perf_counter() - started)
+    progress.note(job.memory.line())
+    return Compression(out, _plan_with_losses(job, losses), time.perf_counter() - started, job.memory.to_json())
 
 
 def _compressed_blocks(
@@ -131,12 +148,15 @@ def _compressed_blocks(
     streams, going_on = Streams(job), False
     with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
         for index in range(job.blocks.block_count):
-            block, finished = job.blocks.block(index), journal.read_block(index, job.blocks.device)
+            block, finished = job.blocks.block(index), journal.read_block(index)
             if finished is not None:
                 tensors, found = finished
-                _restore(job, index, block, tensors)
+                try:
+                    _restore(job, index, block, tensors)
+                    losses |= {name: FitLoss(**loss) for name, loss in found.items() if name in job.plan.ranks}
+                except (RuntimeError, TypeError, ValueError):  # other names or shapes than the block has
+                    raise journal.damage(index) from None
                 streams.pass_block(index, block)
-                losses |= {name: FitLoss(**loss) for name, loss in found.items()}
                 going_on = True
             else:
                 if going_on:
@@ -158,7 +178,9 @@ def _restore(job: Job, index: int, block: nn.Module, tensors: Mapping[str, Tenso
     family = job.source.family
     names = {family.linear_name(index, name): name for name in family.linears}
     replace_linears(block, {names[name]: rank for name, rank in job.plan.ranks.items() if name in names})
-    block.load_state_dict(dict(tensors), strict=True, assign=True)
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise ValueError("not finite")
+    block.load_state_dict({name: t.to(job.blocks.device) for name, t in tensors.items()}, strict=True, assign=True)
     block.requires_grad_(False)
 
 
@@ -180,8 +202,8 @@ def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progr
     teacher = load(job.source.path, device=device, dtype=torch.float32)
     for model in (student, teacher):
         model.set_attn_implementation(job.blocks.attention)
-    windows, fitted = job.windows
     job.workers.unify(student.state_dict().values())
+    windows, fitted = job.windows
     kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
     inside = job.source.family.blocks + "."
     trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
@@ -218,16 +240,21 @@ def _write(job: Job, folder: Path, blocks: Iterable[nn.Module], losses: Mapping[
     for index, block in enumerate(blocks):
         prefix = f"{job.source.family.blocks}.{index}"
         writer.write_shard(f"block-{index:05d}", {f"{prefix}.{name}": t for name, t in block.state_dict().items()})
-    writer.write_shard("rest", _rest(job))
+    for number, name in enumerate(_outside_blocks(job)):
+        writer.write_shard(f"rest-{number:05d}", {name: _as_stored(job, name)})
     plan = _plan_with_losses(job, losses)
     writer.finish(job.blocks.reader, _config(job), _texts(job, plan) if job.workers.writes else {})
 
 
-def _rest(job: Job) -> dict[str, Tensor]:
-    """Everything outside the blocks, as stored."""
-    reader, prefix = job.blocks.reader, job.source.family.blocks + "."
-    tensors = {name: reader.tensor(name) for name in reader.names if not name.startswith(prefix)}
-    return {name: t.to(job.blocks.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+def _outside_blocks(job: Job) -> list[str]:
+    """Names of embedding, norm and head: a shard for each, since one may be larger than a block."""
+    return [name for name in job.blocks.reader.names if not name.startswith(job.source.family.blocks + ".")]
+
+
+def _as_stored(job: Job, name: str) -> Tensor:
+    """A tensor that compression leaves alone, in the checkpoint's dtype."""
+    tensor = job.blocks.reader.tensor(name)
+    return tensor.to(job.blocks.dtype) if tensor.is_floating_point() else tensor
 
 
 def _config(job: Job) -> dict[str, Any]:

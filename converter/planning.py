@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .activations import Keep
 from .allocation.adacr import adacr, normalise
 from .allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from .allocation.plan import LinearShape, RankPlan
@@ -22,6 +24,7 @@ from .allocation.rounding import round_ranks
 from .allocation.threshold import threshold
 from .allocation.type_loss import type_loss
 from .allocation.uniform import uniform
+from .architectures import InputGroup
 from .blocks import BlockSource
 from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
 from .checkpoint import load, load_tokenizer
@@ -29,17 +32,28 @@ from .device import DTYPES, computes_bfloat16, fast_matmul, pick_device
 from .errors import InputError, UsageError
 from .gathering import GRADIENT, HELD_OUT, MEAN_ABS, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
 from .memory import exempt_loaded, release_freed
+from .memory_forecast import Windows
+from .memory_plan import MemoryPlan, check_by_trial, gigabytes, plan_memory
 from .methods import METHODS, Method
 from .moments import GroupMoments, Moment
 from .progress import Progress
 from .recipe import Recipe, nearest
 from .sensitivity import block_similarities, loss_energies, stable_ranks
-from .source import Source, open_source
-from .statistics import Statistics, open_statistics
+from .source import Source, check_same, open_source
+from .statistics import IDENTITY, Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
+from .whitening import OutputMetric, gradient_metric
 from .workers import ALONE, Workers
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a job may take, in bytes, and the folder for what does not fit."""
+
+    limit: int | None
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,7 @@ class Job:
         update_calibration: token windows of the compressed stream, where they are not those of `calibration`.
         statistics: of the dense model; those that the method needs are there.
         plan: ranks of every linear.
+        memory: how activations are held, and the forecast.
         workers: the processes that share the job.
     """
 
@@ -66,7 +81,18 @@ class Job:
     update_calibration: Calibration | None
     statistics: Statistics
     plan: RankPlan
+    memory: MemoryPlan
     workers: Workers = ALONE
+
+    @property
+    def refines(self) -> bool:
+        """Whether gradient descent follows the closed forms."""
+        return self.recipe.refine != "none"
+
+    @property
+    def keep(self) -> Keep:
+        """Where activations lie between blocks."""
+        return self.memory.keep
 
     @property
     def chunks(self) -> list[Tensor]:
@@ -88,28 +114,22 @@ class Job:
         fitted = torch.cat(window_chunks(self.recipe, calibration))
         return torch.cat([fitted, torch.from_numpy(calibration.held_out)]), len(fitted)
 
-    @property
-    def refines(self) -> bool:
-        """Whether gradient descent follows the closed forms."""
-        return self.recipe.refine != "none"
-
-    def dense_moments(self, block: int) -> dict[str, GroupMoments]:
-        """Input group -> its moments, with those of the dense model where the method sees them."""
-        moments = {group.name: GroupMoments() for group in self.blocks.family.groups}
+    def dense_moments(self, block: int, group: InputGroup) -> GroupMoments:
+        """Moments of an input group, with those of the dense model where the method sees them."""
+        moments = GroupMoments()
         if self.method.needs_dense_moments:
-            found = self.statistics.read("dense", block, self.blocks.device)
-            for name, group in moments.items():
-                group.dense, group.mean_abs = Moment(found[SIGMA + name], tokens=1), found[MEAN_ABS + name]
-                if not (self.method.needs_compressed_stream or self.refines) and HELD_OUT + name in found:
-                    group.held_out = Moment(found[HELD_OUT + name], tokens=1)
+            wanted = [SIGMA + group.name, MEAN_ABS + group.name]
+            if not (self.method.needs_compressed_stream or self.refines):
+                wanted.append(HELD_OUT + group.name)
+            found = self.statistics.read("dense", block, self.blocks.device, wanted.__contains__)
+            moments.dense, moments.mean_abs = Moment(found[wanted[0]], tokens=1), found[wanted[1]]
+            if HELD_OUT + group.name in found:
+                moments.held_out = Moment(found[HELD_OUT + group.name], tokens=1)
         return moments
 
-    def gradients(self, block: int) -> dict[str, Tensor]:
-        """Linear (path inside the block) -> G, where the method is two-sided."""
-        if not self.method.two_sided:
-            return {}
-        found = self.statistics.read("gradients", block, self.blocks.device)
-        return {name.removeprefix(GRADIENT): g for name, g in found.items() if name.startswith(GRADIENT)}
+    def output_metric(self, block: int, linear: str) -> OutputMetric:
+        """G, damped, of a linear (path inside the block), where gradients were gathered."""
+        return gradient_metric(self.statistics.read_one("gradients", block, self.blocks.device, GRADIENT + linear))
 
     def fisher(self, block: int) -> dict[str, Tensor]:
         """Linear (path inside the block) -> Fisher information per input feature, where the truncation sees it."""
@@ -134,6 +154,8 @@ def prepared(
     device: str,
     statistics: Path | None = None,
     source: Source | None = None,
+    max_memory: int | None = None,
+    scratch: Path | None = None,
     progress: Progress,
     workers: Workers = ALONE,
 ) -> Iterator[Job]:
@@ -144,20 +166,24 @@ def prepared(
         device: "auto", "cpu", "cuda".
         statistics: a folder to keep statistics in; by default a temporary one, removed when the context ends.
         source: the recipe's model, where it is open already.
+        max_memory: bytes that this process may take.
+        scratch: a folder for activations that do not fit into that; by default the system's.
         progress: told about stages.
-        workers: the processes that share the job; all call this with the same recipe.
+        workers: the processes that share the job; all call this alike.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
     source = source or open_source(recipe.model, progress)
-    with _gathered(recipe, source, device, statistics, progress, workers) as (method, blocks, calibration, store):
+    room = Room(max_memory, scratch or Path(tempfile.gettempdir()))
+    with _gathered(recipe, source, device, statistics, room, progress, workers) as found:
+        method, blocks, calibration, store, memory = found
         with fast_matmul():
             plan = _allocate(recipe, method, blocks, calibration, store, progress, workers)
         update = None
         if recipe.update_calibration is not None:
             update = _calibration(recipe.update_calibration, recipe, source, blocks, progress, workers)
-        yield Job(recipe, method, source, blocks, calibration, update, store, plan, workers)
+        yield Job(recipe, method, source, blocks, calibration, update, store, plan, memory, workers)
 
 
 def rank_multiple_for(recipe: Recipe, source: Source, row_multiple: int) -> int:
@@ -183,6 +209,7 @@ def gather_statistics(
     kinds: Sequence[str] | None = None,
     *,
     device: str,
+    max_memory: int | None = None,
     progress: Progress,
     workers: Workers = ALONE,
 ) -> tuple[str, ...]:
@@ -193,8 +220,9 @@ def gather_statistics(
         folder: filled; what is there already stays.
         kinds: of statistics; by default all that the method reads.
         device: "auto", "cpu", "cuda".
+        max_memory: bytes that this process may take; activations that do not fit go to a file beside `folder`.
         progress: told about stages.
-        workers: the processes that share the work.
+        workers: the processes that share the work; all call this alike.
 
     Returns:
         The kinds that are there now.
@@ -209,8 +237,10 @@ def gather_statistics(
         if kind not in known:
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
+    room = Room(max_memory, folder.absolute().parent)
     source = workers.in_turn(lambda: open_source(recipe.model, progress))
-    with _gathered(recipe, source, device, folder, progress, workers, wanted):
+    check_same(source, workers)
+    with _gathered(recipe, source, device, folder, room, progress, workers, wanted):
         return wanted
 
 
@@ -220,28 +250,62 @@ def _gathered(
     source: Source,
     device: str,
     folder: Path | None,
+    room: Room,
     progress: Progress,
     workers: Workers,
     kinds: Sequence[str] | None = None,
-) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics]]:
+) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics, MemoryPlan]]:
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
     where = pick_device(device, workers)
     blocks = BlockSource(source.reader(), source.family, where, DTYPES[recipe.dtype], _in_bfloat16(recipe, where))
     exempt_loaded()
     _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
+    if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
+        sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
+        plan_memory(recipe, method, blocks, sampled, room.limit, room.folder)
     calibration = None
     if method.needs_calibration or recipe.refine != "none":
         calibration = _calibration(recipe.calibration, recipe, source, blocks, progress, workers)
+    windows = _sizes(recipe, calibration, workers)
+    memory = plan_memory(recipe, method, blocks, windows, room.limit, room.folder)
+    _try(memory, recipe, method, blocks, windows, progress)
     with open_statistics(None if calibration is None else folder, workers) as store:
         if calibration is not None:
             if folder is not None and workers.writes:
                 store.claim(_identity(recipe, blocks, source, calibration))
-            wanted = statistics_kinds(recipe) if kinds is None else kinds
+            if folder is not None:
+                workers.check_shared(folder / IDENTITY)
             with fast_matmul():
-                _gather(recipe, wanted, blocks, calibration, store, progress, workers)
+                chosen = statistics_kinds(recipe) if kinds is None else kinds
+                _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress, workers)
+            workers.wait()  # for the writer's last file
         release_freed()
-        yield method, blocks, calibration, store
+        yield method, blocks, calibration, store, memory
+
+
+def _sizes(recipe: Recipe, calibration: Calibration | None, workers: Workers) -> Windows:
+    """The windows of a process that has the most."""
+    if calibration is None:
+        return Windows(0, 0, 1, 1)
+    fitted, length = calibration.windows.shape
+    chunk = window_chunk(recipe, fitted, length)
+    whole = chunk if recipe.calibration_reduction == "stack-of-batch" else 1
+    shares = [-(-count // workers.count) for count in (-(-fitted // whole), len(calibration.held_out))]
+    return Windows(min(fitted, shares[0] * whole), shares[1], length, chunk)
+
+
+def _try(
+    memory: MemoryPlan, recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, progress: Progress
+) -> None:
+    """Hold the forecast against one block, where there is a limit."""
+    if memory.limit is None:
+        return
+    with fast_matmul():
+        tokens = torch.zeros(max(1, windows.chunk_tokens // windows.length), windows.length, dtype=torch.int32)
+        check_by_trial(memory, recipe, method, blocks, windows, tokens)
+    release_freed()
+    progress.note(f"at most {gigabytes(memory.peak)} of memory, by forecast and trial; activations {memory.holding}")
 
 
 def statistics_kinds(recipe: Recipe) -> tuple[str, ...]:
@@ -277,18 +341,19 @@ def _gather(
     blocks: BlockSource,
     calibration: Calibration,
     store: Statistics,
+    keep: Keep,
     progress: Progress,
     workers: Workers,
 ) -> None:
     if "dense" in kinds or "sensitivity" in kinds:
         chunks, held_out = window_chunks(recipe, calibration, workers), _held_out_chunks(calibration, workers)
-        gather_dense(blocks, chunks, held_out, store, progress, workers)
+        gather_dense(blocks, chunks, held_out, store, progress, keep, workers)
     if "gradients" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
-        gather_gradients(blocks, windows, recipe.seed, store, progress, workers)
+        gather_gradients(blocks, windows, recipe.seed, store, progress, keep, workers)
     if "fisher" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
-        gather_fisher(blocks, windows, store, progress, workers)
+        gather_fisher(blocks, windows, store, progress, keep, workers)
     if "sensitivity" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
         retentions = measured_retentions(recipe.retention)
@@ -300,15 +365,23 @@ def window_chunks(recipe: Recipe, calibration: Calibration, workers: Workers = A
     as memory likes."""
     windows = calibration.windows
     order = np.random.default_rng(recipe.seed).permutation(len(windows)).tolist()
+    size = window_chunk(recipe, *windows.shape)
     if recipe.calibration_reduction == "stack-of-batch":
-        chosen = list(workers.part(_cut(order, -(-len(windows) // min(recipe.buckets, len(windows))))))
+        chosen = workers.part(_cut(order, size))
     else:
-        chosen = _cut(workers.part(order), max(1, CHUNK_TOKENS // windows.shape[1]))
+        chosen = _cut(workers.part(order), size)
     return [torch.from_numpy(windows[numbers]) for numbers in chosen]
 
 
-def _cut(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+def _cut(numbers: Sequence[int], size: int) -> Sequence[Sequence[int]]:
     return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+
+
+def window_chunk(recipe: Recipe, windows: int, length: int) -> int:
+    """Windows per chunk."""
+    if recipe.calibration_reduction == "stack-of-batch":
+        return -(-windows // min(recipe.buckets, windows))
+    return max(1, CHUNK_TOKENS // length)
 
 
 def _held_out_chunks(calibration: Calibration, workers: Workers) -> list[Tensor]:

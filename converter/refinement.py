@@ -71,10 +71,15 @@ def descend(
     generator = torch.Generator().manual_seed(schedule.seed)
     steps = schedule.epochs * -(-examples // batch)
     step = stale = epoch = 0
-    if journal is not None and (state := journal.read_refinement(trained[0].device)) is not None:
-        kept = _restore(state, trained, optimiser)
-        before, best = (float(value) for value in state["losses"])
-        epoch, step, stale = (int(value) for value in state["counts"])
+    if journal is not None and (state := journal.read_refinement()) is not None:
+        try:
+            kept = _restore(state, trained, optimiser)
+            before, best = (float(value) for value in state["losses"])
+            epoch, step, stale = (int(value) for value in state["counts"])
+        except (KeyError, RuntimeError, TypeError, ValueError):
+            raise journal.refinement_damage() from None
+        if not 0 <= epoch <= schedule.epochs or not 0 <= step <= steps:
+            raise journal.refinement_damage()
         for _ in range(epoch):
             torch.randperm(examples, generator=generator)
         advance(step)
@@ -124,7 +129,7 @@ def _restore(
     for index, parameter in enumerate(trained):
         parameter.copy_(state[f"now.{index}"])
         moments = {name: state[f"{name}.{index}"].to(parameter.device) for name in ("exp_avg", "exp_avg_sq")}
-        optimiser.state[parameter] = {"step": state[f"step.{index}"].cpu(), **moments}
+        optimiser.state[parameter] = {"step": state[f"step.{index}"], **moments}
     return [state[f"best.{index}"].to(parameter.device) for index, parameter in enumerate(trained)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
 from itertools import chain
 from typing import Literal
 
@@ -17,7 +16,7 @@ from .factorisation import spectrum
 from .gathering import GRADIENT, SIGMA
 from .progress import Progress
 from .statistics import Statistics
-from .whitening import gradient_root, whiten
+from .whitening import gradient_metric, whiten
 from .workers import ALONE, Workers
 
 IMPORTANCE_WINDOWS = 4  # similarity is a mean over tokens: four windows of 1024 settle it
@@ -32,7 +31,7 @@ def block_similarities(
     The same bits for any number of workers: values of single windows are summed in the order of windows.
     """
     windows = list(torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS]))
-    streams = blocks.embed([window[None] for window in workers.part(windows)])
+    streams = list(blocks.embed([window[None] for window in workers.part(windows)]))
     measured: list[list[float]] = []
     with progress.stage("block importance", blocks.block_count) as advance:
         for index in range(blocks.block_count):
@@ -69,34 +68,23 @@ def loss_energies(
     progress: Progress,
     workers: Workers = ALONE,
 ) -> dict[str, Tensor]:
-    """Linear -> squared singular values in a metric, descending.
+    """Linear -> squared singular values in a metric, descending, on the CPU.
 
     With "gradients" the metric is two-sided, and they are twice the loss that dropping each adds; with "dense" it is
     Sigma alone, and they are the mean squared output error per token. Blocks are divided among workers.
     """
-    energies: dict[str, Tensor] = {}
+    energies = {}
     with progress.stage("loss of every rank", blocks.block_count) as advance:
-        for first in range(0, blocks.block_count, workers.count):
-            wave = range(first, min(first + workers.count, blocks.block_count))
-            for index in wave:  # all take part in reading, each keeps what it needs
-                found = store.read(kind, index, blocks.device)
-                if index == first + workers.index:
-                    mine = found
-            if first + workers.index in wave:
-                energies |= _block_energies(blocks, first + workers.index, mine, two_sided=kind == "gradients")
-            advance(len(wave))
-    return {name: energy.to(blocks.device) for part in workers.gathered(energies) for name, energy in part.items()}
-
-
-def _block_energies(
-    blocks: BlockSource, index: int, found: Mapping[str, Tensor], *, two_sided: bool
-) -> dict[str, Tensor]:
-    """`loss_energies` of one block, on the CPU."""
-    block, energies = blocks.block(index), {}
-    for group in blocks.family.groups:
-        whitener = whiten(found[SIGMA + group.name]).matrix
-        for name in group.linears:
-            weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-            root = gradient_root(found[GRADIENT + name]) if two_sided else None
-            energies[blocks.family.linear_name(index, name)] = spectrum(weight, whitener, root).cpu()
-    return energies
+        for index in range(workers.index, blocks.block_count, workers.count):
+            block = blocks.block(index)
+            for group in blocks.family.groups:
+                inputs = whiten(store.read_one(kind, index, blocks.device, SIGMA + group.name))
+                for name in group.linears:
+                    weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
+                    outputs = None
+                    if kind == "gradients":
+                        outputs = gradient_metric(store.read_one(kind, index, blocks.device, GRADIENT + name))
+                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, inputs, outputs).cpu()
+                    del outputs
+            advance(workers.count)
+    return dict(ChainMap(*workers.gathered(energies)))

@@ -91,10 +91,12 @@ def _stored(
     """Linear -> losses of an earlier run, where it measured the same ranks."""
     if not store.has("sensitivity", index + 1):
         return None
-    found = {name: values.tolist() for name, values in store.read("sensitivity", index, blocks.device).items()}
-    if {name: rows[0] for name, rows in found.items()} != ranks:
+    found = store.read("sensitivity", index, blocks.device)
+    if any(values.shape != (2, len(ranks.get(name, ()))) for name, values in found.items()):
         return None
-    return {name: rows[1] for name, rows in found.items()}
+    if {name: values[0].tolist() for name, values in found.items()} != ranks:
+        return None
+    return {name: values[1].tolist() for name, values in found.items()}
 
 
 def _variants(
@@ -109,7 +111,7 @@ def _variants(
     found = store.read("dense", index, blocks.device)
     outputs = {}
     for group in blocks.family.groups:
-        whitener = activation_scale(found[MEAN_ABS + group.name]).matrix
+        whitener = activation_scale(found[MEAN_ABS + group.name])
         for name in group.linears:
             linear, ranks = block.get_submodule(name), [rank for linear, rank in wanted if linear == name]
             assert isinstance(linear, nn.Linear)

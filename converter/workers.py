@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .errors import WorkerLostError
+from .errors import ResourceError, WorkerLostError
 
 T = TypeVar("T")
 Key = TypeVar("Key", bound=Hashable)
@@ -46,7 +47,7 @@ class Workers:
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes, reads what was written, and speaks."""
+        """Whether this process is the one that writes and speaks."""
         return self.index == 0
 
     def part(self, items: Sequence[T], *, larger_first: bool = False) -> Sequence[T]:
@@ -158,6 +159,16 @@ class Workers:
     def wait(self) -> None:
         """Until all are here."""
         self.gathered(None)
+
+    def check_shared(self, path: Path) -> None:
+        """Wait for what the writer has made, and see it.
+
+        Raises:
+            ResourceError: it lies on a disk that this process does not see.
+        """
+        self.wait()
+        if not path.exists():
+            raise ResourceError(f"{path}: is not seen by all machines of this job; choose a folder that they share")
 
 
 ALONE = Workers()

@@ -8,11 +8,11 @@ from math import prod
 from pathlib import Path
 
 from ..converter.errors import InputError
+from ..converter.gguf_header import read_header
 from ..exporters.artifact import Artifact, TensorRecord
 from ..exporters.gguf.adapter import LAYOUT as ADAPTER_LAYOUT
 from ..exporters.gguf.adapter import RESIDUAL_KEY, find_adapter, read_records
 from ..exporters.gguf.consistency import check_consistency
-from ..exporters.gguf.header import read_header
 from ..exporters.gguf.mixes import exported_as, records
 from ..exporters.gguf.types import TYPES
 from .backends.open import artifact_format
@@ -83,24 +83,23 @@ def _describe_gguf(path: Path) -> Artifact:
 
 
 def _describe_onnx(folder: Path) -> Artifact:
-    import onnx
-
     from ..exporters.onnx.contents import model_bytes, tensor_records
+    from ..exporters.onnx.folder_check import check_folder
 
-    try:
-        model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
-        tensors = tensor_records(folder)
-    except Exception as error:  # protobuf's own errors, among others
-        raise InputError(f"{folder}: damaged ONNX model ({type(error).__name__})") from error
+    model = check_folder(folder)
     packed: dict[str, int] = {}
     scales: set[str] = set()
-    for node in model.graph.node:
-        if node.op_type == "MatMulNBits":
-            sizes = {attribute.name: attribute.i for attribute in node.attribute}
-            packed[node.input[1]] = sizes["K"] * sizes["N"]
-            scales.update(node.input[2:])
-        elif node.op_type == "GatherBlockQuantized":
-            scales.update(node.input[2:])
+    try:
+        tensors = tensor_records(folder)
+        for node in model.graph.node:
+            if node.op_type == "MatMulNBits":
+                sizes = {attribute.name: attribute.i for attribute in node.attribute}
+                packed[node.input[1]] = sizes["K"] * sizes["N"]
+                scales.update(node.input[2:])
+            elif node.op_type == "GatherBlockQuantized":
+                scales.update(node.input[2:])
+    except Exception as error:  # onnx's own errors, among others
+        raise InputError(f"{folder}: damaged ONNX model ({type(error).__name__})") from error
     weights = [
         tensor
         for tensor in tensors

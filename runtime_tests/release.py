@@ -13,6 +13,7 @@ from ..converter.calibration import SELF, read_text, read_token_windows
 from ..converter.checkpoint import CheckpointReader, load_tokenizer, read_json
 from ..converter.errors import UsageError
 from ..converter.files import check_output, remove
+from ..converter.gguf_header import read_header
 from ..converter.pipeline import compress
 from ..converter.planning import rank_multiple_for
 from ..converter.progress import Progress
@@ -20,7 +21,6 @@ from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.source import Source, open_source
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_format
-from ..exporters.gguf.header import read_header
 from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as, row_multiple
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES

@@ -9,10 +9,11 @@ from ...converter.checkpoint import CheckpointReader, load
 from ...converter.errors import UsageError
 from ...converter.files import replacing
 from ..artifact import Artifact
+from .check_windows import reference_of
 from .contents import MODEL_FILE, model_bytes, tensor_records
 from .flavours import check_single_flavour
 from .genai_builder import build, check_family
-from .selfcheck import check_export, check_tokens, reference_logits
+from .selfcheck import check_export, tolerance
 from .sizes import QUANTISATIONS
 
 if TYPE_CHECKING:
@@ -55,17 +56,16 @@ def export_onnx(
     with progress.stage(f"ONNX {quantisation}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        config = model.config
-        tokens = check_tokens(checkpoint, vocabulary=config.vocab_size, context=config.max_position_embeddings)
-        reference = reference_logits(model, tokens)
+        reference = reference_of(model, checkpoint)
         advance(1)
         build(model, checkpoint, folder, int8=quantisation == "int8", metadata=_metadata(reader))
         del model
         advance(1)
-        difference = check_export(folder, tokens, reference, int8=quantisation == "int8")
+        allowed = tolerance(int8=quantisation == "int8")
+        difference = check_export(folder, reference, allowed)
         advance(1)
-    measure = "median KLD" if quantisation == "int8" else "largest logit difference in standard deviations"
-    progress.note(f"{out}: {measure} to torch on {len(tokens)} tokens {difference:.1e}")
+    tokens = sum(map(len, reference.windows))
+    progress.note(f"{out}: {allowed.unit} to torch on {tokens} tokens in two runtimes {difference:.1e}")
     return Artifact(
         path=out,
         format="onnx",

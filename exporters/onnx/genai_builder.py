@@ -1,4 +1,4 @@
-"""The only file that touches the inside of ONNX Runtime GenAI's model builder.
+"""A model through ONNX Runtime GenAI's model builder; the upstream names it relies on stand in `upstream.py`.
 
 GenAI's builder writes the graph: grouped-query attention, fused rotary embedding, skip layer norm, KV cache,
 `genai_config.json`. A small subclass per family teaches it the factored linear, the 8-bit encoding and the sharing of
@@ -8,63 +8,30 @@ a tied embedding; saving is ours, so that the file says how it was made.
 from __future__ import annotations
 
 import io
-import sys
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.errors import InputError, LowRankError, ResourceError
+from ...converter.errors import InputError, LowRankError
 from ...converter.lowrank_linear import LowRankLinear
 from ...converter.pivot_linear import PivotLinear
+from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
 from .contents import DATA_FILE, MODEL_FILE
+from .fused_linears import Part, split_attention, split_gate_up
 from .quantise import ACCURACY_LEVEL, BLOCK, QuantisedMatrix, quantise
+from .upstream import builder_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
     from transformers import PreTrainedModel
-
-FAMILIES = {"llama": "LlamaModel", "mistral": "MistralModel", "qwen2": "QwenModel", "qwen3": "Qwen3Model"}
-"""config.json's `model_type` -> the builder's class. Each was compared with torch in this project's tests."""
-
-ROTARY = {"llama": ("default", "llama3")}
-"""Rotary embeddings compared with torch; only "default" elsewhere. The builder ignores some it does not know."""
-
-TESTED_BUILDER = "0.18"
 
 Factored = LowRankLinear | PivotLinear
 
 _INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them
 _OUTPUT_TAIL = 600
-_TOP_LEVEL_NAMES = ("quantization", "loaders", "builders", "builder_config")  # what importing the builder adds
-_USED_METHODS = (
-    "load_weights",
-    "make_model",
-    "make_matmul",
-    "make_matmul_float",
-    "make_matmul_nbits",
-    "make_attention",
-    "make_mlp",
-    "make_split",
-    "make_slice",
-    "make_concat",
-    "make_gather",
-    "make_transpose",
-    "make_value",
-    "make_embedding_lookup",
-    "make_genai_config",
-    "make_hidden_state_shape",
-    "make_initializer",
-    "make_node",
-    "make_tied_embeddings_init",
-    "make_tied_quantized_embedding_input_names",
-    "is_qkv_projection_packable",
-    "has_lm_head",
-    "save_model",
-    "save_processing",
-)
 
 
 def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]) -> None:
@@ -85,14 +52,16 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
     import onnx_ir as ir
 
     config = _builder_config(model, checkpoint)
+    family = FAMILIES[config.model_type]
     float32 = ir.DataType.FLOAT
     options: dict[str, Any] = {"hf_token": False, "windowed_kv_cache": False}
     captured = io.StringIO()
     try:
         with redirect_stdout(captured), redirect_stderr(captured):
-            builder = _subclass(FAMILIES[config.model_type])(
+            builder = _subclass(family.class_name)(
                 config, float32, float32, "cpu", str(folder / ".cache"), options, model, int8
             )
+            builder.model_type = family.genai_type or builder.model_type
             builder.make_model("")
             builder.make_genai_config(config, {}, str(folder))
             builder.save_processing(str(checkpoint), {}, str(folder))
@@ -125,64 +94,6 @@ def check_family(model_type: str) -> None:
         raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(FAMILIES)}")
 
 
-def check_builder(builders: Any) -> None:
-    """Check every upstream name this file relies on.
-
-    Args:
-        builders: the module `onnxruntime_genai.models.builders`.
-
-    Raises:
-        LowRankError: a class or method is gone.
-    """
-    base = getattr(builders, "Model", None)
-    missing = [name for name in ("Model", *FAMILIES.values()) if not hasattr(builders, name)]
-    missing += [f"Model.{name}" for name in _USED_METHODS if base is not None and not hasattr(base, name)]
-    if missing:
-        raise LowRankError(
-            f"ONNX Runtime GenAI's model builder has no {', '.join(missing)}: this version was written for "
-            f"onnxruntime-genai {TESTED_BUILDER}; install that one"
-        )
-
-
-@cache
-def _builders() -> Any:
-    """Import the builder, and keep its top-level module names (`quantization`, ...) out of everybody's way."""
-    from importlib import import_module
-
-    try:
-        with _private_modules():
-            builders = import_module("onnxruntime_genai.models.builders")
-    except ImportError as error:
-        raise ResourceError(
-            f"the ONNX model builder cannot be imported ({error}); "
-            f"install onnxruntime-genai {TESTED_BUILDER} and onnx-ir"
-        ) from error
-    check_builder(builders)
-    return builders
-
-
-@contextmanager
-def _private_modules() -> Iterator[None]:
-    """Import upstream's top-level modules from its folder, then put back what was there before."""
-    from importlib.util import find_spec
-
-    def taken() -> list[str]:
-        return [name for name in sys.modules if name.partition(".")[0] in _TOP_LEVEL_NAMES]
-
-    spec = find_spec("onnxruntime_genai")
-    folders = [str(Path(place) / "models") for place in (spec.submodule_search_locations or [])] if spec else []
-    hidden = {name: sys.modules.pop(name) for name in taken()}
-    path = list(sys.path)
-    sys.path[:0] = folders
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        for name in taken():
-            del sys.modules[name]
-        sys.modules.update(hidden)
-
-
 def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
     """The configuration as the builder wants it: no quantisation method, sliding windows spelled out per block.
 
@@ -193,28 +104,32 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
 
     config = deepcopy(model.config)
     check_family(config.model_type)
-    rotary = config.rope_parameters.get("rope_type", "default")
-    if rotary not in ROTARY.get(config.model_type, ("default",)):
-        raise InputError(f"{checkpoint}: its {rotary!r} rotary embedding cannot be exported to ONNX")
+    check_rotary(config, str(checkpoint))
+    check_head_size(config, str(checkpoint))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = str(checkpoint)
     config.architectures = [type(model).__name__]
-    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
-        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    adapt = FAMILIES[config.model_type].adapt
+    if adapt is not None:
+        adapt(config)
     return config
 
 
 @cache
 def _subclass(class_name: str) -> Any:
     """The builder's class of one family, taught factored linears, 8-bit weights and shared embeddings."""
-    parent = getattr(_builders(), class_name)
+    parent = getattr(builder_classes(), class_name)
 
     class LowRankBuilder(parent):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any) -> None:
             *upstream, self._live_model, self._int8 = arguments
             self._inner: dict[Factored, str] = {}  # factored linear -> where its V x or P x already is
+            self._rotary_kind = ""
             super().__init__(*upstream)
+            # upstream rounds Gemma's to two decimals
+            scale = getattr(self._live_model.get_input_embeddings(), "scalar_embed_scale", self.embed_attrs["scale"])
+            self.embed_attrs["scale"] = float(scale)
 
         def load_weights(self, input_path: str) -> Any:
             return self._live_model
@@ -233,11 +148,49 @@ def _subclass(class_name: str) -> Any:
             # upstream takes any linear with as many rows as there are tokens, a factor too
             return module is self._live_model.get_output_embeddings()
 
+        def make_rope_init(self, config: Any) -> None:
+            """Nothing: the tables come from the torch model, where upstream computes only some kinds of them."""
+
+        def make_rotary_embedding_caches_from_scratch(self) -> tuple[Tensor, Tensor]:
+            return rotary_tables(self._live_model.model.rotary_emb, self.context_length, self._rotary_kind)
+
+        def make_rotary_embedding_multi_cache(self) -> None:
+            # Gemma 3 has a table for each kind of block
+            self.cos_cache_global_name, self.sin_cache_global_name = "cos_cache_global", "sin_cache_global"
+            self.cos_cache_local_name, self.sin_cache_local_name = "cos_cache_local", "sin_cache_local"
+            for kind, name in (("full_attention", "global"), ("sliding_attention", "local")):
+                if kind in self.layer_types:
+                    self._rotary_kind, self.rope_attrs["create_caches"] = kind, True
+                    self.make_rotary_embedding_caches(
+                        cos_cache_name=f"cos_cache_{name}", sin_cache_name=f"sin_cache_{name}"
+                    )
+
+        def make_layernorm(self, layer_id: int, layernorm: Any, skip: bool, simple: bool, location: str) -> None:
+            self.layernorm_attrs["epsilon"] = _epsilon(layernorm)
+            super().make_layernorm(layer_id, layernorm, skip, simple, location)
+
+        def make_attention_unpacked(self, layer_id: int, attention: Any, root_input: str, **options: Any) -> None:
+            """Nothing: `make_attention` did it."""
+
+        def make_mlp_unpacked(self, layer_id: int, mlp: Any, root_input: str) -> None:
+            """Nothing: `make_mlp` did it."""
+
+        def make_packed_matmul(self, q: Any, k: Any, v: Any, basename: str, root_input: str, **options: Any) -> str:
+            if isinstance(q, Part):
+                fused: str = self.make_matmul(self._fused, basename, root_input, **options)
+                return fused
+            packed: str = super().make_packed_matmul(q, k, v, basename, root_input, **options)
+            return packed
+
         def is_qkv_projection_packable(self, layer_id: int, attention: Any) -> bool:
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
             return not any(isinstance(linear, Factored) for linear in projections)
 
         def make_attention(self, layer_id: int, attention: Any, root_input: str, **options: Any) -> None:
+            if hasattr(attention, "qkv_proj"):
+                self._fused = attention.qkv_proj
+                split_attention(attention, self.q_size, self.kv_size)
+            self.attention_attrs["scale"] = attention.scaling
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
             self._inner.update(_stacked_inner(self, projections, f"/model/layers.{layer_id}/attn/qkv_proj", root_input))
             # a block with packed q/k/v after one without would attend to the other block's keys and values
@@ -245,12 +198,16 @@ def _subclass(class_name: str) -> Any:
             super().make_attention(layer_id, attention, root_input, **options)
 
         def make_mlp(self, layer_id: int, mlp: Any, root_input: str) -> None:
+            if hasattr(mlp, "gate_up_proj"):
+                split_gate_up(self, layer_id, mlp, root_input)
             projections = (mlp.gate_proj, mlp.up_proj)
             basename = f"/model/layers.{layer_id}/mlp/gate_up_proj"
             self._inner.update(_stacked_inner(self, projections, basename, root_input))
             super().make_mlp(layer_id, mlp, root_input)
 
         def make_matmul(self, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
+            if isinstance(matmul, Part):
+                return matmul.node
             if isinstance(matmul, Factored):
                 stem = basename.rpartition("/")[0]
                 inner = self._inner.pop(matmul, None)
@@ -273,6 +230,11 @@ def _subclass(class_name: str) -> Any:
             return _quantised_lookup(self, quantise(embedding), basename)
 
     return LowRankBuilder
+
+
+def _epsilon(layernorm: Any) -> float:
+    """Of a torch norm, whatever the family calls it."""
+    return float(getattr(layernorm, "variance_epsilon", None) or layernorm.eps)
 
 
 def _inner_factor(linear: Factored) -> tuple[Any, str]:

@@ -154,7 +154,7 @@ def divergence(checkpoint: Path, file: Path, windows: np.ndarray) -> float:
 
 
 def test_a_whole_file(checkpoint: Path, tmp_path: Path, ggml: Path) -> None:
-    from lowrank_export.exporters.gguf.header import read_header
+    from lowrank_export.converter.gguf_header import read_header
 
     files = {how: export(checkpoint, tmp_path / f"{how}.gguf", ggml, how) for how in ("plain", "aware")}
     windows = calibrate(
