@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...converter.checkpoint import load_tokenizer
 from ...converter.errors import InputError
 from .contents import model_file
 from .session import one_line, open_decoder
@@ -47,10 +48,8 @@ def check_tokens(checkpoint: Path, *, vocabulary: int, context: int) -> NDArray[
     Raises:
         InputError: no usable tokenizer, or one made for another model.
     """
-    from transformers import AutoTokenizer
-
+    tokenizer = load_tokenizer(checkpoint)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
         tokens = tokenizer.encode(_TEXT, add_special_tokens=False)[: min(CHECK_TOKENS, context - GENERATED_TOKENS)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{checkpoint}: its tokenizer cannot be loaded: {one_line(error)}") from error

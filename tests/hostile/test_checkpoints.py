@@ -102,9 +102,7 @@ def test_config(copied: Copy, refused: Refused, case: str) -> None:
     ],
     ids=lambda keys: json.dumps(keys)[:50],
 )
-def test_keys_that_transformers_refuses(
-    models: Path, copied: Copy, refused: Refused, keys: dict[str, Any]
-) -> None:
+def test_keys_that_transformers_refuses(models: Path, copied: Copy, refused: Refused, keys: dict[str, Any]) -> None:
     change((folder := copied("dense")) / "config.json", **keys)
     read = ["--calibration", models / "text.txt", "--windows", 2, "--window-length", 32, "--rank-multiple", 4]
     refused("plan", "--model", folder, *read, code=3, needle=str(folder))
@@ -196,9 +194,7 @@ def test_layouts(copied: Copy, refused: Refused, layout: Any) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"])
-def test_weights_that_are_no_numbers(
-    models: Path, copied: Copy, refused: Refused, name: str, value: float
-) -> None:
+def test_weights_that_are_no_numbers(models: Path, copied: Copy, refused: Refused, name: str, value: float) -> None:
     """The line names the tensor."""
     tensors = load_file((folder := copied("dense")) / "model.safetensors")
     tensors[name][3, 5] = value
@@ -276,6 +272,16 @@ def test_tokenizers(models: Path, copied: Copy, refused: Refused, case: str) -> 
     assert not (folder / "ran").exists()
 
 
+def test_a_tokenizer_that_ends_the_process(models: Path, copied: Copy, refused: Refused) -> None:
+    """The library's Rust panics over a prefix that its own vocabulary lacks, and takes Python along."""
+    path = (folder := copied("dense")) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["continuing_subword_prefix"] = "c"
+    path.write_text(json.dumps(content))
+    text = ["--calibration", models / "text.txt", "--windows", 2, "--window-length", 32, "--rank-multiple", 4]
+    refused("plan", "--model", folder, *text, code=3, needle="no usable tokenizer")
+
+
 class Bomb:
     """Leaves a file when it is unpickled."""
 
@@ -307,7 +313,7 @@ def test_code_beside_a_sound_model_is_not_run(copied: Copy, models: Path, tmp_pa
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(str(ran))))
     names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "AutoProcessor")
     for file in ("config.json", "tokenizer_config.json"):
-        change(folder / file, auto_map={name: "evil.Evil" for name in names})
+        change(folder / file, auto_map=dict.fromkeys(names, "evil.Evil"))
     text = ["--calibration", models / "text.txt", "--windows", 2, "--window-length", 32, "--rank-multiple", 4]
     for command in (
         ["inspect", folder],

@@ -85,7 +85,18 @@ NOT_HERE = "is missing, or not a file of this folder"
 PLACES: dict[str, tuple[Change, str]] = {
     **{
         f"location {name!r:.20}": (placed(location=name), NOT_HERE)
-        for name in ("../x", "/etc/passwd", "", ".", "..", "sub/x", "sub/../model.onnx.data", "none", "..\\x", "x" * 300)
+        for name in (
+            "../x",
+            "/etc/passwd",
+            "",
+            ".",
+            "..",
+            "sub/x",
+            "sub/../model.onnx.data",
+            "none",
+            "..\\x",
+            "x" * 300,
+        )
     },
     "no location": (placed(location=None), NOT_HERE),
     "offset beyond": (placed(offset=str(2**40)), "lies beyond the end"),
@@ -108,7 +119,10 @@ PLACES: dict[str, tuple[Change, str]] = {
         lambda model: [node.ClearField("attribute") for node in model.graph.node],
         "damaged ONNX model",
     ),
-    "node without inputs": (lambda model: [node.ClearField("input") for node in model.graph.node], "damaged ONNX model"),
+    "node without inputs": (
+        lambda model: [node.ClearField("input") for node in model.graph.node],
+        "damaged ONNX model",
+    ),
 }
 
 
