@@ -88,7 +88,6 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     model_type = str(config.get("model_type", ""))
     if model_type not in FAMILIES:
         supported = ", ".join(FAMILIES)
-        raise InputError(
-            f"{where}: model family {shown(model_type or 'unknown')} is not supported; supported: {supported}"
-        )
+        found = shown(model_type or "unknown")
+        raise InputError(f"{where}: model family {found} is not supported; supported: {supported}")
     return FAMILIES[model_type]

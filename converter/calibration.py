@@ -159,6 +159,22 @@ def read_text(spec: str, split: Literal["calibration", "evaluation"]) -> str:
     return _json_lines(text, fields or "text", path) if path.suffix == ".jsonl" else text
 
 
+def text_sha256(spec: str) -> str | None:
+    """Hash of the calibration text or windows that a spec names: a file may change and keep its name.
+
+    Returns:
+        None for `self`, which the model and the seed decide.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if spec == SELF:
+        return None
+    if spec.endswith(".npy"):
+        return hashlib.sha256(read_token_windows(Path(spec), 2**31).tobytes()).hexdigest()
+    return hashlib.sha256(read_text(spec, "calibration").encode()).hexdigest()
+
+
 def _python_docs(split: str) -> str:
     from pydoc_data.topics import topics
 

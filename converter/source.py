@@ -100,6 +100,22 @@ def open_source(spec: str, progress: Progress) -> Source:
     raise InputError(f"{spec}: no such folder or file; give a Hugging Face folder, a .gguf file, a hub id or `{DEMO}`")
 
 
+def open_checkpoint(spec: str, progress: Progress) -> Path:
+    """Find or fetch a model that may be factored already.
+
+    Args:
+        spec: a checkpoint folder, factored or dense, or anything else that `open_source` takes.
+
+    Returns:
+        A Hugging Face directory.
+
+    Raises:
+        InputError, ResourceError: as `open_source`.
+    """
+    path = Path(spec).expanduser()
+    return path if path.is_dir() else open_source(spec, progress).path
+
+
 def _path(spec: str) -> Path:
     try:
         path = Path(spec).expanduser()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -65,21 +65,32 @@ class Statistics:
         with replacing(self._file(kind, index), force=True, folder=False) as beside:
             save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, beside)
 
-    def read(self, kind: Kind, index: int, device: torch.device) -> dict[str, Tensor]:
-        """A block's tensors, float64, on a device.
+    def read(
+        self, kind: Kind, index: int, device: torch.device, names: Callable[[str], bool] = lambda name: True
+    ) -> dict[str, Tensor]:
+        """A block's tensors, or those whose names are wanted, float64, on a device.
 
         Raises:
             FileNotFoundError: never saved.
             UsageError: the file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            found = load_file(self._file(kind, index))
+            with safe_open(self._file(kind, index), framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys() if names(name)}  # noqa: SIM118
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._damage(kind, index, str(error)) from None
         return {name: t.to(device).double() for name, t in found.items()}
+
+    def read_one(self, kind: Kind, index: int, device: torch.device, name: str) -> Tensor:
+        """One tensor of a block, float64, on a device.
+
+        Raises:
+            FileNotFoundError: the block was never saved.
+            UsageError: the file is damaged.
+        """
+        return self.read(kind, index, device, lambda stored: stored == name)[name]
 
     def check(self, kind: Kind, index: int, expected: Mapping[str, tuple[int, ...]]) -> None:
         """See whether a block's file holds what it must, by its header.

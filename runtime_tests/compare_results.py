@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..converter.calibration import text_sha256
 from ..converter.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..converter.errors import InputError, UsageError
+from ..converter.recipe import Recipe
 from .child import Cost
 from .generation import Sample
 from .parity import Parity
@@ -144,6 +146,17 @@ class Comparison:
             data["measured"]["bits_per_weight"] = row.measured.bits_per_weight
         document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **asdict(self), "rows": rows})
         return document
+
+
+def text_hashes(recipe: Recipe) -> dict[str, str | None]:
+    """Recipe key -> hash of the text it names.
+
+    Raises:
+        InputError: a text that cannot be read.
+    """
+    keys = ("calibration", "update_calibration")
+    named = {key: spec for key in keys if (spec := getattr(recipe, key)) is not None}
+    return {key: text_sha256(spec) for key, spec in named.items()}
 
 
 def write_row(path: Path, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:

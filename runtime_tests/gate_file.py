@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..converter.byte_size import parse_bytes
 from ..converter.documents import parse_yaml, read_yaml_file, shown
 from ..converter.errors import InputError, UsageError
 from ..converter.recipe import nearest
@@ -20,7 +20,6 @@ from .report import Row
 GATES_FILE = "gates.yaml"
 ARTIFACTS = "artifacts"
 CHECKPOINT_TYPES = ("f32", "f16", "bf16")
-UNITS = {"": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 Thresholds = Mapping[str, float | None]
 """Metric -> threshold, or None where its gate is off."""
 
@@ -45,7 +44,10 @@ PARITY_DEFAULTS: dict[tuple[str, str], dict[str, float]] = {
     **{("gguf", name): _lossy(4.0, 50.0) for name in ("q3_k", "q2_k", "iq3_s", "iq3_xxs")},
     **{("gguf", name): _lossy(6.0, 200.0) for name in ("iq2_s", "iq2_xs", "iq2_xxs")},
     ("onnx", "fp32"): _lossy(1e-6, 1e-3),
+    ("onnx", "fp16"): _lossy(1e-4, 1e-3),
     ("onnx", "int8"): _lossy(0.02, 0.02),
+    ("onnx", "int4"): _lossy(1.2, 2.0),
+    ("onnx", "int4-mix"): _lossy(1.2, 2.0),
 }
 OTHER_PARITY = _lossy(0.05, 0.05)
 QUALITY_DEFAULTS: dict[str, float] = {
@@ -53,7 +55,7 @@ QUALITY_DEFAULTS: dict[str, float] = {
     # Is it still the model? A release wants tighter figures of its own: put them into gates.yaml
     "quality.mean_kld": 1.0,
     "quality.perplexity_increase": 1.0,
-    "generation.repetition_increase": 0.3,
+    "generation.repetition_increase": 0.2,
 }
 
 
@@ -126,7 +128,8 @@ def gates_of(row: Row, context: Context, settings: GateSettings, *, against_dens
             continue
         detail = _detail(name, row) if value is not None else f"not measured, {metric.needs}"
         measured = math.nan if value is None else value
-        found.append(gate(name, measured, threshold, at_least=metric.at_least, detail=detail))
+        error = metric.error(row, context)
+        found.append(gate(name, measured, threshold, at_least=metric.at_least, detail=detail, error=error))
     return tuple(found)
 
 
@@ -255,10 +258,3 @@ def _number(value: Any, metric: Metric) -> float | None:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     except OverflowError:
         return math.inf
-
-
-def parse_bytes(text: str) -> float | None:
-    """ "100MB", "1.5 GiB", "4096" -> bytes; None where it is none of that."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
-    unit = match and match[2].lower()
-    return None if match is None or unit not in UNITS else float(match[1]) * UNITS[unit]

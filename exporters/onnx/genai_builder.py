@@ -1,80 +1,67 @@
-"""The only file that touches the inside of ONNX Runtime GenAI's model builder.
+"""A model through ONNX Runtime GenAI's model builder; the upstream names it relies on stand in `upstream.py`.
 
 GenAI's builder writes the graph: grouped-query attention, fused rotary embedding, skip layer norm, KV cache,
-`genai_config.json`. A small subclass per family teaches it the factored linear, the 8-bit encoding and the sharing of
-a tied embedding; saving is ours, so that the file says how it was made.
+`genai_config.json`. A small subclass per family teaches it the factored linear, our encodings and the sharing of a
+tied embedding; saving is ours, so that the file says how it was made.
 """
 
 from __future__ import annotations
 
 import io
-import sys
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.errors import InputError, LowRankError, ResourceError
+from ...converter.errors import InputError, LowRankError
 from ...converter.lowrank_linear import LowRankLinear
 from ...converter.pivot_linear import PivotLinear
+from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
 from .contents import DATA_FILE, MODEL_FILE
-from .quantise import ACCURACY_LEVEL, BLOCK, QuantisedMatrix, quantise
+from .fused_linears import Part, split_attention, split_gate_up
+from .quantise import QuantisedMatrix, stack
+from .upstream import builder_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-FAMILIES = {"llama": "LlamaModel", "mistral": "MistralModel", "qwen2": "QwenModel", "qwen3": "Qwen3Model"}
-"""config.json's `model_type` -> the builder's class. Each was compared with torch in this project's tests."""
-
-ROTARY = {"llama": ("default", "llama3")}
-"""Rotary embeddings compared with torch; only "default" elsewhere. The builder ignores some it does not know."""
-
-TESTED_BUILDER = "0.18"
 
 Factored = LowRankLinear | PivotLinear
 
 _INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them
 _OUTPUT_TAIL = 600
-_TOP_LEVEL_NAMES = ("quantization", "loaders", "builders", "builder_config")  # what importing the builder adds
-_USED_METHODS = (
-    "load_weights",
-    "make_model",
-    "make_matmul",
-    "make_matmul_float",
-    "make_matmul_nbits",
-    "make_attention",
-    "make_mlp",
-    "make_split",
-    "make_slice",
-    "make_concat",
-    "make_gather",
-    "make_transpose",
-    "make_value",
-    "make_embedding_lookup",
-    "make_genai_config",
-    "make_hidden_state_shape",
-    "make_initializer",
-    "make_node",
-    "make_tied_embeddings_init",
-    "make_tied_quantized_embedding_input_names",
-    "is_qkv_projection_packable",
-    "has_lm_head",
-    "save_model",
-    "save_processing",
-)
 
 
-def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]) -> None:
+@dataclass(frozen=True)
+class Weights:
+    """How the matrices are stored that are not float32.
+
+    Attributes:
+        encoded: linear or embedding -> its codes; all of one block size.
+        half: the others are float16, and made float32 when the model is loaded.
+        block_size: columns that share a scale.
+        accuracy_level: of MatMulNBits.
+    """
+
+    encoded: Mapping[nn.Module, QuantisedMatrix]
+    half: bool = False
+    block_size: int = 32
+    accuracy_level: int = 4
+
+
+def build(
+    model: PreTrainedModel, checkpoint: Path, folder: Path, *, weights: Weights, metadata: Mapping[str, str]
+) -> None:
     """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
 
     Args:
         model: the live torch model, float32, on CPU; factored linears are `LowRankLinear` or `PivotLinear`.
         checkpoint: its directory, where tokenizer and generation settings are read.
         folder: an existing, empty directory.
-        int8: 8-bit weights for every linear and the embedding; float32 otherwise.
+        weights: how its matrices are stored.
         metadata: written to the model's `metadata_props`.
 
     Raises:
@@ -85,14 +72,16 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
     import onnx_ir as ir
 
     config = _builder_config(model, checkpoint)
+    family = FAMILIES[config.model_type]
     float32 = ir.DataType.FLOAT
     options: dict[str, Any] = {"hf_token": False, "windowed_kv_cache": False}
     captured = io.StringIO()
     try:
         with redirect_stdout(captured), redirect_stderr(captured):
-            builder = _subclass(FAMILIES[config.model_type])(
-                config, float32, float32, "cpu", str(folder / ".cache"), options, model, int8
+            builder = _subclass(family.class_name)(
+                config, float32, float32, "cpu", str(folder / ".cache"), options, model, weights
             )
+            builder.model_type = family.genai_type or builder.model_type
             builder.make_model("")
             builder.make_genai_config(config, {}, str(folder))
             builder.save_processing(str(checkpoint), {}, str(folder))
@@ -125,64 +114,6 @@ def check_family(model_type: str) -> None:
         raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(FAMILIES)}")
 
 
-def check_builder(builders: Any) -> None:
-    """Check every upstream name this file relies on.
-
-    Args:
-        builders: the module `onnxruntime_genai.models.builders`.
-
-    Raises:
-        LowRankError: a class or method is gone.
-    """
-    base = getattr(builders, "Model", None)
-    missing = [name for name in ("Model", *FAMILIES.values()) if not hasattr(builders, name)]
-    missing += [f"Model.{name}" for name in _USED_METHODS if base is not None and not hasattr(base, name)]
-    if missing:
-        raise LowRankError(
-            f"ONNX Runtime GenAI's model builder has no {', '.join(missing)}: this version was written for "
-            f"onnxruntime-genai {TESTED_BUILDER}; install that one"
-        )
-
-
-@cache
-def _builders() -> Any:
-    """Import the builder, and keep its top-level module names (`quantization`, ...) out of everybody's way."""
-    from importlib import import_module
-
-    try:
-        with _private_modules():
-            builders = import_module("onnxruntime_genai.models.builders")
-    except ImportError as error:
-        raise ResourceError(
-            f"the ONNX model builder cannot be imported ({error}); "
-            f"install onnxruntime-genai {TESTED_BUILDER} and onnx-ir"
-        ) from error
-    check_builder(builders)
-    return builders
-
-
-@contextmanager
-def _private_modules() -> Iterator[None]:
-    """Import upstream's top-level modules from its folder, then put back what was there before."""
-    from importlib.util import find_spec
-
-    def taken() -> list[str]:
-        return [name for name in sys.modules if name.partition(".")[0] in _TOP_LEVEL_NAMES]
-
-    spec = find_spec("onnxruntime_genai")
-    folders = [str(Path(place) / "models") for place in (spec.submodule_search_locations or [])] if spec else []
-    hidden = {name: sys.modules.pop(name) for name in taken()}
-    path = list(sys.path)
-    sys.path[:0] = folders
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        for name in taken():
-            del sys.modules[name]
-        sys.modules.update(hidden)
-
-
 def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
     """The configuration as the builder wants it: no quantisation method, sliding windows spelled out per block.
 
@@ -193,28 +124,32 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
 
     config = deepcopy(model.config)
     check_family(config.model_type)
-    rotary = config.rope_parameters.get("rope_type", "default")
-    if rotary not in ROTARY.get(config.model_type, ("default",)):
-        raise InputError(f"{checkpoint}: its {rotary!r} rotary embedding cannot be exported to ONNX")
+    check_rotary(config, str(checkpoint))
+    check_head_size(config, str(checkpoint))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = str(checkpoint)
     config.architectures = [type(model).__name__]
-    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
-        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    adapt = FAMILIES[config.model_type].adapt
+    if adapt is not None:
+        adapt(config)
     return config
 
 
 @cache
 def _subclass(class_name: str) -> Any:
-    """The builder's class of one family, taught factored linears, 8-bit weights and shared embeddings."""
-    parent = getattr(_builders(), class_name)
+    """The builder's class of one family, taught factored linears, encoded weights and shared embeddings."""
+    parent = getattr(builder_classes(), class_name)
 
     class LowRankBuilder(parent):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any) -> None:
-            *upstream, self._live_model, self._int8 = arguments
+            *upstream, self._live_model, self._stored = arguments
             self._inner: dict[Factored, str] = {}  # factored linear -> where its V x or P x already is
+            self._rotary_kind = ""
             super().__init__(*upstream)
+            # upstream rounds Gemma's to two decimals
+            scale = getattr(self._live_model.get_input_embeddings(), "scalar_embed_scale", self.embed_attrs["scale"])
+            self.embed_attrs["scale"] = float(scale)
 
         def load_weights(self, input_path: str) -> Any:
             return self._live_model
@@ -222,22 +157,63 @@ def _subclass(class_name: str) -> Any:
         def make_tied_embeddings_init(self, config: Any) -> None:
             head, embedding = self._live_model.get_output_embeddings(), self._live_model.get_input_embeddings()
             tied = getattr(head, "weight", None) is embedding.weight
-            self.tied_quantized_embeddings = tied and self._int8
-            self.tied_unquantized_embeddings = tied and not self._int8
-            self.quant_attrs.update(matmul_block_size=BLOCK, accuracy_level=ACCURACY_LEVEL)
+            self.tied_quantized_embeddings = tied and head in self._stored.encoded
+            self.tied_unquantized_embeddings = tied and not self.tied_quantized_embeddings
+            self.quant_attrs.update(
+                matmul_block_size=self._stored.block_size, accuracy_level=self._stored.accuracy_level
+            )
 
         def make_tied_quantized_embedding_input_names(self) -> tuple[int, str, str, str]:
-            return 8, "lm_head.MatMulNBits.qweight", "lm_head.MatMulNBits.scales", ""
+            head = self._stored.encoded[self._live_model.get_output_embeddings()]
+            zeros = "lm_head.MatMulNBits.qzeros" if head.qzeros is not None else ""
+            return head.bits, "lm_head.MatMulNBits.qweight", "lm_head.MatMulNBits.scales", zeros
 
         def has_lm_head(self, module: Any) -> bool:
             # upstream takes any linear with as many rows as there are tokens, a factor too
             return module is self._live_model.get_output_embeddings()
+
+        def make_rope_init(self, config: Any) -> None:
+            """Nothing: the tables come from the torch model, where upstream computes only some kinds of them."""
+
+        def make_rotary_embedding_caches_from_scratch(self) -> tuple[Tensor, Tensor]:
+            return rotary_tables(self._live_model.model.rotary_emb, self.context_length, self._rotary_kind)
+
+        def make_rotary_embedding_multi_cache(self) -> None:
+            # Gemma 3 has a table for each kind of block
+            self.cos_cache_global_name, self.sin_cache_global_name = "cos_cache_global", "sin_cache_global"
+            self.cos_cache_local_name, self.sin_cache_local_name = "cos_cache_local", "sin_cache_local"
+            for kind, name in (("full_attention", "global"), ("sliding_attention", "local")):
+                if kind in self.layer_types:
+                    self._rotary_kind, self.rope_attrs["create_caches"] = kind, True
+                    self.make_rotary_embedding_caches(
+                        cos_cache_name=f"cos_cache_{name}", sin_cache_name=f"sin_cache_{name}"
+                    )
+
+        def make_layernorm(self, layer_id: int, layernorm: Any, skip: bool, simple: bool, location: str) -> None:
+            self.layernorm_attrs["epsilon"] = _epsilon(layernorm)
+            super().make_layernorm(layer_id, layernorm, skip, simple, location)
+
+        def make_attention_unpacked(self, layer_id: int, attention: Any, root_input: str, **options: Any) -> None:
+            """Nothing: `make_attention` did it."""
+
+        def make_mlp_unpacked(self, layer_id: int, mlp: Any, root_input: str) -> None:
+            """Nothing: `make_mlp` did it."""
+
+        def make_packed_matmul(self, q: Any, k: Any, v: Any, basename: str, root_input: str, **options: Any) -> str:
+            if isinstance(q, Part):
+                fused: str = self.make_matmul(self._fused, basename, root_input, **options)
+                return fused
+            return self.make_matmul(_stacked(self, (q, k, v)), basename, root_input, **options)
 
         def is_qkv_projection_packable(self, layer_id: int, attention: Any) -> bool:
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
             return not any(isinstance(linear, Factored) for linear in projections)
 
         def make_attention(self, layer_id: int, attention: Any, root_input: str, **options: Any) -> None:
+            if hasattr(attention, "qkv_proj"):
+                self._fused = attention.qkv_proj
+                split_attention(attention, self.q_size, self.kv_size)
+            self.attention_attrs["scale"] = attention.scaling
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
             self._inner.update(_stacked_inner(self, projections, f"/model/layers.{layer_id}/attn/qkv_proj", root_input))
             # a block with packed q/k/v after one without would attend to the other block's keys and values
@@ -245,12 +221,16 @@ def _subclass(class_name: str) -> Any:
             super().make_attention(layer_id, attention, root_input, **options)
 
         def make_mlp(self, layer_id: int, mlp: Any, root_input: str) -> None:
+            if hasattr(mlp, "gate_up_proj"):
+                split_gate_up(self, layer_id, mlp, root_input)
             projections = (mlp.gate_proj, mlp.up_proj)
             basename = f"/model/layers.{layer_id}/mlp/gate_up_proj"
             self._inner.update(_stacked_inner(self, projections, basename, root_input))
             super().make_mlp(layer_id, mlp, root_input)
 
         def make_matmul(self, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
+            if isinstance(matmul, Part):
+                return matmul.node
             if isinstance(matmul, Factored):
                 stem = basename.rpartition("/")[0]
                 inner = self._inner.pop(matmul, None)
@@ -260,19 +240,30 @@ def _subclass(class_name: str) -> Any:
                 if isinstance(matmul, PivotLinear):
                     return _remaining_rows(self, matmul, stem, inner, **options)
                 return self.make_matmul(matmul.lowrank_u, f"{stem}/lowrank_u/MatMul", inner, **options)
-            if self._int8:
-                name: str = self.make_matmul_nbits(quantise(matmul.weight), basename, root_input, **options)
+            matrix = _stacked(self, (matmul,)) if hasattr(matmul, "parameters") else matmul
+            if isinstance(matrix, QuantisedMatrix):
+                name: str = self.make_matmul_nbits(matrix, basename, root_input, **options)
+            elif self._stored.half:
+                name = _half_matmul(self, matrix, basename, root_input, **options)
             else:
-                name = self.make_matmul_float(matmul, basename, root_input, **options)
+                name = self.make_matmul_float(matrix, basename, root_input, **options)
             return name
 
         def make_embedding_lookup(self, embedding: Tensor, basename: str, lm_head: Any) -> str:
-            if not self._int8 or self.tied_quantized_embeddings:
-                name: str = super().make_embedding_lookup(embedding, basename, lm_head)
-                return name
-            return _quantised_lookup(self, quantise(embedding), basename)
+            matrix = self._stored.encoded.get(self._live_model.get_input_embeddings())
+            if matrix is not None and not self.tied_quantized_embeddings:
+                return _quantised_lookup(self, matrix, basename)
+            if self._stored.half:
+                return _half_lookup(self, embedding, basename)
+            name: str = super().make_embedding_lookup(embedding, basename, lm_head)
+            return name
 
     return LowRankBuilder
+
+
+def _epsilon(layernorm: Any) -> float:
+    """Of a torch norm, whatever the family calls it."""
+    return float(getattr(layernorm, "variance_epsilon", None) or layernorm.eps)
 
 
 def _inner_factor(linear: Factored) -> tuple[Any, str]:
@@ -315,15 +306,11 @@ def _stacked_inner(builder: Any, linears: tuple[Any, ...], basename: str, root_i
     Returns:
         For every factored linear, the value that holds its V x or P x; nothing where fewer than two are factored.
     """
-    from types import SimpleNamespace
-
-    import torch
-
     factored = [linear for linear in linears if isinstance(linear, Factored)]
     if len(factored) < 2:
         return {}
     kind = _inner_factor(factored[0])[1]
-    stacked = SimpleNamespace(weight=torch.cat([_inner_factor(linear)[0].weight for linear in factored]))
+    stacked = _stacked(builder, tuple(_inner_factor(linear)[0] for linear in factored))
     matmul = builder.make_matmul(stacked, f"{basename}/{kind}/MatMul", root_input)
     split = f"{basename}/{kind}/Split"
     outputs = [f"{split}/output_{index}" for index in range(len(factored))]
@@ -338,17 +325,66 @@ def _stacked_inner(builder: Any, linears: tuple[Any, ...], basename: str, root_i
     return dict(zip(factored, outputs, strict=True))
 
 
+def _stacked(builder: Any, linears: tuple[Any, ...]) -> Any:
+    """Linears of one input, one above the other: a `QuantisedMatrix`, or what has a `weight`."""
+    from types import SimpleNamespace
+
+    import torch
+
+    matrices = [builder._stored.encoded[linear] for linear in linears if linear in builder._stored.encoded]
+    if len(matrices) == len(linears):
+        return stack(matrices)
+    return SimpleNamespace(weight=torch.cat([linear.weight for linear in linears]))
+
+
+def _half_matmul(
+    builder: Any, matmul: Any, name: str, root_input: str, *, logits: bool = False, seq_dim: Any = "sequence_length"
+) -> str:
+    """A matmul with a float16 weight that ONNX Runtime makes float32 once, when it loads the model."""
+    import onnx_ir as ir
+
+    rows, columns = matmul.weight.shape
+    weight = name[1:].replace("/", ".") + ".weight"
+    builder.make_initializer(matmul.weight.T, weight, to=ir.DataType.FLOAT16)
+    builder.make_cast(f"{name}/Cast", weight, builder.io_dtype, [columns, rows])
+    output = "logits" if logits else f"{name}/output_0"
+    builder.make_node("MatMul", inputs=[root_input, f"{name}/Cast/output_0"], outputs=[output], name=name)
+    builder.make_value(output, builder.io_dtype, builder.make_hidden_state_shape(seq_dim=seq_dim, last_dim=rows))
+    return name
+
+
+def _half_lookup(builder: Any, embedding: Tensor, basename: str) -> str:
+    """Look tokens up in a float16 embedding, the output head's where they are tied."""
+    import onnx_ir as ir
+
+    table, half = "model.embed_tokens.weight", ir.DataType.FLOAT16
+    if builder.tied_unquantized_embeddings:
+        turn = f"{basename}/Transpose"
+        builder.make_transpose(turn, "lm_head.MatMul.weight", half, list(embedding.shape), [1, 0])
+        table = f"{turn}/output_0"
+    else:
+        builder.make_initializer(embedding, table, to=half)
+    gather, shape = f"{basename}/Gather", builder.make_hidden_state_shape()
+    builder.make_gather(gather, [table, builder.input_names["input_ids"]], half, shape, axis=0)
+    builder.make_cast(f"{basename}/Cast", f"{gather}/output_0", builder.io_dtype, shape)
+    return f"{basename}/Cast/output_0"
+
+
 def _quantised_lookup(builder: Any, table: QuantisedMatrix, basename: str) -> str:
-    """Look tokens up in an 8-bit embedding of its own (upstream quantises only a shared one)."""
+    """Look tokens up in an embedding of codes of its own (upstream quantises only a shared one)."""
     import onnx_ir as ir
 
     flat = table.qweight.reshape(table.out_features, -1)
     builder.make_initializer(flat, "model.embed_tokens.qweight")
     builder.make_initializer(table.scales, "model.embed_tokens.scales", to=ir.DataType.FLOAT)
+    inputs = ["model.embed_tokens.qweight", builder.input_names["input_ids"], "model.embed_tokens.scales"]
+    if table.qzeros is not None:
+        builder.make_initializer(table.qzeros, "model.embed_tokens.qzeros")
+        inputs.append("model.embed_tokens.qzeros")
     gather, output = f"{basename}/GatherBlockQuantized", f"{basename}/GatherBlockQuantized/output_0"
     builder.make_node(
         "GatherBlockQuantized",
-        inputs=["model.embed_tokens.qweight", builder.input_names["input_ids"], "model.embed_tokens.scales"],
+        inputs=inputs,
         outputs=[output],
         name=gather,
         domain="com.microsoft",
@@ -357,7 +393,7 @@ def _quantised_lookup(builder: Any, table: QuantisedMatrix, basename: str) -> st
         gather_axis=0,
         quantize_axis=1,
     )
-    padded = flat.shape[1]
+    padded = flat.shape[1] * 8 // table.bits
     if padded == table.in_features:
         return output
     builder.make_value(output, builder.io_dtype, shape=builder.make_hidden_state_shape(last_dim=padded))

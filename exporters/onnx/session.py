@@ -48,6 +48,9 @@ class Decoder:
 
         Returns:
             logits (T, vocabulary) and the cache, whose arrays are (1, heads, past + T, head size).
+
+        Raises:
+            InputError: a kernel refuses the model's sizes.
         """
         past = next(iter(cache.values())).shape[2]
         feeds: dict[str, NDArray[Any]] = {
@@ -58,7 +61,10 @@ class Decoder:
         if self.takes_positions:
             feeds["position_ids"] = np.arange(past, past + len(tokens), dtype=np.int64)[None]
         names = ["logits", *self.cache_outputs] if keep_cache else ["logits"]
-        logits, *grown = self.session.run(names, feeds)
+        try:
+            logits, *grown = self.session.run(names, feeds)
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise InputError(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
         return logits[0], dict(zip(cache, grown, strict=True)) if keep_cache else {}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -96,3 +99,14 @@ def open_backend(
     from .genai import GenAiBackend
 
     return GenAiBackend(path, threads=threads, provider=provider, max_length=context)
+
+
+@contextmanager
+def released(backend: Backend) -> Iterator[Backend]:
+    """An open backend that is closed and freed whatever happens."""
+    try:
+        yield backend
+    finally:
+        backend.close()
+        del backend
+        gc.collect()
