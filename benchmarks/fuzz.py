@@ -178,7 +178,7 @@ def _peak() -> int:
 
 def fuzz(target: Target, seconds: float, seed: int) -> Found:
     """Changed inputs for that many seconds of processor time, children included."""
-    chance, found = random.Random(f"{target.name} {seed}"), Found()
+    chance, found = random.Random(f"{target.name} {seed}"), Found()  # noqa: S311
     for data in target.seeds:
         meet(target, data, found)
     found.inputs = 0
@@ -260,7 +260,9 @@ def targets(folder: Path) -> list[Target]:
         Target("safetensors", of("dense/model.safetensors"), "bytes", within("s.safetensors", read_header)),
         Target("safetensors header", (_header(folder / "dense"),), "json", within("h.safetensors", _reads_header)),
         Target("config", of("dense/config.json"), "json", within("config/config.json", model("config", _skeleton))),
-        Target("factored config", of("pivot/config.json"), "json", within("ranks/config.json", model("ranks", _skeleton))),
+        Target(
+            "factored config", of("pivot/config.json"), "json", within("ranks/config.json", model("ranks", _skeleton))
+        ),
         Target("index", (index,), "json", within(f"index/{INDEX}", model("index", CheckpointReader))),
         Target(
             "tokenizer",
@@ -268,23 +270,55 @@ def targets(folder: Path) -> list[Target]:
             "json",
             within("tokenizer/tokenizer.json", model("tokenizer", load_tokenizer)),
         ),
-        Target("gguf", of("m.gguf", "d.gguf", "i.gguf"), "bytes", within("x.gguf", lambda path: (read_gguf(path), describe(path)))),
+        Target(
+            "gguf",
+            of("m.gguf", "d.gguf", "i.gguf"),
+            "bytes",
+            within("x.gguf", lambda path: (read_gguf(path), describe(path))),
+        ),
         Target("imatrix", of("i.gguf"), "bytes", within("y.gguf", read_imatrix)),
         Target("recipe", (recipe,), "yaml", within("r.yaml", read_recipe)),
         Target("gates", (gates.encode(),), "yaml", within("g.yaml", read_gates)),
         Target("text", (b"word " * 100,), "bytes", within("t.txt", lambda path: read_text(str(path), "calibration"))),
         Target("json lines", (lines,), "yaml", within("t.jsonl", lambda path: read_text(str(path), "calibration"))),
-        Target("token windows", (whole.getvalue(),), "bytes", within("t.npy", lambda path: read_token_windows(path, 320))),
+        Target(
+            "token windows", (whole.getvalue(),), "bytes", within("t.npy", lambda path: read_token_windows(path, 320))
+        ),
         Target("onnx", of("onnx/model.onnx"), "bytes", within("graph/model.onnx", model("graph", describe))),
-        Target("genai", of("onnx/genai_config.json"), "json", within("genai/genai_config.json", model("genai", check_folder))),
+        Target(
+            "genai",
+            of("onnx/genai_config.json"),
+            "json",
+            within("genai/genai_config.json", model("genai", check_folder)),
+        ),
         Target("sweep", (_sweep(),), "json", within("sweep.json", read_rows)),
-        Target("journal", of("journal/block-00000.safetensors"), "bytes", within("journal/block-00000.safetensors", lambda path: Journal(path.parent).read_block(0))),
-        Target("claim", (json.dumps(identity).encode(),), "json", within("c.json", lambda path: claim(path, identity, holds="x", otherwise="y"))),
-        Target("statistics", of("journal/block-00000.safetensors"), "bytes", within("kept/dense-00000.safetensors", lambda path: _statistics(Statistics(path.parent)))),
-        Target("card", (b"---\nlicense: mit\nbase_model: x/y\n---\ntext",), "yaml", within("card/README.md", model("card", model_provenance))),
+        Target(
+            "journal",
+            of("journal/block-00000.safetensors"),
+            "bytes",
+            within("journal/block-00000.safetensors", lambda path: Journal(path.parent).read_block(0)),
+        ),
+        Target(
+            "claim",
+            (json.dumps(identity).encode(),),
+            "json",
+            within("c.json", lambda path: claim(path, identity, holds="x", otherwise="y")),
+        ),
+        Target(
+            "statistics",
+            of("journal/block-00000.safetensors"),
+            "bytes",
+            within("kept/dense-00000.safetensors", lambda path: _statistics(Statistics(path.parent))),
+        ),
+        Target(
+            "card",
+            (b"---\nlicense: mit\nbase_model: x/y\n---\ntext",),
+            "yaml",
+            within("card/README.md", model("card", model_provenance)),
+        ),
         Target("kept recipe", (recipe,), "yaml", within("card/recipe.yaml", model("card", model_provenance))),
         *_runtimes(folder, within, of),
-    ]  # fmt: skip
+    ]
 
 
 INDEX = "model.safetensors.index.json"
@@ -307,7 +341,7 @@ def _runtimes(folder: Path, within: Any, of: Any) -> list[Target]:
     for name in ("onnxruntime", "onnxruntime-genai"):
         read = within("ort/model.onnx", lambda path, name=name: tries(path.parent, name))
         found.append(Target(name, of("onnx/model.onnx"), "bytes", read, True))
-    return found  # fmt: skip
+    return found
 
 
 def _header(folder: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Does the tokenizers library survive a tokenizer.json? A panic of its Rust can end the process: tried in another one."""
+"""Does the tokenizers library survive a tokenizer.json? A panic of its Rust can end the process: tried elsewhere."""
 
 from __future__ import annotations
 
