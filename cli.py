@@ -36,6 +36,7 @@ from .exporters.export_options import (
     chosen_exports,
 )
 from .runtime_tests.evaluation_options import (
+    Continuations,
     Evaluate,
     EvaluationLength,
     EvaluationWindows,
@@ -417,6 +418,7 @@ def export(
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
+        from .runtime_tests.environment import process_cost
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
@@ -444,7 +446,7 @@ def export(
             )
             for kind, type in wanted
         ]
-        _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
+        _show(None, {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
 
@@ -492,6 +494,7 @@ def validate(
     speed: Speed = True,
     prompt_tokens: PromptTokens = None,
     more_threads: MoreThreads = None,
+    continuations: Continuations = 16,
     seed: SampleSeed = 0,
     task: TaskNames = None,
     task_limit: TaskLimit = None,
@@ -524,6 +527,7 @@ def validate(
             like_llama_cpp=llama_windows,
             prompt_tokens=tuple(prompt_tokens or DEFAULTS.prompt_tokens),
             more_threads=tuple(more_threads or ()),
+            continuations=continuations,
             seed=seed,
             tasks=tuple(parse_task(word) for word in task or []),
             task_limit=task_limit,

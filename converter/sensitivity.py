@@ -34,6 +34,7 @@ def block_similarities(
             values = [similarity(x, y, reading) for x, y in zip(streams, outputs, strict=True)]
             result.append(sum(values) / len(values))
             streams = outputs
+            del block
             advance(1)
     return tuple(result)
 
@@ -50,6 +51,7 @@ def stable_ranks(blocks: BlockSource, progress: Progress) -> dict[str, float]:
                 energies = spectrum(weight)
                 ratio = float(energies.sum() / energies[0]) if energies[0] > 0 else 0.0
                 result[blocks.family.linear_name(index, name)] = ratio**0.5
+            del block, weight
             advance(1)
     return result
 
@@ -75,6 +77,8 @@ def loss_energies(
                     if kind == "gradients":
                         outputs = gradient_metric(store.read_one(kind, index, blocks.device, GRADIENT + name))
                     energies[blocks.family.linear_name(index, name)] = spectrum(weight, inputs, outputs)
-                    del outputs
+                    del outputs, weight
+                del inputs
+            del block
             advance(1)
     return energies

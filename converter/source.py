@@ -18,6 +18,7 @@ from typing import Any
 from .architectures import Family, family_of
 from .checkpoint import CheckpointReader, check_complete, quiet_transformers, refusing
 from .config_check import check_sizes
+from .documents import shown
 from .errors import InputError, ResourceError
 from .files import cache_folder, replacing
 from .gguf_header import Header, read_header
@@ -117,9 +118,11 @@ def open_checkpoint(spec: str, progress: Progress) -> Path:
 
 def _path(spec: str) -> Path:
     try:
-        return Path(spec).expanduser()
-    except RuntimeError:  # the home of nobody
-        return Path(spec)
+        path = Path(spec).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:  # RuntimeError: the home of nobody
+        raise InputError(f"{shown(spec)}: no name of a folder or file ({error})") from None
+    return path
 
 
 def _from_directory(spec: str, path: Path, licence: str | None = None) -> Source:

@@ -112,7 +112,7 @@ class Streams:
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
         fitted = sum(len(x) for x in job.chunks)
-        root = job.output_metric(index, job.source.family.residual_linear).root
+        root = job.output_root(index, job.source.family.residual_linear).root
         done = refine_block(
             block.float(),
             run,
@@ -184,7 +184,7 @@ class Streams:
                 rank,
                 metric,
                 iterations=self.job.recipe.iterations,
-                outputs=self.job.output_metric(index, name) if self.job.method.two_sided else None,
+                outputs=self.job.output_root(index, name) if self.job.method.two_sided else None,
                 fisher=fisher.get(name),
             )
             tapped.install(name, _as_module(linear, factors.u, factors.v))

@@ -55,6 +55,7 @@ class Evaluation:
         stride: see `evaluation_windows`.
         like_llama_cpp: take llama.cpp's own windows.
         prompt_tokens: lengths of prompts that are timed.
+        continuations: pieces of the text that are continued to measure repetition.
         seed: of sampled text and tasks.
         tasks, task_limit: see `Settings`.
         gates: thresholds that were asked for.
@@ -69,6 +70,7 @@ class Evaluation:
     like_llama_cpp: bool = False
     prompt_tokens: tuple[int, ...] = DEFAULTS.prompt_tokens
     more_threads: tuple[int, ...] = ()
+    continuations: int = DEFAULTS.pieces
     seed: int = 0
     tasks: tuple[Task, ...] = ()
     task_limit: int | None = None
@@ -81,6 +83,7 @@ class Evaluation:
             speed=self.speed,
             prompt_tokens=self.prompt_tokens,
             more_threads=self.more_threads,
+            pieces=self.continuations,
             seed=self.seed,
             tasks=self.tasks,
             task_limit=self.task_limit,
