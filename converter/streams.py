@@ -156,7 +156,8 @@ class Streams:
     def _add_up(self, found: GroupMoments, group: InputGroup, tapped: TappedBlock) -> None:
         """Add what the other processes gathered."""
         workers, device = self.job.workers, self.job.blocks.device
-        outputs, features = tapped.linear(group.linears[0]).weight.shape  # type: ignore[union-attr]
+        weight: Tensor = tapped.linear(group.linears[0]).weight  # type: ignore[assignment]
+        outputs, features = weight.shape
         for moment in (found.compressed, found.drift, found.stacked, found.held_out):
             moment.add_up((features, features), workers, device)
         found.output_drift.add_up((outputs, features), workers, device)
