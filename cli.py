@@ -27,10 +27,16 @@ from .exporters.export_options import (
     GgufImatrix,
     GgufRounding,
     GgufType,
+    OnnxAccuracyLevel,
+    OnnxBlockSize,
+    OnnxRounding,
+    OnnxSymmetric,
     OnnxType,
+    chosen_encoding,
     chosen_exports,
 )
 from .runtime_tests.evaluation_options import (
+    Continuations,
     Evaluate,
     EvaluationLength,
     EvaluationWindows,
@@ -97,6 +103,10 @@ def run(
     gguf_head_type: GgufHeadType = None,
     gguf_rounding: GgufRounding = "plain",
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -125,6 +135,7 @@ def run(
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         exports = chosen_exports(format, gguf_type, onnx_type)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding)
         from .converter.progress import ConsoleProgress
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
@@ -140,6 +151,7 @@ def run(
             embedding_type=gguf_embedding_type,
             head_type=gguf_head_type,
             rounding=gguf_rounding,
+            onnx=encoding,
             device=device,
             force=force,
             progress=ConsoleProgress(),
@@ -237,22 +249,31 @@ def statistics(
 def plan(
     given: Given,
     recipe: RecipeFile = None,
+    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work."""
+    """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work.
+
+    Ranks are multiples of what the types named want, as in the main command.
+    """
     _wait_passively()
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         from .converter.byte_size import memory_limit
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
-        from .exporters.forecast import predict_exports, predict_storage
+        from .converter.source import open_source
+        from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
 
-        limit = memory_limit(max_memory)
-        with prepared(chosen, device=device, max_memory=limit, progress=ConsoleProgress()) as job:
+        limit, progress = memory_limit(max_memory), ConsoleProgress()
+        source = open_source(chosen.model, progress)
+        chosen = with_rank_multiple(chosen, source, chosen_exports(format, gguf_type, onnx_type))
+        with prepared(chosen, device=device, max_memory=limit, source=source, progress=progress) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             storage = predict_storage(job.blocks.reader, job.plan)
             memory = job.memory.to_json()
@@ -389,6 +410,10 @@ def export(
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     layout: Annotated[
         str,
         typer.Option(
@@ -415,10 +440,13 @@ def export(
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
+        from .runtime_tests.environment import process_cost
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
-        rounding = Rounding(gguf_rounding, gguf_imatrix, calibration)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, calibration)
+        for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
+        rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration)
         wanted = chosen_exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
@@ -434,12 +462,13 @@ def export(
                 dense=dense if kind == "gguf" else None,
                 residual=gguf_residual_type if kind == "gguf" else None,
                 rounding=rounding if kind == "gguf" else None,
+                onnx=encoding if kind == "onnx" else None,
                 force=force,
                 progress=progress,
             )
             for kind, type in wanted
         ]
-        _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
+        _show(None, {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
 
@@ -487,6 +516,7 @@ def validate(
     speed: Speed = True,
     prompt_tokens: PromptTokens = None,
     more_threads: MoreThreads = None,
+    continuations: Continuations = 16,
     seed: SampleSeed = 0,
     task: TaskNames = None,
     task_limit: TaskLimit = None,
@@ -519,6 +549,7 @@ def validate(
             like_llama_cpp=llama_windows,
             prompt_tokens=tuple(prompt_tokens or DEFAULTS.prompt_tokens),
             more_threads=tuple(more_threads or ()),
+            continuations=continuations,
             seed=seed,
             tasks=tuple(parse_task(word) for word in task or []),
             task_limit=task_limit,

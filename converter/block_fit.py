@@ -16,7 +16,7 @@ from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric, gr
 from .lowrank_linear import LowRankLinear
 from .moments import GroupMoments
 from .planning import Job
-from .whitening import OutputMetric, Whitener
+from .whitening import OutputRoot, Whitener
 from .workers import Parcel
 
 
@@ -151,8 +151,8 @@ class BlockFit:
     def _rank(self, name: str) -> int | None:
         return self.job.plan.ranks.get(self._full_name(name))
 
-    def _outputs(self, name: str) -> OutputMetric | None:
-        return self.job.output_metric(self.index, name) if self.job.method.two_sided else None
+    def _outputs(self, name: str) -> OutputRoot | None:
+        return self.job.output_root(self.index, name) if self.job.method.two_sided else None
 
 
 def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:

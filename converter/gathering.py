@@ -71,6 +71,7 @@ def gather_dense(
             found = _means(fitted, SIGMA) | _means(kept, HELD_OUT)
             found |= {MEAN_ABS + name: total / tokens for name, total in mean_abs.items()}
             store.save("dense", index, found)
+            del block, forward, found
             release_freed()
             advance(1)
 

@@ -127,12 +127,13 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
         replacing(out, force=force, folder=True) if job.workers.writes else nullcontext() as folder,
         closing(_compressed_blocks(job, journal, losses, progress)) as compressed,
     ):
-        blocks: Iterable[nn.Module] = compressed
+        blocks: Iterable[tuple[int, nn.Module]] = compressed
         if job.recipe.refine == "model":
             with TemporaryDirectory(prefix=".unrefined-", dir=folder) as unrefined:
                 _write(job, Path(unrefined), blocks, losses)
                 student = _refined_model(job, Path(unrefined), journal, progress)
-            blocks = (student.get_submodule(f"{job.source.family.blocks}.{i}") for i in range(job.blocks.block_count))
+            inside = job.source.family.blocks
+            blocks = ((i, student.get_submodule(f"{inside}.{i}")) for i in range(job.blocks.block_count))
         if folder is None:
             deque(blocks, maxlen=0)
         else:
@@ -143,8 +144,8 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
 
 def _compressed_blocks(
     job: Job, journal: Journal, losses: dict[str, FitLoss], progress: Progress
-) -> Generator[nn.Module]:
-    """The blocks with factors in place of their linears; adds each linear's losses to `losses`."""
+) -> Generator[tuple[int, nn.Module]]:
+    """Number and block, with factors in place of their linears; adds each linear's losses to `losses`."""
     streams, going_on = Streams(job), False
     with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
         for index in range(job.blocks.block_count):
@@ -167,7 +168,7 @@ def _compressed_blocks(
                 losses |= fitted
             if job.recipe.layout == "pivot" and (job.workers.writes or job.recipe.refine == "model"):
                 pivot_block(block, job.source.family)
-            yield block
+            yield index, block
             del block
             release_freed()
             advance(1)
@@ -234,12 +235,13 @@ def _under(name: str, prefixes: Collection[str]) -> bool:
     return any(name.startswith(prefix) for prefix in prefixes)
 
 
-def _write(job: Job, folder: Path, blocks: Iterable[nn.Module], losses: Mapping[str, FitLoss]) -> None:
+def _write(job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], losses: Mapping[str, FitLoss]) -> None:
     """Write a checkpoint. `losses` is read after the blocks."""
     writer = CheckpointWriter(folder)
-    for index, block in enumerate(blocks):
+    for index, block in blocks:  # not enumerate, which holds on to a block while the next is made
         prefix = f"{job.source.family.blocks}.{index}"
         writer.write_shard(f"block-{index:05d}", {f"{prefix}.{name}": t for name, t in block.state_dict().items()})
+        del block
     for number, name in enumerate(_outside_blocks(job)):
         writer.write_shard(f"rest-{number:05d}", {name: _as_stored(job, name)})
     plan = _plan_with_losses(job, losses)

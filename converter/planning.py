@@ -42,7 +42,7 @@ from .sensitivity import block_similarities, loss_energies, stable_ranks
 from .source import Source, check_same, open_source
 from .statistics import IDENTITY, Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
-from .whitening import OutputMetric, gradient_metric
+from .whitening import OutputRoot, gradient_metric
 from .workers import ALONE, Workers
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
@@ -127,9 +127,10 @@ class Job:
                 moments.held_out = Moment(found[HELD_OUT + group.name], tokens=1)
         return moments
 
-    def output_metric(self, block: int, linear: str) -> OutputMetric:
-        """G, damped, of a linear (path inside the block), where gradients were gathered."""
-        return gradient_metric(self.statistics.read_one("gradients", block, self.blocks.device, GRADIENT + linear))
+    def output_root(self, block: int, linear: str) -> OutputRoot:
+        """R of a linear (path inside the block), where gradients were gathered."""
+        gradient = self.statistics.read_one("gradients", block, self.blocks.device, GRADIENT + linear)
+        return OutputRoot(gradient_metric(gradient).root)
 
     def fisher(self, block: int) -> dict[str, Tensor]:
         """Linear (path inside the block) -> Fisher information per input feature, where the truncation sees it."""
@@ -237,7 +238,7 @@ def gather_statistics(
         if kind not in known:
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
-    room = Room(max_memory, folder.absolute().parent)
+    room = Room(max_memory, next(parent for parent in folder.absolute().parents if parent.is_dir()))
     source = workers.in_turn(lambda: open_source(recipe.model, progress))
     check_same(source, workers)
     with _gathered(recipe, source, device, folder, room, progress, workers, wanted):

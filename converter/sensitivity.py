@@ -39,6 +39,7 @@ def block_similarities(
             outputs = [blocks.run(block, x) for x in streams]
             measured.append([similarity(x, y, reading) for x, y in zip(streams, outputs, strict=True)])
             streams = outputs
+            del block
             advance(1)
     per_block = zip(*workers.gathered(measured), strict=True)
     return tuple(sum(chain.from_iterable(parts)) / len(windows) for parts in per_block)
@@ -56,6 +57,7 @@ def stable_ranks(blocks: BlockSource, progress: Progress, workers: Workers = ALO
                 energies = spectrum(weight)
                 ratio = float(energies.sum() / energies[0]) if energies[0] > 0 else 0.0
                 result[blocks.family.linear_name(index, name)] = ratio**0.5
+            del block, weight
             advance(workers.count)
     return dict(ChainMap(*workers.gathered(result)))
 
@@ -85,6 +87,8 @@ def loss_energies(
                     if kind == "gradients":
                         outputs = gradient_metric(store.read_one(kind, index, blocks.device, GRADIENT + name))
                     energies[blocks.family.linear_name(index, name)] = spectrum(weight, inputs, outputs).cpu()
-                    del outputs
+                    del outputs, weight
+                del inputs
+            del block
             advance(workers.count)
     return dict(ChainMap(*workers.gathered(energies)))

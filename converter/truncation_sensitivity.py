@@ -62,7 +62,9 @@ def truncation_losses(
                 advance(1)
                 for later in range(index + 1, count):
                     after = blocks.block(later)
-                    streams = {key: blocks.run(after, x) for key, x in streams.items()}
+                    for key, x in streams.items():
+                        streams[key] = blocks.run(after, x)
+                    del after
                     advance(1)
                 measured = workers.gathered({key: _mean_loss(blocks, x, windows) for key, x in streams.items()})
                 losses = dict(ChainMap(*measured))
@@ -73,6 +75,7 @@ def truncation_losses(
                 advance(count - index)
             result |= {blocks.family.linear_name(index, name): values for name, values in stored.items()}
             stream = blocks.run(block, stream)
+            del block
     return result
 
 

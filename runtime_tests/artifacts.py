@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from ..converter.errors import InputError
 from ..converter.gguf_header import read_header
@@ -83,7 +84,7 @@ def _describe_gguf(path: Path) -> Artifact:
 
 
 def _describe_onnx(folder: Path) -> Artifact:
-    from ..exporters.onnx.contents import model_bytes, tensor_records
+    from ..exporters.onnx.contents import QUANTISATION_KEY, model_bytes, tensor_records
     from ..exporters.onnx.folder_check import check_folder
 
     model = check_folder(folder)
@@ -109,12 +110,24 @@ def _describe_onnx(folder: Path) -> Artifact:
     return Artifact(
         path=folder,
         format="onnx",
-        quantisation="int8" if any(tensor.type == "uint8" for tensor in weights) else _main_type(weights),
+        quantisation=metadata.get(QUANTISATION_KEY) or _quantisation(weights, model.graph.node),
         layout="dense" if metadata.get("lowrank.layout", "dense") == "dense" else "native",
         bytes=model_bytes(folder),
         parameters=sum(packed.get(tensor.name, prod(tensor.shape)) for tensor in weights),
         tensors=tensors,
     )
+
+
+def _quantisation(weights: Sequence[TensorRecord], nodes: Iterable[Any]) -> str:
+    """Of a folder that does not say it: codes of as many bits as most matmuls have, or the type of most weights."""
+    bits = Counter(
+        attribute.i
+        for node in nodes
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    )
+    return f"int{bits.most_common(1)[0][0]}" if bits else _main_type(weights)
 
 
 def _describe_checkpoint(path: Path) -> Artifact:

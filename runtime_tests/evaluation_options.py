@@ -29,6 +29,9 @@ PromptTokens = Annotated[
     list[int] | None, typer.Option(min=1, help="Prompt lengths that are timed; repeatable. Default: 256.")
 ]
 MoreThreads = Annotated[list[int] | None, typer.Option(min=1, help="Thread counts timed besides; repeatable.")]
+Continuations = Annotated[
+    int, typer.Option(min=1, help="Pieces of the text that are continued to see whether the model repeats itself.")
+]
 SampleSeed = Annotated[int, typer.Option(min=0, help="Of sampled text and tasks.")]
 TaskNames = Annotated[
     list[str] | None,

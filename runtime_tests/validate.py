@@ -179,7 +179,7 @@ def validate(
         settings={"threads": threads, **asdict(run.settings)},
         provenance={**model_provenance(reference), "command": sys.argv[1:], **(provenance or {})},
         versions=library_versions(),
-        machine={**machine_facts(), **({"memory_bytes_per_second": bandwidth} if bandwidth else {})},
+        machine={**machine_facts(), **({"memory_bytes_per_second": round(bandwidth)} if bandwidth else {})},
         ranks=factored_ranks(reference),
         thresholds=gates.to_json(),
     )
