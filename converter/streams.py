@@ -179,14 +179,20 @@ class Streams:
                 if full_name in self.counted:
                     linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
                 continue
-            factors, loss = fit_linear(
-                linear.weight,
-                rank,
-                metric,
-                iterations=self.job.recipe.iterations,
-                outputs=self.job.output_root(index, name) if self.job.method.two_sided else None,
-                fisher=fisher.get(name),
-            )
+            try:
+                factors, loss = fit_linear(
+                    linear.weight,
+                    rank,
+                    metric,
+                    iterations=self.job.recipe.iterations,
+                    outputs=self.job.output_root(index, name) if self.job.method.two_sided else None,
+                    fisher=fisher.get(name),
+                )
+            except ValueError as error:  # of numbers that are not finite
+                raise InputError(
+                    f"{self.job.recipe.model}: {full_name}: {error}: its weights, or their activations and gradients, "
+                    f"go beyond {self.job.recipe.dtype}; use --dtype float32, or check the model"
+                ) from None
             tapped.install(name, _as_module(linear, factors.u, factors.v))
             if loss is not None:
                 losses[full_name] = loss
