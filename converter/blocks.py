@@ -116,7 +116,10 @@ class BlockSource:
 
     def _tensor(self, name: str, expected: tuple[int, ...]) -> Tensor:
         tensor = self._stored(name, expected)
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        made = tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+            raise InputError(f"{self.reader.path}: {name} goes beyond the range of float16; use another --dtype")
+        return made
 
     def _stored(self, name: str, expected: tuple[int, ...]) -> Tensor:
         """A tensor as stored, checked; a part of the file mapped into memory."""
