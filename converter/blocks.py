@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import attention
 from .architectures import Family
-from .checkpoint import CheckpointReader, refusing
+from .checkpoint import CheckpointReader, quiet_transformers, refusing
 from .config_check import check_config
 from .errors import InputError
 from .layouts import PERM_SUFFIX, Layout
@@ -47,10 +47,10 @@ class BlockSource:
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
         self.bfloat16 = bfloat16
         check_config(reader, family)
-        with refusing(reader.path, "transformers cannot read config.json"):
+        with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
             config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
         self.attention = attention.register() if bfloat16 and device.type == "cpu" else "sdpa"
-        with refusing(reader.path, "transformers cannot build this model"), torch.device("meta"):
+        with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
         in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]

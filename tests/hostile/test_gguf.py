@@ -173,7 +173,7 @@ def test_bytes_at_random(copied: Copy, tmp_path: Path) -> None:
 
     from lowrank_export.cli import app
 
-    sound, chance = copied("d.gguf").read_bytes(), random.Random(0)
+    sound, chance = copied("d.gguf").read_bytes(), random.Random(0)  # noqa: S311
     for _ in range(100):
         data = bytearray(sound)
         for _ in range(chance.randint(1, 4)):

@@ -85,7 +85,18 @@ NOT_HERE = "is missing, or not a file of this folder"
 PLACES: dict[str, tuple[Change, str]] = {
     **{
         f"location {name!r:.20}": (placed(location=name), NOT_HERE)
-        for name in ("../x", "/etc/passwd", "", ".", "..", "sub/x", "sub/../model.onnx.data", "none", "..\\x", "x" * 300)
+        for name in (
+            "../x",
+            "/etc/passwd",
+            "",
+            ".",
+            "..",
+            "sub/x",
+            "sub/../model.onnx.data",
+            "none",
+            "..\\x",
+            "x" * 300,
+        )
     },
     "no location": (placed(location=None), NOT_HERE),
     "offset beyond": (placed(offset=str(2**40)), "lies beyond the end"),
@@ -108,7 +119,10 @@ PLACES: dict[str, tuple[Change, str]] = {
         lambda model: [node.ClearField("attribute") for node in model.graph.node],
         "damaged ONNX model",
     ),
-    "node without inputs": (lambda model: [node.ClearField("input") for node in model.graph.node], "damaged ONNX model"),
+    "node without inputs": (
+        lambda model: [node.ClearField("input") for node in model.graph.node],
+        "damaged ONNX model",
+    ),
 }
 
 
@@ -136,14 +150,14 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "no model": ({"model": None}, "head_size is missing"),
     "model is a list": ({"model": []}, "head_size is missing"),
     "no decoder": ({"model": {"decoder": None}}, "head_size is missing"),
-    "library": (decoder(session_options={"custom_ops_library": "/tmp/evil.so"}), "'custom_ops_library'"),
+    "library": (decoder(session_options={"custom_ops_library": "/opt/evil.so"}), "'custom_ops_library'"),
     "library elsewhere": ({"model": {"custom_ops_library": "evil.so"}}, "'custom_ops_library'"),
     "library of an encoder": (
         {"model": {"encoder": {"session_options": {"custom_ops_library": "x.so"}}}},
         "'custom_ops_library'",
     ),
     "library in a list": (decoder(pipeline=[{"a": {"session_options": {"custom_ops_library": "x"}}}]), "custom_ops"),
-    "profile": (decoder(session_options={"enable_profiling": "/tmp/x"}), "'enable_profiling'"),
+    "profile": (decoder(session_options={"enable_profiling": "trace"}), "'enable_profiling'"),
     "options are a list": (decoder(session_options=["x"]), "session_options hold"),
     "provider": (decoder(session_options={"provider_options": [{"evil": {"path": "x.so"}}]}), "provider_options"),
     "plugin": ({"plugin_path": "x.so"}, "'plugin_path'"),

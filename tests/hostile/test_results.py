@@ -92,7 +92,16 @@ def test_strange_but_sound_sweeps(tmp_path: Path, median: float) -> None:
 def job(models: Path) -> list[Any]:
     """A compression that takes no time."""
     small = ["--windows", 2, "--window-length", 32, "--rank-multiple", 4, "--held-out", 0]
-    return ["compress", "--model", models / "dense", "--calibration", models / "text.txt", "--method", "svd-llm", *small]
+    return [
+        "compress",
+        "--model",
+        models / "dense",
+        "--calibration",
+        models / "text.txt",
+        "--method",
+        "svd-llm",
+        *small,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +171,9 @@ def test_blocks_of_a_journal(job: list[Any], journal: Path, refused: Refused, tm
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "calibration.json"])
-@pytest.mark.parametrize("content", ["", "[]", "null", "[" * 100_000, "\x00", '{"model": "x"}', '{"seed": 1' + "0" * 5000])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", "[" * 100_000, "\x00", '{"model": "x"}', '{"seed": 1' + "0" * 5000]
+)
 def test_claims_of_a_journal(
     job: list[Any], journal: Path, refused: Refused, tmp_path: Path, name: str, content: str
 ) -> None:
@@ -200,9 +211,7 @@ def test_statistics(job: list[Any], unfinished: Path, refused: Refused, tmp_path
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "[" * 100_000, "\x00", '{"seed": 99}'])
-def test_claims_of_statistics(
-    job: list[Any], unfinished: Path, refused: Refused, tmp_path: Path, content: str
-) -> None:
+def test_claims_of_statistics(job: list[Any], unfinished: Path, refused: Refused, tmp_path: Path, content: str) -> None:
     shutil.copytree(unfinished / ".ckpt.unfinished" / "statistics", tmp_path / "kept")
     (tmp_path / "kept" / "identity.json").write_text(content)
     command = [*job, "--out", tmp_path / "ckpt", "--statistics", tmp_path / "kept"]
