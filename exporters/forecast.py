@@ -10,7 +10,7 @@ from ..converter.allocation.plan import RankPlan
 from ..converter.architectures import family_of
 from ..converter.checkpoint import CheckpointReader
 from ..converter.layouts import PERM_SUFFIX
-from .export import QUANTISATIONS
+from .export import QUANTISATIONS, knows_family
 
 
 def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[str, int]]:
@@ -21,7 +21,7 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
         plan: ranks of its linears.
 
     Returns:
-        "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}.
+        "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}, for the formats that know the family.
     """
     dense = {name: reader.shape(name) for name in _stored_names(reader)}
     in_order = _without_permutation(reader)
@@ -32,6 +32,7 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
             "dense": _predict(dense, reader.config, format, quantisation),
         }
         for format, quantisations in QUANTISATIONS.items()
+        if knows_family(format, reader.config)
         for quantisation in quantisations
     }
 
@@ -45,6 +46,8 @@ def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
     """
     from .gguf.mixes import Quantisation, fallback_lines, records
 
+    if not knows_family("gguf", reader.config):
+        return {}
     shapes = _stored(plan.shapes({name: reader.shape(name) for name in _stored_names(reader)}), reader.config)
     result: dict[str, dict[str, Any]] = {}
     for quantisation in QUANTISATIONS["gguf"]:

@@ -1,4 +1,4 @@
-"""What an export is checked on: fixed windows of ordinary text, what torch makes of them, and what torch's attention is.
+"""What an export is checked on: fixed windows of ordinary text, what torch makes of them, and torch's attention.
 
 Random tokens would not do: on them 8-bit rounding alone moves a factored model by whole nats.
 """
@@ -154,7 +154,7 @@ def _tokenizer(checkpoint: Path) -> Any:
 
 
 def _check_tokens(tokens: tuple[tuple[int, ...], ...], vocabulary: int, checkpoint: Path) -> None:
-    fewest, largest = min(map(len, tokens)), max((max(ids, default=0) for ids in tokens))
+    fewest, largest = min(map(len, tokens)), max(max(ids, default=0) for ids in tokens)
     if fewest < 2:
         raise InputError(f"{checkpoint}: its tokenizer gives {fewest} tokens for a sentence")
     if largest >= vocabulary:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint import CheckpointReader, load
-from ...converter.errors import UsageError
+from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
 from ..artifact import Artifact
+from . import genai_builder, torch_exporter
+from .builder_families import FAMILIES
 from .check_windows import reference_of
-from .contents import MODEL_FILE, model_bytes, tensor_records
+from .contents import MODEL_FILE, model_bytes, model_facts, tensor_records
 from .flavours import check_single_flavour
-from .genai_builder import build, check_family
 from .selfcheck import check_export, tolerance
 from .sizes import QUANTISATIONS
 
@@ -58,7 +59,9 @@ def export_onnx(
         parameters = sum(parameter.numel() for parameter in model.parameters())
         reference = reference_of(model, checkpoint)
         advance(1)
-        build(model, checkpoint, folder, int8=quantisation == "int8", metadata=_metadata(reader))
+        through = genai_builder if model.config.model_type in FAMILIES else torch_exporter
+        metadata = {**_metadata(reader), "lowrank.exporter": through.name_and_version()}
+        through.build(model, checkpoint, folder, int8=quantisation == "int8", metadata=metadata)
         del model
         advance(1)
         allowed = tolerance(int8=quantisation == "int8")
@@ -74,7 +77,19 @@ def export_onnx(
         bytes=model_bytes(out),
         parameters=parameters,
         tensors=tensor_records(out),
+        facts=model_facts(out),
     )
+
+
+def check_family(model_type: str) -> None:
+    """Refuse families that were never compared with torch.
+
+    Raises:
+        InputError: `model_type` is not one of them; the message lists those that are.
+    """
+    known = (*FAMILIES, *torch_exporter.FAMILIES)
+    if model_type not in known:
+        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(known)}")
 
 
 def _load_float32(checkpoint: Path) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from ...converter.errors import InputError, LowRankError
 from ...converter.lowrank_linear import LowRankLinear
 from ...converter.pivot_linear import PivotLinear
 from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
-from .contents import DATA_FILE, MODEL_FILE
+from .contents import save_model
 from .fused_linears import Part, split_attention, split_gate_up
 from .quantise import ACCURACY_LEVEL, BLOCK, QuantisedMatrix, quantise
 from .upstream import builder_classes
@@ -30,8 +30,15 @@ if TYPE_CHECKING:
 
 Factored = LowRankLinear | PivotLinear
 
-_INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them
 _OUTPUT_TAIL = 600
+
+
+def name_and_version() -> str:
+    """What writes the graph."""
+    import onnxruntime_genai
+
+    return f"onnxruntime-genai {onnxruntime_genai.__version__}"
+
 
 def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]) -> None:
     """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
@@ -70,27 +77,9 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
         said = " ".join(captured.getvalue()[-_OUTPUT_TAIL:].split())
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise LowRankError(f"{checkpoint}: the ONNX model builder failed: {problem} (it said: {said})") from error
-    _save(builder.model, folder, metadata)
-
-
-def _save(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write graph and weights. The builder's own `save_model` stamps the commit of any git repository around it."""
-    import onnx_ir as ir
-
-    model.graph.sort()
-    model.producer_name, model.producer_version = "lowrank-export", metadata["lowrank.producer"]
-    model.metadata_props.update(metadata)
-    ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=_INLINE_BYTES)
-
-
-def check_family(model_type: str) -> None:
-    """Refuse families that were never compared with torch.
-
-    Raises:
-        InputError: `model_type` is not one of `FAMILIES`.
-    """
-    if model_type not in FAMILIES:
-        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(FAMILIES)}")
+    builder.model.graph.sort()
+    # not by the builder, whose file would name the commit of any git repository around it
+    save_model(builder.model, folder, metadata)
 
 
 def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
@@ -102,7 +91,6 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
     from copy import deepcopy
 
     config = deepcopy(model.config)
-    check_family(config.model_type)
     check_rotary(config, str(checkpoint))
     check_head_size(config, str(checkpoint))
     if hasattr(config, "quantization_config"):
@@ -160,7 +148,9 @@ def _subclass(class_name: str) -> Any:
             for kind, name in (("full_attention", "global"), ("sliding_attention", "local")):
                 if kind in self.layer_types:
                     self._rotary_kind, self.rope_attrs["create_caches"] = kind, True
-                    self.make_rotary_embedding_caches(cos_cache_name=f"cos_cache_{name}", sin_cache_name=f"sin_cache_{name}")
+                    self.make_rotary_embedding_caches(
+                        cos_cache_name=f"cos_cache_{name}", sin_cache_name=f"sin_cache_{name}"
+                    )
 
         def make_layernorm(self, layer_id: int, layernorm: Any, skip: bool, simple: bool, location: str) -> None:
             self.layernorm_attrs["epsilon"] = _epsilon(layernorm)
