@@ -58,6 +58,7 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
     """
     traced = _traced(model, checkpoint)
     _rename(traced.graph, int(model.config.num_hidden_layers), checkpoint)
+    _forget_sources(traced)
     if int8:
         quantise_traced(traced)
     save_model(traced, folder, metadata)
@@ -132,6 +133,21 @@ def _rename(graph: Any, blocks: int, checkpoint: Path) -> None:
         raise InputError(f"{checkpoint}: its KV cache is not one key and one value per block; not exported to ONNX")
     for (block, kind), past, present in zip(names, inputs, outputs, strict=True):
         past.name, present.name = f"past_key_values.{block}.{kind}", f"present.{block}.{kind}"
+
+
+def _forget_sources(traced: Any) -> None:
+    """Drop what the trace notes about lines of Python: paths of this machine, and most of the graph's bytes."""
+    values = [value for node in traced.graph for value in node.outputs]
+    for item in (
+        traced,
+        traced.graph,
+        *traced.graph,
+        *traced.graph.inputs,
+        *traced.graph.initializers.values(),
+        *values,
+    ):
+        item.metadata_props.clear()
+        item.doc_string = None
 
 
 def _genai_config(model: PreTrainedModel) -> dict[str, Any]:

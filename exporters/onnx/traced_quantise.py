@@ -79,7 +79,7 @@ def _matrix(node: Any) -> tuple[str, Any] | None:
         return None
     import torch
 
-    weight = torch.from_numpy(value.const_value.numpy())
+    weight = torch.tensor(value.const_value.numpy())
     return str(value.name), weight if rows_first else weight.T.contiguous()
 
 
@@ -89,7 +89,7 @@ def _quantise_lookup(graph: Any, node: Any, encode: Encode) -> None:
     import torch
 
     table = node.inputs[0]
-    codes, scales, matrix = encode(str(table.name), torch.from_numpy(table.const_value.numpy()))
+    codes, scales, matrix = encode(str(table.name), torch.tensor(table.const_value.numpy()))
     padded = int(np.prod(matrix.qweight.shape[1:]))
     shape = _initializer(graph, f"{table.name}.flat", np.array([matrix.out_features, padded], dtype=np.int64))
     flat = ir.node("Reshape", [codes, shape], name=f"{node.name}_flat")
