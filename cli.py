@@ -10,19 +10,48 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .converter.errors import LowRankError, UsageError
-
-if TYPE_CHECKING:
-    from .converter.recipe import Recipe
+from .converter.printable import printable
+from .converter.recipe_options import Given, RecipeFile, chosen_recipe, chosen_recipes, listed, numbers, recipe_options
+from .exporters.export_options import (
+    Calibration,
+    GgufEmbeddingType,
+    GgufHeadType,
+    GgufImatrix,
+    GgufRounding,
+    GgufType,
+    OnnxAccuracyLevel,
+    OnnxBlockSize,
+    OnnxRounding,
+    OnnxSymmetric,
+    OnnxType,
+    chosen_encoding,
+    chosen_exports,
+)
+from .runtime_tests.evaluation_options import (
+    Continuations,
+    Evaluate,
+    EvaluationLength,
+    EvaluationWindows,
+    Gate,
+    Gates,
+    LlamaWindows,
+    MoreThreads,
+    PromptTokens,
+    SampleSeed,
+    Speed,
+    Stride,
+    TaskLimit,
+    TaskNames,
+    Threads,
+)
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, "
@@ -39,154 +68,13 @@ runtime_app = typer.Typer(help="The patched llama.cpp that runs factored GGUF fi
 app.add_typer(runtime_app, name="runtime")
 
 
-def _recipe_option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, show_default=False, rich_help_panel="Recipe")
-
-
-METHOD_HELP = (
-    "adasvd (default), loss-aware (recommended), or published: svd, fwsvd, asvd, asvd-stable-rank, svd-llm, svd-llm-u, "
-    "svd-llm-v2, pifa-m, saes; see docs/methods.md."
-)
-# Recipe key -> its option. The one place where they are stated: `recipe_options` adds them to a command.
-RECIPE_OPTIONS: dict[str, Any] = {
-    "model": Annotated[str | None, _recipe_option("Hugging Face folder, hub id, .gguf file, `demo`.", "--model", "-m")],
-    "method": Annotated[str | None, _recipe_option(METHOD_HELP)],
-    "retention": Annotated[
-        float | None, _recipe_option("Kept / original parameters of the linears, in (0, 1]. Default 0.8.")
-    ],
-    "layout": Annotated[str | None, _recipe_option("two-factor (default), or pivot: more rank in the same bytes.")],
-    "min_retention": Annotated[float | None, _recipe_option("Floor of adaCR's retention per block.")],
-    "rank_multiple": Annotated[
-        int | None, _recipe_option("Ranks are multiples of this. Default 32; 256 for K-quants of wide models.")
-    ],
-    "keep_dense": Annotated[list[str] | None, _recipe_option("Leave matching linears dense (glob; repeatable).")],
-    "similarity": Annotated[str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.")],
-    "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.")],
-    "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.")],
-    "truncation": Annotated[
-        str | None, _recipe_option("two-sided sees loss gradients, one-sided does not. Default: the method's.")
-    ],
-    "allocation": Annotated[str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.")],
-    "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 12.")],
-    "sensitivity_windows": Annotated[int | None, _recipe_option("Windows that asvd measures on. Default 2.")],
-    "refine": Annotated[str | None, _recipe_option("Gradient descent on the factors: none (default), block, model.")],
-    "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
-    "refine_rate": Annotated[float | None, _recipe_option("First step of the refinement, relative to each tensor.")],
-    "refine_model_rate": Annotated[float | None, _recipe_option("The same for the refinement of the whole model.")],
-    "refine_alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the refinement's target.")],
-    "calibration": Annotated[
-        str | None,
-        _recipe_option("Text or .jsonl file, token windows (.npy), python-docs (default), self, datasets:NAME."),
-    ],
-    "update_calibration": Annotated[
-        str | None,
-        _recipe_option("Text or windows the compressed model is fitted on, where not those of --calibration."),
-    ],
-    "windows": Annotated[int | None, _recipe_option("Calibration windows. Default 32.")],
-    "window_length": Annotated[int | None, _recipe_option("Tokens per window. Default 1024.")],
-    "held_out": Annotated[int | None, _recipe_option("Further windows that no factor is fitted on. Default 2.")],
-    "calibration_reduction": Annotated[str | None, _recipe_option("moments (default) or stack-of-batch.")],
-    "buckets": Annotated[int | None, _recipe_option("Buckets of stack-of-batch. Default 16.")],
-    "seed": Annotated[int | None, _recipe_option("Of everything random. Default 0.")],
-    "dtype": Annotated[str | None, _recipe_option("float32 (default), float16 or bfloat16.")],
-    "activations": Annotated[
-        str | None, _recipe_option("Forward passes in float32 or bfloat16; auto: bfloat16 where it is faster.")
-    ],
-}
-Given = dict[str, Any]
-"""The recipe keys that were given on the command line."""
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe",
-        help="Recipe file; options override it. Default: ./recipe.yaml without --model.",
-        rich_help_panel="Recipe",
-    ),
-]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-GgufType = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="q8_0 (default), f32, f16, bf16, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, q3_k, q2_k, "
-        "iq3_s, iq3_xxs, iq2_s, iq2_xs, iq2_xxs, or a mix: q5_k_m, q4_k_m, q4_k_s, q3_k_m; repeatable. "
-        "See docs/gguf.md."
-    ),
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(help="Largest memory of this process: 8GB, 512MiB; what is beyond it goes to the disk or is refused."),
 ]
-GgufEmbeddingType = Annotated[str | None, typer.Option(help="Of the token embedding. Default: as the type says.")]
-GgufHeadType = Annotated[
-    str | None, typer.Option(help="Of the output head or tied embedding. Default: q6_k below 6 bits.")
-]
-GgufRounding = Annotated[
-    str,
-    typer.Option(
-        help="plain: every block of weights by itself; aware: on the calibration text, so that outputs stay close "
-        "(minutes; worth it below 8 bits)."
-    ),
-]
-GgufImatrix = Annotated[Path | None, typer.Option(help="Importance matrix for plain rounding, see `imatrix`.")]
-Calibration = Annotated[
-    str | None, typer.Option(help="Text to run, as for `compress`. Default: the one the checkpoint records.")
-]
-OnnxType = Annotated[list[str] | None, typer.Option(help="int8 (default), fp32; repeatable.")]
-Evaluate = Annotated[str, typer.Option(help="Text that is measured on, as for --calibration.")]
-EvaluationWindows = Annotated[int, typer.Option(min=1, help="Windows measured.")]
-EvaluationLength = Annotated[int, typer.Option(min=2, help="Tokens per measured window.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the runtimes. Default: all cores.")]
-Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time prefill and decode.")]
-Gates = Annotated[
-    Path | None, typer.Option(help="Thresholds, see docs/validation.md. Default: ./gates.yaml if it is there.")
-]
-Gate = Annotated[
-    list[str] | None,
-    typer.Option(help="One threshold, over --gates: quality.mean_kld=0.5, or =off; repeatable.", metavar="NAME=VALUE"),
-]
-Stride = Annotated[
-    int | None, typer.Option(min=1, help="Overlapping windows, a new one every so many tokens; each token counts once.")
-]
-LlamaWindows = Annotated[
-    bool, typer.Option("--llama-windows", help="llama.cpp's windows: chunks, of which the second half is scored.")
-]
-PromptTokens = Annotated[
-    list[int] | None, typer.Option(min=1, help="Prompt lengths that are timed; repeatable. Default: 256.")
-]
-MoreThreads = Annotated[list[int] | None, typer.Option(min=1, help="Thread counts timed besides; repeatable.")]
-SampleSeed = Annotated[int, typer.Option(min=0, help="Of sampled text and tasks.")]
-TaskNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Zero-shot task of lm-evaluation-harness: piqa, arc_easy, winogrande, hellaswag, mmlu; repeatable. "
-        "NAME=FILE.jsonl takes its examples from a file.",
-        metavar="NAME",
-    ),
-]
-TaskLimit = Annotated[int | None, typer.Option(min=1, help="Examples per task. Default: all.")]
-
-
-def recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command every option of RECIPE_OPTIONS but `without`; those given reach its parameter `given`."""
-
-    def add_to(command: Callable[..., None]) -> Callable[..., None]:
-        offered = {key: option for key, option in RECIPE_OPTIONS.items() if key not in without}
-
-        @wraps(command)
-        def parsed(**options: Any) -> None:
-            values = {key: options.pop(key) for key in offered}
-            command(**options, given={key: value for key, value in values.items() if value not in (None, [])})
-
-        parameters = []
-        for own in signature(command, eval_str=True).parameters.values():
-            if own.name == "given":
-                added = offered.items()
-                parameters += [Parameter(k, Parameter.KEYWORD_ONLY, default=None, annotation=o) for k, o in added]
-            else:
-                parameters.append(own.replace(kind=Parameter.KEYWORD_ONLY))
-        parsed.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return parsed
-
-    return add_to
 
 
 @app.callback(invoke_without_command=True)
@@ -206,6 +94,10 @@ def run(
     gguf_head_type: GgufHeadType = None,
     gguf_rounding: GgufRounding = "plain",
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -227,8 +119,9 @@ def run(
         typer.echo(__version__)
         return
     with _one_line_errors():
-        chosen = _recipe(recipe, given)
-        exports = _exports(format, gguf_type, onnx_type)
+        chosen = chosen_recipe(recipe, given)
+        exports = chosen_exports(format, gguf_type, onnx_type)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding)
         from .converter.progress import ConsoleProgress
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
@@ -244,6 +137,7 @@ def run(
             embedding_type=gguf_embedding_type,
             head_type=gguf_head_type,
             rounding=gguf_rounding,
+            onnx=encoding,
             device=device,
             force=force,
             progress=ConsoleProgress(),
@@ -263,6 +157,7 @@ def compress(
         Path | None,
         typer.Option(help="Keep statistics of the dense model here, for other methods and retentions."),
     ] = None,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
@@ -270,16 +165,26 @@ def compress(
     """Make a factored checkpoint."""
     _wait_passively()
     with _one_line_errors():
-        chosen = _recipe(recipe, given)
+        chosen = chosen_recipe(recipe, given)
+        from .converter.byte_size import memory_limit
         from .converter.pipeline import compress as run_compress
         from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        done = run_compress(chosen, out, device=device, force=force, statistics=statistics, progress=ConsoleProgress())
+        done = run_compress(
+            chosen,
+            out,
+            device=device,
+            force=force,
+            statistics=statistics,
+            max_memory=memory_limit(max_memory),
+            progress=ConsoleProgress(),
+        )
         summary = {
             key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")
         }
-        _show(None, {"path": str(done.path), "seconds": done.seconds, **summary, "process": process_cost()}, as_json)
+        figures = {"seconds": done.seconds, **summary, "memory": done.memory, "process": process_cost()}
+        _show(None, {"path": str(done.path), **figures}, as_json)
         _tell(
             f"{done.path}: retention {done.plan['retention']:.4f} of the linears (compression "
             f"{done.plan['compression']:.1%}), {done.seconds:.0f} s"
@@ -296,18 +201,23 @@ def statistics(
         list[str] | None,
         typer.Option(help="dense, gradients, fisher, sensitivity; default: what the method reads. Repeatable."),
     ] = None,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Gather what a method wants to know of the dense model, for `compress --statistics`."""
     _wait_passively()
     with _one_line_errors():
-        chosen = _recipe(recipe, given)
+        chosen = chosen_recipe(recipe, given)
+        from .converter.byte_size import memory_limit
         from .converter.planning import gather_statistics
         from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        kinds = gather_statistics(chosen, out, kind or None, device=device, progress=ConsoleProgress())
+        limit = memory_limit(max_memory)
+        kinds = gather_statistics(
+            chosen, out, kind or None, device=device, max_memory=limit, progress=ConsoleProgress()
+        )
         _show(None, {"path": str(out), "kinds": list(kinds), "process": process_cost()}, as_json)
         _tell(f"{out}: statistics of kind {' and '.join(kinds)}" if kinds else f"{chosen.method} reads no statistics")
 
@@ -317,23 +227,38 @@ def statistics(
 def plan(
     given: Given,
     recipe: RecipeFile = None,
+    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show ranks, retention and predicted bytes of every export, before any work."""
+    """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work.
+
+    Ranks are multiples of what the types named want, as in the main command.
+    """
     _wait_passively()
     with _one_line_errors():
-        chosen = _recipe(recipe, given)
+        chosen = chosen_recipe(recipe, given)
+        from .converter.byte_size import memory_limit
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
-        from .exporters.forecast import predict_exports, predict_storage
+        from .converter.source import open_source
+        from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
 
-        with prepared(chosen, device=device, progress=ConsoleProgress()) as job:
+        limit, progress = memory_limit(max_memory), ConsoleProgress()
+        source = open_source(chosen.model, progress)
+        chosen = with_rank_multiple(chosen, source, chosen_exports(format, gguf_type, onnx_type))
+        with prepared(chosen, device=device, max_memory=limit, source=source, progress=progress) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             storage = predict_storage(job.blocks.reader, job.plan)
-            document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage}
+            memory = job.memory.to_json()
+            document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage, "memory": memory}
             _show(plan_table(job.plan, forecast, storage), document, as_json)
+            for line in job.memory.lines():
+                _tell(line)
 
 
 @app.command()
@@ -364,7 +289,7 @@ def compare(
     with _one_line_errors():
         from .converter.methods import METHODS
 
-        chosen = _grid(recipe, given, _listed(methods) or list(METHODS), _numbers(retention) or [0.8, 0.6])
+        chosen = chosen_recipes(recipe, given, listed(methods) or list(METHODS), numbers(retention) or [0.8, 0.6])
         from .converter.progress import ConsoleProgress
         from .runtime_tests.compare import compare as run_compare
         from .runtime_tests.compare_table import render
@@ -416,8 +341,8 @@ def sweep(
 ) -> None:
     """Methods, retentions and types on one model, beside plain quantisation: which size gives which quality."""
     with _one_line_errors():
-        chosen = _grid(recipe, given, _listed(methods) or ["loss-aware"], _numbers(retention) or [0.9, 0.8, 0.6])
-        exports = _exports(format, gguf_type, onnx_type)
+        chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
+        exports = chosen_exports(format, gguf_type, onnx_type)
         from .converter.progress import ConsoleProgress
         from .runtime_tests.release import Evaluation
         from .runtime_tests.sweep import sweep as run_sweep
@@ -441,7 +366,7 @@ def recommend(
 ) -> None:
     """Pick from a sweep: the smallest export within --max-kld, else the best within size and speed; and why."""
     with _one_line_errors():
-        from .runtime_tests.gate_file import parse_bytes
+        from .converter.byte_size import parse_bytes
         from .runtime_tests.sweep_results import Limits, read_rows
         from .runtime_tests.sweep_results import recommend as pick
 
@@ -463,6 +388,10 @@ def export(
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     layout: Annotated[
         str,
         typer.Option(
@@ -489,11 +418,14 @@ def export(
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
+        from .runtime_tests.environment import process_cost
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
-        rounding = Rounding(gguf_rounding, gguf_imatrix, calibration)
-        wanted = _exports(format, gguf_type, onnx_type)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, calibration)
+        for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
+        rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration)
+        wanted = chosen_exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
         artifacts = [
@@ -508,12 +440,13 @@ def export(
                 dense=dense if kind == "gguf" else None,
                 residual=gguf_residual_type if kind == "gguf" else None,
                 rounding=rounding if kind == "gguf" else None,
+                onnx=encoding if kind == "onnx" else None,
                 force=force,
                 progress=progress,
             )
             for kind, type in wanted
         ]
-        _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
+        _show(None, {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
 
@@ -540,8 +473,10 @@ def imatrix(
 @app.command()
 def validate(
     artifacts: Annotated[list[Path], typer.Argument(help=".gguf files, ONNX or checkpoint folders, folders of them.")],
-    reference: Annotated[Path, typer.Option(help="The checkpoint they were exported from.")],
-    dense: Annotated[Path | None, typer.Option(help="The uncompressed Hugging Face folder.")] = None,
+    reference: Annotated[
+        str, typer.Option(help="The checkpoint they were exported from, or any model as for --model.")
+    ],
+    dense: Annotated[str | None, typer.Option(help="The uncompressed model, as for --model.")] = None,
     dense_artifact: Annotated[
         list[Path] | None, typer.Option(help="An export of the dense model, measured and timed beside; repeatable.")
     ] = None,
@@ -559,6 +494,7 @@ def validate(
     speed: Speed = True,
     prompt_tokens: PromptTokens = None,
     more_threads: MoreThreads = None,
+    continuations: Continuations = 16,
     seed: SampleSeed = 0,
     task: TaskNames = None,
     task_limit: TaskLimit = None,
@@ -570,6 +506,7 @@ def validate(
     with _one_line_errors():
         thresholds = _thresholds(gates, gate)
         from .converter.progress import ConsoleProgress
+        from .converter.source import open_checkpoint, open_source
         from .runtime_tests.artifacts import find_artifacts
         from .runtime_tests.outputs.files import check_outputs, write_outputs
         from .runtime_tests.release import Evaluation, load_windows
@@ -590,22 +527,26 @@ def validate(
             like_llama_cpp=llama_windows,
             prompt_tokens=tuple(prompt_tokens or DEFAULTS.prompt_tokens),
             more_threads=tuple(more_threads or ()),
+            continuations=continuations,
             seed=seed,
             tasks=tuple(parse_task(word) for word in task or []),
             task_limit=task_limit,
             gates=thresholds,
         )
+        progress = ConsoleProgress()
+        found = [one for path in artifacts for one in find_artifacts(path)]
+        exported = open_checkpoint(reference, progress)
         result = run_validate(
-            [found for path in artifacts for found in find_artifacts(path)],
-            reference=reference,
-            dense=dense,
+            found,
+            reference=exported,
+            dense=None if dense is None else open_source(dense, progress).path,
             dense_artifacts=dense_artifact or [],
-            windows=load_windows(evaluation, reference),
+            windows=load_windows(evaluation, exported),
             threads=evaluation.threads,
             settings=evaluation.settings(device),
             gates=thresholds,
             provenance={"evaluation": evaluation.facts()},
-            progress=ConsoleProgress(),
+            progress=progress,
         )
         if out is not None:
             write_outputs(result, out)
@@ -696,63 +637,6 @@ def runtime_path(
 LOG_WIDTH = 120  # columns of tables written to a file or pipe
 
 
-def _recipe(path: Path | None, given: Given) -> Recipe:
-    """Recipe file, overridden by options."""
-    from .converter.recipe import make_recipe
-
-    return make_recipe(*_recipe_values(path, given))
-
-
-def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str]:
-    """The keys of the recipe file, overridden by options, and what errors call them."""
-    from .converter.recipe import RECIPE_FILE, read_recipe_values
-
-    default = Path(RECIPE_FILE)
-    if path is None and "model" not in given and default.is_file():
-        path = default
-    if path is None and "model" not in given:
-        raise UsageError(f"nothing to do: give --model (try `--model demo`), or put a {RECIPE_FILE} in this folder")
-    values = read_recipe_values(path) if path is not None else {}
-    return {**values, **given}, str(path) if path is not None and not given else "command line"
-
-
-def _listed(given: list[str] | None) -> list[str]:
-    """Words of a repeatable option, each a comma-separated list."""
-    return [word.strip() for part in given or [] for word in part.split(",") if word.strip()]
-
-
-def _numbers(given: list[str] | None) -> list[float | str]:
-    """Numbers of such an option; a word that is none stays as it is: the recipe's own check names it."""
-
-    def number(word: str) -> float | str:
-        try:
-            return float(word)
-        except ValueError:
-            return word
-
-    return [number(word) for word in _listed(given)]
-
-
-def _grid(
-    path: Path | None, given: Given, methods: Sequence[str], retentions: Sequence[float | str]
-) -> tuple[Recipe, ...]:
-    """A recipe per method and retention."""
-    from .converter.recipe import recipe_grid
-
-    values, where = _recipe_values(path, given)
-    return recipe_grid(values, methods, retentions, where)
-
-
-def _exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str]]:
-    """(format, type) pairs asked for; GGUF in its default type where nothing was asked for."""
-    from .exporters.export import check_format
-
-    types: dict[str, list[str] | None] = {"gguf": gguf, "onnx": onnx}
-    defaults: list[str | None] = [None]
-    chosen = [(kind, type) for kind in formats or ["gguf"] for type in types.get(kind) or defaults]
-    return [(kind, check_format(kind, type)) for kind, type in dict.fromkeys(chosen)]
-
-
 def _cores() -> int:
     import psutil
 
@@ -762,7 +646,8 @@ def _cores() -> int:
 def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
     """The table on stderr, or with --json exactly one document on stdout."""
     if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        text = json.dumps(document, indent=2, ensure_ascii=False)
+        typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))  # half a surrogate pair is not printable
     elif table is not None:
         from rich.console import Console
 
@@ -773,7 +658,7 @@ def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
 
 
 def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 def _thresholds(path: Path | None, flags: list[str] | None) -> Any:
@@ -823,7 +708,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    _tell(f"error: {' '.join(message.split())}")
+    _tell(f"error: {message}")
     raise typer.Exit(code)
 
 

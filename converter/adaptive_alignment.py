@@ -25,7 +25,7 @@ def adaptive_alpha(
 
     Args:
         base: W S (m, n) float64, S S^T = Sigma'.
-        drift: W (Gamma - Sigma') Sigma'^-1 S (m, n) float64.
+        drift: W Delta Sigma'^-1 S (m, n) float64.
         rank: r.
         low, high: what alpha is clipped to.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .documents import shown
 from .errors import InputError
 
 
@@ -121,5 +122,6 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     model_type = str(config.get("model_type", ""))
     if model_type not in FAMILIES:
         supported = ", ".join(FAMILIES)
-        raise InputError(f"{where}: model family {model_type or 'unknown'!r} is not supported; supported: {supported}")
+        found = shown(model_type or "unknown")
+        raise InputError(f"{where}: model family {found} is not supported; supported: {supported}")
     return FAMILIES[model_type]

@@ -81,4 +81,5 @@ class StoppedForward:
 
     def abandon(self) -> None:
         """Give up the rest of the forward and free what it holds."""
-        self._greenlet.throw(GreenletExit)
+        if not self._greenlet.dead:
+            self._greenlet.throw(GreenletExit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from . import attention
 from .architectures import Family
-from .checkpoint import CheckpointReader
+from .checkpoint import CheckpointReader, refusing
+from .config_check import check_config
 from .errors import InputError
 from .layouts import PERM_SUFFIX, Layout
 from .lowrank_linear import replace_linears
+
+CHECKED_ROWS = 1024  # of a tensor, at once
 
 
 class BlockSource:
@@ -43,9 +46,11 @@ class BlockSource:
 
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
         self.bfloat16 = bfloat16
-        config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
+        check_config(reader, family)
+        with refusing(reader.path, "transformers cannot read config.json"):
+            config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
         self.attention = attention.register() if bfloat16 and device.type == "cpu" else "sdpa"
-        with torch.device("meta"):
+        with refusing(reader.path, "transformers cannot build this model"), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
         in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
@@ -55,18 +60,19 @@ class BlockSource:
         except KeyError as name:
             raise InputError(f"{reader.path}: config.json names a linear that the model lacks: {name}") from None
         self._skeleton.eval()
-        self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
+        with refusing(reader.path, "transformers cannot build this model"):
+            self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
         self._embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = _window_limit(config)
 
-    def embed(self, chunks: Sequence[Tensor]) -> list[Tensor]:
-        """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is read once and let go."""
+    def embed(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is mapped in once, and let go."""
         name = self.family.embedding + ".weight"
-        weight = self._tensor(name, tuple(self._skeleton.get_parameter(name).shape))
-        if self._embedding_scale != 1.0:
-            weight = weight * torch.tensor(self._embedding_scale, dtype=weight.dtype, device=weight.device)
-        return [nn.functional.embedding(tokens.to(self.device).long(), weight) for tokens in chunks]
+        weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
+        for tokens in chunks:
+            stream = nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
+            yield stream if self._embedding_scale == 1.0 else stream * self._embedding_scale
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""
@@ -84,6 +90,11 @@ class BlockSource:
             y = block(x, position_embeddings=rotary, position_ids=positions)
         result: Tensor = y[0] if isinstance(y, tuple) else y
         return result
+
+    def project(self, weight: Tensor, x: Tensor) -> Tensor:
+        """x W^T as the forward computes it, (T, m) from (T, n) and W (m, n)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return nn.functional.linear(x, weight)
 
     def head(self) -> tuple[nn.Module, Tensor]:
         """The final norm and the head's weight (vocabulary, d), scaled, on the device: logits are their product."""
@@ -107,13 +118,18 @@ class BlockSource:
         return shapes
 
     def _tensor(self, name: str, expected: tuple[int, ...]) -> Tensor:
+        tensor = self._stored(name, expected)
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    def _stored(self, name: str, expected: tuple[int, ...]) -> Tensor:
+        """A tensor as stored, checked; a part of the file mapped into memory."""
         if self.reader.shape(name) != expected:
             found = self.reader.shape(name)
             raise InputError(f"{self.reader.path}: {name} has shape {found}, but config.json says {expected}")
         tensor = self.reader.tensor(name)
-        if not bool(torch.isfinite(tensor).all()):
+        if not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(CHECKED_ROWS)):
             raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        return tensor
 
 
 def _window_limit(config: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .documents import parse_json
 from .errors import InputError, UsageError
 from .progress import Progress
 
@@ -119,8 +119,8 @@ def read_token_windows(path: Path, vocabulary: int) -> Tokens:
     """
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # .npy only: no archive, no pickle
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as a numpy array ({error})") from None
+    except Exception as error:  # a header is Python's syntax: a hostile one fails in many ways
+        raise InputError(f"{path}: not readable as a numpy array ({_first_line(error)})") from None
     if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{path}: expected integer token windows (N, T), found {array.dtype} {array.shape}")
     lowest, highest = int(array.min()), int(array.max())
@@ -145,16 +145,34 @@ def read_text(spec: str, split: Literal["calibration", "evaluation"]) -> str:
     if spec.startswith("datasets:"):
         return _dataset(spec.removeprefix("datasets:"), split)
     name, _, fields = spec.partition("#")
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
+        if path.is_char_device() or path.is_block_device():
+            raise InputError(f"{path}: is a device, not a text")
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, RuntimeError):  # RuntimeError: the home of nobody
         raise InputError(
             f"{spec}: no such text; give a text or .jsonl file, `{PYTHON_DOCS}`, `{SELF}` or `datasets:NAME`"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as UTF-8 text ({error})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{spec}: not readable as UTF-8 text ({_first_line(error)})") from None
     return _json_lines(text, fields or "text", path) if path.suffix == ".jsonl" else text
+
+
+def text_sha256(spec: str) -> str | None:
+    """Hash of the calibration text or windows that a spec names: a file may change and keep its name.
+
+    Returns:
+        None for `self`, which the model and the seed decide.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if spec == SELF:
+        return None
+    if spec.endswith(".npy"):
+        return hashlib.sha256(read_token_windows(Path(spec), 2**31).tobytes()).hexdigest()
+    return hashlib.sha256(read_text(spec, "calibration").encode()).hexdigest()
 
 
 def _python_docs(split: str) -> str:
@@ -168,19 +186,28 @@ def _python_docs(split: str) -> str:
 
 def _json_lines(text: str, fields: str, path: Path) -> str:
     documents = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            documents.append("".join(str(record[field]) for field in fields.split("+")))
-        except (json.JSONDecodeError, TypeError):
+            record = parse_json(line)
+            if not isinstance(record, dict):
+                raise ValueError
+            document = "".join(str(record[field]) for field in fields.split("+"))
+            documents.append(document.encode("utf-8").decode("utf-8"))  # JSON can spell what is no text
+        except UnicodeEncodeError:
+            raise InputError(f"{path}: line {number} holds half a surrogate pair, which is no text") from None
+        except ValueError:
             raise InputError(f"{path}: line {number} is not a JSON object") from None
         except KeyError as missing:
             raise InputError(
                 f"{path}: line {number} has no field {missing}; name its text fields: {path.name}#{'+'.join(record)}"
             ) from None
     return "\n\n".join(documents)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _dataset(name: str, split: str) -> str:
@@ -193,7 +220,7 @@ def _dataset(name: str, split: str) -> str:
         rows = datasets.load_dataset(owner, configuration or None, split="train" if split == "calibration" else "test")
         return "\n\n".join(str(row["text"]) for row in rows)
     except Exception as error:
-        raise InputError(f"datasets:{name}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise InputError(f"datasets:{name}: cannot be read ({_first_line(error)})") from None
 
 
 def sample_from_model(

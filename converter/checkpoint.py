@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
+from .errors import InputError, LowRankError
 from .layouts import C_SUFFIX, LAYOUTS, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
+from .links import check_links
 from .safetensors_header import read_header
 
 if TYPE_CHECKING:
@@ -32,10 +33,18 @@ class CheckpointReader:
         self.path = Path(path)
         if not self.path.is_dir():
             raise InputError(f"{path}: no such directory; give the folder of a Hugging Face checkpoint")
+        check_links(self.path)
+        if (self.path / "adapter_config.json").exists():  # transformers would look for the model that it names
+            raise InputError(f"{path}: holds an adapter (adapter_config.json); merge it into its model first")
         self.config: dict[str, Any] = read_json(self.path / "config.json")
         self.lowrank: dict[str, Any] = _lowrank_config(self.config, self.path)
         self.ranks: dict[str, int] = self.lowrank.get("ranks", {})
-        self._shards = {name: shard for shard in self._shard_files() for name in read_header(shard)}
+        self._shards: dict[str, Path] = {}
+        for shard in self._shard_files():
+            for name in read_header(shard):
+                if name in self._shards:
+                    raise InputError(f"{shard}: holds {shown(name)}, and so does {self._shards[name].name}")
+                self._shards[name] = shard
         self._check_factors()
 
     @cached_property
@@ -60,12 +69,19 @@ class CheckpointReader:
         return str(self._header(name)["dtype"])
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor to CPU in its stored dtype. Nothing else is read."""
-        from safetensors import safe_open
+        """Read one tensor to CPU in its stored dtype. Nothing else is read.
+
+        Raises:
+            InputError: no such tensor, or not one of PyTorch's.
+        """
+        from safetensors import SafetensorError, safe_open
 
         self._header(name)
-        with safe_open(self._shards[name], framework="pt") as shard:
-            tensor: Tensor = shard.get_tensor(name)
+        try:
+            with safe_open(self._shards[name], framework="pt") as shard:
+                tensor: Tensor = shard.get_tensor(name)
+        except (SafetensorError, AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"{self._shards[name]}: tensor {name!r} cannot be read ({error})") from None
         return tensor
 
     @property
@@ -81,19 +97,21 @@ class CheckpointReader:
         return header
 
     def _shard_files(self) -> list[Path]:
-        index = self.path / SAFETENSORS_INDEX
+        index, single = self.path / SAFETENSORS_INDEX, self.path / "model.safetensors"
         if not index.is_file():
-            single = self.path / "model.safetensors"
             if not single.is_file():
                 raise InputError(f"{self.path}: no model.safetensors and no {SAFETENSORS_INDEX} (pickles are not read)")
             return [single]
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise InputError(f"{index}: no weight_map")
+        here = {entry.name for entry in self.path.iterdir() if entry.is_file()}
         names = sorted(set(map(str, weight_map.values())))
         for name in names:
-            if Path(name).name != name or not (self.path / name).is_file():
-                raise InputError(f"{index}: shard {name!r} is not a file of this folder")
+            if name not in here:
+                raise InputError(f"{index}: shard {shown(name)} is not a file of this folder")
+        if single.is_file():  # transformers takes this one
+            return [single]
         return [self.path / name for name in names]
 
     @property
@@ -142,13 +160,15 @@ def _lowrank_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
         return {}
     method = found.get("quant_method") if isinstance(found, dict) else found
     if method != "lowrank":
-        raise InputError(f"{path}: already quantised ({method}); start from the unquantised checkpoint")
+        raise InputError(f"{path}: already quantised ({shown(method)}); start from the unquantised checkpoint")
     ranks = found.get("ranks", {})
-    if not isinstance(ranks, dict) or not all(isinstance(rank, int) for rank in ranks.values()):
+    if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
         raise InputError(f"{path}: config.json holds no ranks of the linears")
     layout = found.get("layout", LAYOUTS[0])
     if layout not in LAYOUTS:
-        raise InputError(f"{path}: factored checkpoint has layout {layout!r}; this version reads: {', '.join(LAYOUTS)}")
+        raise InputError(
+            f"{path}: factored checkpoint has layout {shown(layout)}; this version reads: {', '.join(LAYOUTS)}"
+        )
     lowrank: dict[str, Any] = found
     return lowrank
 
@@ -159,15 +179,36 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, not JSON, or not an object.
     """
+    text = read_text_file(path, MAX_JSON_BYTES)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a JSON object")
     return data
+
+
+@contextmanager
+def refusing(path: Path | str, what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a model folder or file into one line about it.
+
+    Args:
+        path: named in the error.
+        what: what could not be done.
+
+    Raises:
+        InputError: the library failed, for another reason than memory.
+    """
+    try:
+        yield
+    except (LowRankError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of tokenizers' Rust is no Exception
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "out of memory" in reason.lower() or "can't allocate memory" in reason.lower():
+            raise
+        raise InputError(f"{path}: {what} ({reason})") from None
 
 
 @contextmanager
@@ -176,14 +217,14 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     logging: Any = transformers_logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if shown:
+        if bars:
             logging.enable_progress_bar()
 
 
@@ -200,20 +241,22 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     """
     from transformers import AutoModelForCausalLM
 
-    CheckpointReader(Path(path))
+    from .architectures import family_of
+    from .config_check import check_config
+
+    reader = CheckpointReader(Path(path))
+    check_config(reader, family_of(reader.config, str(path)))
     factory: Any = AutoModelForCausalLM
-    try:
-        with quiet_transformers():
-            model, found = factory.from_pretrained(
-                str(path),
-                dtype=dtype if dtype is not None else "auto",
-                local_files_only=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # reported in `found`, and refused below
-                output_loading_info=True,
-            )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: transformers cannot load this checkpoint ({str(error).splitlines()[0]})") from None
+    with refusing(path, "transformers cannot load this checkpoint"), quiet_transformers():
+        model, found = factory.from_pretrained(
+            str(path),
+            dtype=dtype if dtype is not None else "auto",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,  # never a pickle
+            ignore_mismatched_sizes=True,  # reported in `found`, and refused below
+            output_loading_info=True,
+        )
     check_complete(Path(path), found)
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
@@ -227,12 +270,12 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    try:
+    check_links(path)
+    with refusing(path, "no usable tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no usable tokenizer ({str(error).splitlines()[0]})") from None
+        tokenizer("a")
     return tokenizer
 
 

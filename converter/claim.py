@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
+from .documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
+from .errors import InputError, UsageError
 from .files import replacing
 
 
@@ -29,13 +30,18 @@ def claim(path: Path, identity: Mapping[str, Any], *, holds: str, otherwise: str
             beside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text_file(path, MAX_JSON_BYTES))
         different = [key for key in {**identity, **found} if found.get(key) != identity.get(key)]
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, InputError):
         raise UsageError(f"{path}: damaged; {otherwise}") from None
     if different:
         key = different[0]
         raise UsageError(
-            f"{path.parent}: holds {holds} made with another {key} ({found.get(key)}, here {identity.get(key)}); "
+            f"{path.parent}: holds {holds} made with another {key} ({_said(found.get(key))}, here "
+            f"{_said(identity.get(key))}); "
             f"{otherwise}"
         )
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= 80 else shown(value)

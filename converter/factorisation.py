@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .whitening import OutputMetric, OutputRoot, Whitener
+
 
 @dataclass(frozen=True)
 class LowRankFactors:
@@ -26,7 +28,7 @@ class LowRankFactors:
 
 
 def factor(
-    weight: Tensor, rank: int, whitener: Tensor | None = None, output_root: Tensor | None = None
+    weight: Tensor, rank: int, inputs: Whitener | None = None, outputs: OutputMetric | OutputRoot | None = None
 ) -> tuple[LowRankFactors, Tensor]:
     """The rank-r minimiser of ||R (W - U V^T) S||_F. With S S^T = Sigma and R^T R = G that is tr(G dW Sigma dW^T).
 
@@ -36,14 +38,14 @@ def factor(
     orthonormal.
 
     The basis comes from the eigenvectors of the smaller of A A^T and A^T A, in float64: an order of magnitude faster
-    than the SVD of A. Directions whose singular value is below 1e-8 of the largest are not told apart, and carry less
-    than 1e-16 of the energy.
+    than the SVD of A, and A A^T = R W Sigma W^T R^T needs no S. Directions whose singular value is below 1e-8 of the
+    largest are not told apart, and carry less than 1e-16 of the energy.
 
     Args:
         weight: W (m, n), any float dtype; computed in float64.
         rank: r, at most min(m, n).
-        whitener: S (n, n) float64; the identity (plain SVD) by default.
-        output_root: R (m, m) float64, upper triangular and invertible; the identity by default.
+        inputs: Sigma, S; the identity (plain SVD) by default.
+        outputs: R; the identity by default.
 
     Returns:
         The factors and all squared singular values of R W S, descending, (min(m, n),) float64. The truncation loss is
@@ -56,27 +58,40 @@ def factor(
     m, n = weight.shape
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"rank {rank} is outside 1..{min(m, n)}")
-    rooted = weight if output_root is None else output_root @ weight
-    scaled = rooted if whitener is None else rooted @ whitener
-    if m <= n:
-        values, vectors = torch.linalg.eigh(scaled @ scaled.T)
-        u = vectors[:, -rank:].flip(1).contiguous()
-    else:
-        values, vectors = torch.linalg.eigh(scaled.T @ scaled)
-        u = torch.linalg.qr(scaled @ vectors[:, -rank:].flip(1)).Q
+    rooted = weight if outputs is None else outputs.root @ weight
+    gram = _outer_gram(rooted, inputs) if m <= n else _inner_gram(rooted.T @ rooted, inputs)
+    values, vectors = torch.linalg.eigh(gram)
+    u = vectors[:, -rank:].flip(1).contiguous()
+    if m > n:
+        u = torch.linalg.qr(rooted @ (u if inputs is None else inputs.matrix @ u)).Q
     v = u.T @ rooted
-    if output_root is not None:
-        u = torch.linalg.solve_triangular(output_root, u, upper=True)
+    if outputs is not None:
+        u = torch.linalg.solve_triangular(outputs.root, u, upper=True)
     return LowRankFactors(u, v), values.flip(0).clamp(min=0)
 
 
-def spectrum(weight: Tensor, whitener: Tensor | None = None, output_root: Tensor | None = None) -> Tensor:
-    """The squared singular values that `factor` finds, descending (min(m, n),) float64, without the factors."""
-    rooted = weight.double() if output_root is None else output_root @ weight.double()
-    scaled = rooted if whitener is None else rooted @ whitener
-    gram = scaled @ scaled.T if len(scaled) <= scaled.shape[1] else scaled.T @ scaled
+def spectrum(weight: Tensor, inputs: Whitener | None = None, outputs: OutputMetric | None = None) -> Tensor:
+    """The squared singular values that `factor` finds, descending (min(m, n),) float64, without the factors.
+
+    Only the root of the smaller side is taken: A^T A = S^T W^T G W S needs no R.
+    """
+    weight = weight.double()
+    if weight.shape[0] <= weight.shape[1]:
+        gram = _outer_gram(weight if outputs is None else outputs.root @ weight, inputs)
+    else:
+        gram = _inner_gram(weight.T @ (weight if outputs is None else outputs.moment @ weight), inputs)
     values: Tensor = torch.linalg.eigvalsh(gram)
     return values.flip(0).clamp(min=0)
+
+
+def _outer_gram(rooted: Tensor, inputs: Whitener | None) -> Tensor:
+    """A A^T (m, m) from R W."""
+    return (rooted if inputs is None else rooted @ inputs.moment) @ rooted.T
+
+
+def _inner_gram(middle: Tensor, inputs: Whitener | None) -> Tensor:
+    """A^T A (n, n) from W^T G W."""
+    return middle if inputs is None else inputs.matrix.T @ middle @ inputs.matrix
 
 
 def balanced(factors: LowRankFactors) -> LowRankFactors:

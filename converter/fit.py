@@ -12,7 +12,15 @@ from .compensation import compensate
 from .factorisation import LowRankFactors, balanced, factor
 from .methods import Method
 from .moments import GroupMoments
-from .whitening import Whitener, activation_scale, diagonal_whitener, gradient_root, regression, whiten
+from .whitening import (
+    OutputRoot,
+    Regression,
+    Whitener,
+    activation_scale,
+    diagonal_whitener,
+    regression,
+    whiten,
+)
 
 ALIGNMENT_DAMPING = 1e-3
 
@@ -42,8 +50,9 @@ class GroupMetric:
         whitener: of the stream that the truncation sees; None for the plain SVD and where each linear has its own.
         evaluation: Sigma the losses are reported on; None where there are no activations.
         compensation: Sigma that the compensation fits; None where the method has none.
-        drift: (Gamma - Sigma') Sigma'^-1 (n, n), damped: W X = W (I + drift) X' in the least-squares sense. None where
-            the target is W X'.
+        regression: on X', and
+        drift: Delta (n, n), where the target is not W X'; or in their place
+        moved: W Delta (Sigma' + d I)^-1 (m, n) of the group's one linear, where W Delta was gathered.
         held_out: second moment of held-out windows, where there are any.
     """
 
@@ -51,7 +60,9 @@ class GroupMetric:
     whitener: Whitener | None
     evaluation: Tensor | None
     compensation: Tensor | None
+    regression: Regression | None
     drift: Tensor | None
+    moved: Tensor | None
     held_out: Tensor | None
 
 
@@ -78,17 +89,20 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
     if method.compensation != "none":
         stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
         compensation = moments.stacked.mean() if stacked else compressed
-    drift = None
+    moving = moved = None
     if method.aligned:
         assert compressed is not None
-        drift = regression(moments.cross.mean(), compressed, ALIGNMENT_DAMPING)
-        drift.diagonal().sub_(1)
+        moving = regression(compressed, ALIGNMENT_DAMPING)
+        if moments.output_drift.tokens:
+            moved, moving = moving.weight(moments.output_drift.mean()), None
     return GroupMetric(
         method=method,
         whitener=whitener,
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
-        drift=drift,
+        regression=moving,
+        drift=moments.drift.mean() if moments.drift.tokens else None,
+        moved=moved,
         held_out=moments.held_out.mean() if moments.held_out.tokens else None,
     )
 
@@ -99,7 +113,7 @@ def fit_linear(
     metric: GroupMetric,
     *,
     iterations: int,
-    gradient: Tensor | None = None,
+    outputs: OutputRoot | None = None,
     fisher: Tensor | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
@@ -109,7 +123,7 @@ def fit_linear(
         rank: r.
         metric: of its input group.
         iterations: of adaComp.
-        gradient: G (m, m) float64 where the method is two-sided.
+        outputs: R where the method is two-sided, see `gradient_metric`.
         fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
 
     Returns:
@@ -121,8 +135,8 @@ def fit_linear(
     truncated, _ = factor(
         target if metric.method.metric == "compressed" else weight,
         rank,
-        None if whitener is None else whitener.matrix,
-        None if gradient is None else gradient_root(gradient),
+        whitener,
+        outputs,
     )
     factors = truncated
     if metric.compensation is not None:
@@ -140,9 +154,12 @@ def aligned_target(weight: Tensor, rank: int, metric: GroupMetric) -> Tensor:
         rank: r, which an adaptive alpha depends on.
         metric: of its input group.
     """
-    if metric.drift is None:
-        return weight
-    moved, alpha = weight @ metric.drift, metric.method.alpha
+    moved, alpha = metric.moved, metric.method.alpha
+    if moved is None:
+        if metric.regression is None:
+            return weight
+        assert metric.drift is not None
+        moved = metric.regression.weight(weight @ metric.drift)
     if alpha == "adaptive":
         assert metric.whitener is not None
         alpha, _ = adaptive_alpha(weight @ metric.whitener.matrix, moved @ metric.whitener.matrix, rank)
@@ -156,7 +173,7 @@ def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
         weight: W (m, n).
         metric: of its input group; without alignment W itself is the answer.
     """
-    if metric.drift is None:
+    if metric.regression is None and metric.moved is None:
         return weight
     return aligned_target(weight.double(), min(weight.shape), metric).to(weight.dtype)
 

@@ -8,13 +8,14 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
+from .activations import Keep, in_memory
 from .block_forward import StoppedForward, TappedBlock
 from .blocks import BlockSource
 from .gradients import backward_blocks
 from .memory import release_freed
 from .moments import Moment
 from .progress import Progress
-from .statistics import Statistics
+from .statistics import Kind, Statistics
 
 SIGMA, HELD_OUT, GRADIENT, MEAN_ABS, ROWS = "sigma/", "held-out/", "gradient/", "mean-abs/", "rows/"
 """Prefixes of the stored names, before an input group's or a linear's."""
@@ -22,7 +23,12 @@ SIGMA, HELD_OUT, GRADIENT, MEAN_ABS, ROWS = "sigma/", "held-out/", "gradient/", 
 
 @torch.no_grad()
 def gather_dense(
-    blocks: BlockSource, chunks: Sequence[Tensor], held_out: Sequence[Tensor], store: Statistics, progress: Progress
+    blocks: BlockSource,
+    chunks: Sequence[Tensor],
+    held_out: Sequence[Tensor],
+    store: Statistics,
+    progress: Progress,
+    keep: Keep = in_memory,
 ) -> None:
     """Per input group: Sigma, mean |x|, and Sigma of held-out windows, over the dense model's activations.
 
@@ -32,10 +38,11 @@ def gather_dense(
         held_out: windows that no factor is fitted on.
         store: filled with kind "dense".
         progress: told about blocks.
+        keep: where the residual streams lie between blocks.
     """
-    if store.has("dense", blocks.block_count):
+    if _kept("dense", blocks, store):
         return
-    streams = blocks.embed([*chunks, *held_out])
+    streams = keep(blocks.embed([*chunks, *held_out]))
     with progress.stage("activations of the dense model", blocks.block_count) as advance:
         for index in range(blocks.block_count):
             block = blocks.block(index)
@@ -52,14 +59,17 @@ def gather_dense(
                         _add(mean_abs, group.name, x.abs().float().sum(dim=0))
                 streams[chunk] = forward.finish()
             tokens = sum(chunk.numel() for chunk in chunks)
-            found = {SIGMA + name: moment.mean() for name, moment in fitted.items()}
+            found = _means(fitted, SIGMA) | _means(kept, HELD_OUT)
             found |= {MEAN_ABS + name: total / tokens for name, total in mean_abs.items()}
-            found |= {HELD_OUT + name: moment.mean() for name, moment in kept.items() if moment.tokens}
             store.save("dense", index, found)
+            del block, forward, found
+            release_freed()
             advance(1)
 
 
-def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Statistics, progress: Progress) -> None:
+def gather_gradients(
+    blocks: BlockSource, windows: Tensor, seed: int, store: Statistics, progress: Progress, keep: Keep = in_memory
+) -> None:
     """Per linear G, the second moment of the loss gradient at its outputs; per input group Sigma over the same windows.
 
     Labels are drawn from the model, so that G and Sigma are the Kronecker factors of its Fisher information (KFAC).
@@ -70,8 +80,9 @@ def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Sta
         seed: of the labels.
         store: filled with kind "gradients".
         progress: told about blocks.
+        keep: where residual streams and gradients lie, see `backward_blocks`.
     """
-    if store.has("gradients", blocks.block_count):
+    if _kept("gradients", blocks, store):
         return
     groups = {group.linears[0]: group.name for group in blocks.family.groups}
     moments: dict[str, Moment] = {}
@@ -81,14 +92,15 @@ def gather_gradients(blocks: BlockSource, windows: Tensor, seed: int, store: Sta
         if linear in groups:
             moments.setdefault(SIGMA + groups[linear], Moment()).add(x.flatten(0, -2))
 
-    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress)) as passed:
+    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress, keep)) as passed:
         for index in passed:
-            store.save("gradients", index, {name: moment.mean() for name, moment in moments.items()})
-            moments.clear()
+            store.save("gradients", index, _means(moments))
             release_freed()
 
 
-def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progress: Progress) -> None:
+def gather_fisher(
+    blocks: BlockSource, windows: Tensor, store: Statistics, progress: Progress, keep: Keep = in_memory
+) -> None:
     """Per linear and input feature: the Fisher information of its weights, meaned over windows and output features.
 
     The empirical Fisher of FWSVD (ICLR 2022): squares of the gradient of each window's loss against the text itself.
@@ -98,8 +110,9 @@ def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progr
         windows: token ids (N, T).
         store: filled with kind "fisher".
         progress: told about blocks.
+        keep: where residual streams and gradients lie, see `backward_blocks`.
     """
-    if store.has("fisher", blocks.block_count):
+    if _kept("fisher", blocks, store):
         return
     rows: dict[str, Tensor] = {}
 
@@ -107,10 +120,46 @@ def gather_fisher(blocks: BlockSource, windows: Tensor, store: Statistics, progr
         for inputs, outputs in zip(x.float(), gradient.float(), strict=True):  # one window's weight gradient at a time
             _add(rows, ROWS + linear, (outputs.T @ inputs).square().mean(dim=0).double())
 
-    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress)) as passed:
+    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress, keep)) as passed:
         for index in passed:
             store.save("fisher", index, {name: total / len(windows) for name, total in rows.items()})
             rows.clear()
+
+
+def _kept(kind: Kind, blocks: BlockSource, store: Statistics) -> bool:
+    """Whether every block has its file already, in the shapes of this model.
+
+    Raises:
+        UsageError: a file is damaged.
+    """
+    if not store.has(kind, blocks.block_count):
+        return False
+    shapes = blocks.linear_shapes()
+    for index in range(blocks.block_count):
+        expected: dict[str, tuple[int, ...]] = {}
+        for group in blocks.family.groups:
+            for linear in group.linears:
+                rows, columns = shapes[blocks.family.linear_name(index, linear)]
+                if kind != "fisher":
+                    expected[SIGMA + group.name] = (columns, columns)
+                if kind == "dense":
+                    expected[MEAN_ABS + group.name] = (columns,)
+                elif kind == "gradients":
+                    expected[GRADIENT + linear] = (rows, rows)
+                else:
+                    expected[ROWS + linear] = (columns,)
+        store.check(kind, index, expected)
+    return True
+
+
+def _means(moments: dict[str, Moment], prefix: str = "") -> dict[str, Tensor]:
+    """Their means, float32. The moments are let go one by one: together they are far larger than a block."""
+    means = {}
+    for name in list(moments):
+        moment = moments.pop(name)
+        if moment.tokens:
+            means[prefix + name] = moment.mean().float()
+    return means
 
 
 def _add(totals: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .activations import Activations, Keep, in_memory
 from .blocks import BlockSource
 from .progress import Progress
 
@@ -20,7 +21,13 @@ HEAD_ROWS = 128  # tokens whose logits are in memory at once
 
 
 def backward_blocks(
-    blocks: BlockSource, windows: Tensor, labels: Labels, seed: int, observe: Observer, progress: Progress
+    blocks: BlockSource,
+    windows: Tensor,
+    labels: Labels,
+    seed: int,
+    observe: Observer,
+    progress: Progress,
+    keep: Keep = in_memory,
 ) -> Generator[int]:
     """Run the dense model forwards, then backwards; yields each block's index once `observe` has seen all of it.
 
@@ -28,8 +35,8 @@ def backward_blocks(
     distribution, which makes E[g g^T] a block of the true Fisher information (KFAC, Martens & Grosse 2015); labels
     "data" are the next tokens of the text.
 
-    Memory: the residual stream of every window at every block (in bfloat16 where the forward is) and one block. Each
-    block runs forwards twice.
+    One block is in memory. The residual stream of every window at every block (in bfloat16 where the forward is) lies
+    where `keep` puts it. Each block runs forwards twice.
 
     Args:
         blocks: the dense model; parameters get no gradient.
@@ -38,20 +45,23 @@ def backward_blocks(
         seed: of the drawn labels.
         observe: sees every linear of every chunk of windows.
         progress: told about blocks.
+        keep: where the residual streams of all blocks, and the gradients at one, lie.
     """
     chunks = [windows[i : i + CHUNK_WINDOWS] for i in range(0, len(windows), CHUNK_WINDOWS)]
     with progress.stage("gradients of the dense model", 2 * blocks.block_count) as advance:
-        kept, storage = list[list[Tensor]](), torch.bfloat16 if blocks.bfloat16 else blocks.dtype
-        stream = blocks.embed(chunks)
+        kept, storage = list[Activations](), torch.bfloat16 if blocks.bfloat16 else blocks.dtype
+        stream = keep(blocks.embed(chunks))
         with torch.no_grad():
             for index in range(blocks.block_count):
                 block = blocks.block(index)
-                kept.append([x.to(storage) for x in stream])
-                stream = [blocks.run(block, x) for x in stream]
+                kept.append(keep(x.to(storage) for x in stream))
+                for chunk, x in enumerate(stream):
+                    stream[chunk] = blocks.run(block, x)
+                del block
                 advance(1)
         generator = torch.Generator(device=blocks.device).manual_seed(seed)
-        gradients = _at_last_block(blocks, stream, chunks if labels == "data" else None, generator)
-        del stream
+        _at_last_block(blocks, stream, chunks if labels == "data" else None, generator)
+        gradients = stream
         for index in reversed(range(blocks.block_count)):
             block = blocks.block(index)
             for name in blocks.family.linears:
@@ -61,6 +71,8 @@ def backward_blocks(
                 with torch.enable_grad():
                     y = blocks.run(block, x)
                 (gradients[chunk],) = torch.autograd.grad(y, x, gradients[chunk])
+                del x, y
+            del block
             advance(1)
             yield index
 
@@ -74,13 +86,12 @@ def _watch(name: str, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, .
 
 
 def _at_last_block(
-    blocks: BlockSource, streams: list[Tensor], tokens: list[Tensor] | None, generator: torch.Generator
-) -> list[Tensor]:
-    """dL/dx at the last block's output, (B, T, d) per chunk. The head's gradient is p - onehot(label)."""
+    blocks: BlockSource, streams: Activations, tokens: list[Tensor] | None, generator: torch.Generator
+) -> None:
+    """Put dL/dx at the last block's output, (B, T, d) per chunk, in its place; at the head it is p - onehot(label)."""
     norm, weight = blocks.head()
     if blocks.bfloat16:
         weight = weight.bfloat16()
-    result = []
     for chunk, x in enumerate(streams):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -89,9 +100,7 @@ def _at_last_block(
         for window in range(len(x)):
             given = None if tokens is None else tokens[chunk][window].to(x.device).long()
             _head_gradient(normed[window].detach(), weight, given, generator, at_head[window])
-        (found,) = torch.autograd.grad(normed, x, at_head)
-        result.append(found)
-    return result
+        (streams[chunk],) = torch.autograd.grad(normed, x, at_head)
 
 
 def _head_gradient(x: Tensor, weight: Tensor, tokens: Tensor | None, generator: torch.Generator, out: Tensor) -> None:

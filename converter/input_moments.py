@@ -46,7 +46,7 @@ def input_moments(
         progress: told about blocks.
         label: of the stage.
     """
-    streams = blocks.embed(chunks)
+    streams = list(blocks.embed(chunks))
     with progress.stage(label, blocks.block_count) as advance:
         for index in range(blocks.block_count):
             tapped = TappedBlock(blocks.block(index), blocks.family)

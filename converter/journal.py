@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .claim import claim
+from .documents import parse_json
 from .errors import InputError, UsageError
 from .files import parent_folder, remove, replacing
 
@@ -80,7 +81,17 @@ class Journal:
             UsageError: the file is damaged.
         """
         found = _read(self._block(index))
-        return None if found is None else (found[0], json.loads(found[1]["losses"]))
+        if found is None:
+            return None
+        try:
+            losses = parse_json(found[1]["losses"])
+            return found[0], {str(name): dict(loss) for name, loss in losses.items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise self.damage(index) from None
+
+    def damage(self, index: int) -> UsageError:
+        """What to raise over a block that does not hold what it must."""
+        return UsageError(f"{self._block(index)}: damaged; remove it, and the job makes it again")
 
     def save_refinement(self, tensors: Mapping[str, Tensor]) -> None:
         """Keep the state of a refinement of the whole model.
@@ -98,6 +109,10 @@ class Journal:
         """
         found = _read(self.folder / REFINEMENT)
         return None if found is None else found[0]
+
+    def refinement_damage(self) -> UsageError:
+        """What to raise over a state of another refinement."""
+        return UsageError(f"{self.folder / REFINEMENT}: damaged; remove it, and the job makes it again")
 
     def holds_work(self) -> bool:
         """Whether anything is kept that took time."""
@@ -120,6 +135,8 @@ def unfinished(out: Path) -> Iterator[Journal]:
     import filelock
 
     folder = _folder(out)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder}: is not the folder of an unfinished job; remove it")
     with parent_folder(out):
         lock = filelock.FileLock(folder.with_suffix(".lock"))
         try:
@@ -179,5 +196,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: torch.clone(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: damaged ({error}); remove it, and the job makes it again") from None

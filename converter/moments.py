@@ -24,6 +24,16 @@ def upper_gram(x: Tensor) -> Tensor:
     return upper
 
 
+def mirror_upper(matrix: Tensor) -> None:
+    """Make (n, n) symmetric by its upper triangle, in place."""
+    n = len(matrix)
+    for start in range(0, n, PANEL):
+        stop = min(start + PANEL, n)
+        corner = matrix[start:stop, start:stop]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+
+
 @dataclass
 class Moment:
     """Running second moment of an activation stream: Sigma = X^T X / T, accumulated in float64.
@@ -32,11 +42,13 @@ class Moment:
         total: (n, n) float64 sum over tokens; None before the first token.
         tokens: number of tokens seen.
         triangular: whether only the upper triangle of `total` holds.
+        done: whether `total` is the mean by now.
     """
 
     total: Tensor | None = None
     tokens: int = 0
     triangular: bool = False
+    done: bool = False
 
     def add(self, x: Tensor) -> None:
         """Add tokens x features (T, n)."""
@@ -44,10 +56,12 @@ class Moment:
         self._accumulate(upper_gram(x), len(x))
 
     def add_cross(self, x: Tensor, y: Tensor) -> None:
-        """Add paired tokens of two streams, (T, n) each: the running moment becomes X^T Y / T."""
+        """Add paired tokens of two streams, (T, m) and (T, n): the running moment becomes X^T Y / T."""
         self._accumulate(x.float().T @ y.float(), len(x))
 
     def _accumulate(self, product: Tensor, tokens: int) -> None:
+        if self.done:
+            raise ValueError("the mean was taken already")
         if self.total is None:
             self.total = product.double()
         else:
@@ -55,15 +69,19 @@ class Moment:
         self.tokens += tokens
 
     def mean(self) -> Tensor:
-        """Sigma (n, n) float64.
+        """Sigma (n, n) float64, made in place: a large one is in memory once. Nothing can be added afterwards.
 
         Raises:
             ValueError: nothing was added.
         """
         if self.total is None:
             raise ValueError("no tokens were added")
-        mean = self.total / self.tokens
-        return mean.triu() + mean.triu(1).T if self.triangular else mean
+        if not self.done:
+            self.total /= self.tokens
+            if self.triangular:
+                mirror_upper(self.total)
+            self.done = True
+        return self.total
 
 
 @dataclass
@@ -73,7 +91,8 @@ class GroupMoments:
     Attributes:
         dense: Sigma of the dense model's activations X.
         compressed: Sigma' of X', the same inputs when everything before is already compressed.
-        cross: Gamma = X^T X' / T.
+        drift: Delta = (X - X')^T X' / T: what the compressed stream lacks, against what it has.
+        output_drift: W Delta in its place, where the group's one linear has fewer outputs than inputs.
         stacked: second moment of the stack-of-batch activations of X' (AdaSVD eq. 14, 15).
         mean_abs: mean |X| per feature (n,) float64, where the method sees it.
         held_out: over windows that no factor was fitted on: of X', or of X where the method sees only that.
@@ -81,7 +100,8 @@ class GroupMoments:
 
     dense: Moment = field(default_factory=Moment)
     compressed: Moment = field(default_factory=Moment)
-    cross: Moment = field(default_factory=Moment)
+    drift: Moment = field(default_factory=Moment)
+    output_drift: Moment = field(default_factory=Moment)
     stacked: Moment = field(default_factory=Moment)
     mean_abs: Tensor | None = None
     held_out: Moment = field(default_factory=Moment)

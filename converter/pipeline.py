@@ -42,11 +42,13 @@ class Compression:
         path: its folder.
         plan: as in plan.json.
         seconds: wall-clock seconds of the blocks' work.
+        memory: forecast and peak, see `MemoryPlan.to_json`.
     """
 
     path: Path
     plan: dict[str, Any]
     seconds: float
+    memory: dict[str, Any]
 
 
 def compress(
@@ -56,6 +58,7 @@ def compress(
     device: str = "auto",
     force: bool = False,
     statistics: Path | None = None,
+    max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Compression:
     """Compress a model into a factored checkpoint; a job that was cut short goes on where it stopped.
@@ -67,6 +70,8 @@ def compress(
         force: replace `out` if it exists, and forget an unfinished job of that name and another recipe.
         statistics: a folder where statistics of the dense model are kept for other recipes on the same model and
             calibration text; a temporary one by default.
+        max_memory: bytes that this process may take. Activations that do not fit go to a file beside `out`; the result
+            is the same.
         progress: told about stages.
 
     Raises:
@@ -79,7 +84,15 @@ def compress(
     with unfinished(out) as journal:
         journal.claim(_identity(recipe, source, pick_device(device)), force=force)
         kept = statistics or journal.statistics
-        with prepared(recipe, device=device, statistics=kept, source=source, progress=progress) as job:
+        with prepared(
+            recipe,
+            device=device,
+            statistics=kept,
+            source=source,
+            max_memory=max_memory,
+            scratch=journal.folder,
+            progress=progress,
+        ) as job:
             return _execute(job, out, journal, force=force, progress=progress)
 
 
@@ -103,29 +116,34 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
         replacing(out, force=force, folder=True) as folder,
         closing(_compressed_blocks(job, journal, losses, progress)) as compressed,
     ):
-        blocks: Iterable[nn.Module] = compressed
+        blocks: Iterable[tuple[int, nn.Module]] = compressed
         if job.recipe.refine == "model":
             with TemporaryDirectory(prefix=".unrefined-", dir=folder) as unrefined:
                 _write(job, Path(unrefined), blocks, losses)
                 student = _refined_model(job, Path(unrefined), journal, progress)
-            blocks = (student.get_submodule(f"{job.source.family.blocks}.{i}") for i in range(job.blocks.block_count))
+            inside = job.source.family.blocks
+            blocks = ((i, student.get_submodule(f"{inside}.{i}")) for i in range(job.blocks.block_count))
         plan = _write(job, folder, blocks, losses)
-    return Compression(out, plan, time.perf_counter() - started)
+    progress.note(job.memory.line())
+    return Compression(out, plan, time.perf_counter() - started, job.memory.to_json())
 
 
 def _compressed_blocks(
     job: Job, journal: Journal, losses: dict[str, FitLoss], progress: Progress
-) -> Generator[nn.Module]:
-    """The blocks with factors in place of their linears; adds each linear's losses to `losses`."""
+) -> Generator[tuple[int, nn.Module]]:
+    """Number and block, with factors in place of their linears; adds each linear's losses to `losses`."""
     streams, going_on = Streams(job), False
     with progress.stage(f"compressing ({job.recipe.method})", job.blocks.block_count) as advance:
         for index in range(job.blocks.block_count):
             block, finished = job.blocks.block(index), journal.read_block(index)
             if finished is not None:
                 tensors, found = finished
-                _restore(job, index, block, tensors)
+                try:
+                    _restore(job, index, block, tensors)
+                    losses |= {name: FitLoss(**loss) for name, loss in found.items() if name in job.plan.ranks}
+                except (RuntimeError, TypeError, ValueError):  # other names or shapes than the block has
+                    raise journal.damage(index) from None
                 streams.pass_block(index, block)
-                losses |= {name: FitLoss(**loss) for name, loss in found.items()}
                 going_on = True
             else:
                 if going_on:
@@ -136,7 +154,7 @@ def _compressed_blocks(
                 losses |= fitted
             if job.recipe.layout == "pivot":
                 pivot_block(block, job.source.family)
-            yield block
+            yield index, block
             del block
             release_freed()
             advance(1)
@@ -147,6 +165,8 @@ def _restore(job: Job, index: int, block: nn.Module, tensors: Mapping[str, Tenso
     family = job.source.family
     names = {family.linear_name(index, name): name for name in family.linears}
     replace_linears(block, {names[name]: rank for name, rank in job.plan.ranks.items() if name in names})
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise ValueError("not finite")
     block.load_state_dict({name: t.to(job.blocks.device) for name, t in tensors.items()}, strict=True, assign=True)
     block.requires_grad_(False)
 
@@ -199,23 +219,31 @@ def _under(name: str, prefixes: Collection[str]) -> bool:
     return any(name.startswith(prefix) for prefix in prefixes)
 
 
-def _write(job: Job, folder: Path, blocks: Iterable[nn.Module], losses: Mapping[str, FitLoss]) -> dict[str, Any]:
+def _write(
+    job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], losses: Mapping[str, FitLoss]
+) -> dict[str, Any]:
     """Write a checkpoint; returns its plan. `losses` is read after the blocks."""
     writer = CheckpointWriter(folder)
-    for index, block in enumerate(blocks):
+    for index, block in blocks:  # not enumerate, which holds on to a block while the next is made
         prefix = f"{job.source.family.blocks}.{index}"
         writer.write_shard(f"block-{index:05d}", {f"{prefix}.{name}": t for name, t in block.state_dict().items()})
-    writer.write_shard("rest", _rest(job))
+        del block
+    for number, name in enumerate(_outside_blocks(job)):
+        writer.write_shard(f"rest-{number:05d}", {name: _as_stored(job, name)})
     plan = _plan_with_losses(job, losses)
     writer.finish(job.blocks.reader, _config(job), _texts(job, plan))
     return plan
 
 
-def _rest(job: Job) -> dict[str, Tensor]:
-    """Everything outside the blocks, as stored."""
-    reader, prefix = job.blocks.reader, job.source.family.blocks + "."
-    tensors = {name: reader.tensor(name) for name in reader.names if not name.startswith(prefix)}
-    return {name: t.to(job.blocks.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+def _outside_blocks(job: Job) -> list[str]:
+    """Names of embedding, norm and head: a shard for each, since one may be larger than a block."""
+    return [name for name in job.blocks.reader.names if not name.startswith(job.source.family.blocks + ".")]
+
+
+def _as_stored(job: Job, name: str) -> Tensor:
+    """A tensor that compression leaves alone, in the checkpoint's dtype."""
+    tensor = job.blocks.reader.tensor(name)
+    return tensor.to(job.blocks.dtype) if tensor.is_floating_point() else tensor
 
 
 def _config(job: Job) -> dict[str, Any]:

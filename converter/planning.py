@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .activations import Keep
 from .allocation.adacr import adacr, normalise
 from .allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from .allocation.plan import LinearShape, RankPlan
@@ -22,6 +24,7 @@ from .allocation.rounding import round_ranks
 from .allocation.threshold import threshold
 from .allocation.type_loss import type_loss
 from .allocation.uniform import uniform
+from .architectures import InputGroup
 from .blocks import BlockSource
 from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
 from .checkpoint import load, load_tokenizer
@@ -29,6 +32,8 @@ from .device import DTYPES, computes_bfloat16, fast_matmul, pick_device
 from .errors import InputError, UsageError
 from .gathering import GRADIENT, HELD_OUT, MEAN_ABS, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
 from .memory import exempt_loaded, release_freed
+from .memory_forecast import Windows
+from .memory_plan import MemoryPlan, check_by_trial, gigabytes, plan_memory
 from .methods import METHODS, Method
 from .moments import GroupMoments, Moment
 from .progress import Progress
@@ -37,8 +42,17 @@ from .sensitivity import block_similarities, loss_energies, stable_ranks
 from .source import Source, open_source
 from .statistics import Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
+from .whitening import OutputRoot, gradient_metric
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a job may take, in bytes, and the folder for what does not fit."""
+
+    limit: int | None
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,7 @@ class Job:
         update_calibration: token windows of the compressed stream, where they are not those of `calibration`.
         statistics: of the dense model; those that the method needs are there.
         plan: ranks of every linear.
+        memory: how activations are held, and the forecast.
     """
 
     recipe: Recipe
@@ -64,6 +79,12 @@ class Job:
     update_calibration: Calibration | None
     statistics: Statistics
     plan: RankPlan
+    memory: MemoryPlan
+
+    @property
+    def keep(self) -> Keep:
+        """Where activations lie between blocks."""
+        return self.memory.keep
 
     @property
     def chunks(self) -> list[Tensor]:
@@ -77,23 +98,23 @@ class Job:
         calibration = self.update_calibration or self.calibration
         return _held_out_chunks(calibration) if calibration else []
 
-    def dense_moments(self, block: int) -> dict[str, GroupMoments]:
-        """Input group -> its moments, with those of the dense model where the method sees them."""
-        moments = {group.name: GroupMoments() for group in self.blocks.family.groups}
+    def dense_moments(self, block: int, group: InputGroup) -> GroupMoments:
+        """Moments of an input group, with those of the dense model where the method sees them."""
+        moments = GroupMoments()
         if self.method.needs_dense_moments:
-            found = self.statistics.read("dense", block, self.blocks.device)
-            for name, group in moments.items():
-                group.dense, group.mean_abs = Moment(found[SIGMA + name], tokens=1), found[MEAN_ABS + name]
-                if not self.method.needs_compressed_stream and HELD_OUT + name in found:
-                    group.held_out = Moment(found[HELD_OUT + name], tokens=1)
+            wanted = [SIGMA + group.name, MEAN_ABS + group.name]
+            if not self.method.needs_compressed_stream:
+                wanted.append(HELD_OUT + group.name)
+            found = self.statistics.read("dense", block, self.blocks.device, wanted.__contains__)
+            moments.dense, moments.mean_abs = Moment(found[wanted[0]], tokens=1), found[wanted[1]]
+            if HELD_OUT + group.name in found:
+                moments.held_out = Moment(found[HELD_OUT + group.name], tokens=1)
         return moments
 
-    def gradients(self, block: int) -> dict[str, Tensor]:
-        """Linear (path inside the block) -> G, where the method is two-sided."""
-        if not self.method.two_sided:
-            return {}
-        found = self.statistics.read("gradients", block, self.blocks.device)
-        return {name.removeprefix(GRADIENT): g for name, g in found.items() if name.startswith(GRADIENT)}
+    def output_root(self, block: int, linear: str) -> OutputRoot:
+        """R of a linear (path inside the block), where gradients were gathered."""
+        gradient = self.statistics.read_one("gradients", block, self.blocks.device, GRADIENT + linear)
+        return OutputRoot(gradient_metric(gradient).root)
 
     def fisher(self, block: int) -> dict[str, Tensor]:
         """Linear (path inside the block) -> Fisher information per input feature, where the truncation sees it."""
@@ -113,7 +134,14 @@ def method_of(recipe: Recipe) -> Method:
 
 @contextmanager
 def prepared(
-    recipe: Recipe, *, device: str, statistics: Path | None = None, source: Source | None = None, progress: Progress
+    recipe: Recipe,
+    *,
+    device: str,
+    statistics: Path | None = None,
+    source: Source | None = None,
+    max_memory: int | None = None,
+    scratch: Path | None = None,
+    progress: Progress,
 ) -> Iterator[Job]:
     """Open the source, draw the calibration windows, gather statistics of the dense model, allocate ranks.
 
@@ -122,19 +150,22 @@ def prepared(
         device: "auto", "cpu", "cuda".
         statistics: a folder to keep statistics in; by default a temporary one, removed when the context ends.
         source: the recipe's model, where it is open already.
+        max_memory: bytes that this process may take.
+        scratch: a folder for activations that do not fit into that; by default the system's.
         progress: told about stages.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
     source = source or open_source(recipe.model, progress)
-    with _gathered(recipe, source, device, statistics, progress) as (method, blocks, calibration, store):
+    room = Room(max_memory, scratch or Path(tempfile.gettempdir()))
+    with _gathered(recipe, source, device, statistics, room, progress) as (method, blocks, calibration, store, memory):
         with fast_matmul():
             plan = _allocate(recipe, method, blocks, calibration, store, progress)
         update = None
         if recipe.update_calibration is not None:
             update = _calibration(recipe.update_calibration, recipe, source, blocks, progress)
-        yield Job(recipe, method, source, blocks, calibration, update, store, plan)
+        yield Job(recipe, method, source, blocks, calibration, update, store, plan, memory)
 
 
 def rank_multiple_for(recipe: Recipe, source: Source, row_multiple: int) -> int:
@@ -155,7 +186,13 @@ def rank_multiple_for(recipe: Recipe, source: Source, row_multiple: int) -> int:
 
 
 def gather_statistics(
-    recipe: Recipe, folder: Path, kinds: Sequence[str] | None = None, *, device: str, progress: Progress
+    recipe: Recipe,
+    folder: Path,
+    kinds: Sequence[str] | None = None,
+    *,
+    device: str,
+    max_memory: int | None = None,
+    progress: Progress,
 ) -> tuple[str, ...]:
     """Fill a folder with the statistics that a recipe reads, for `prepared` of this recipe and others.
 
@@ -164,6 +201,7 @@ def gather_statistics(
         folder: filled; what is there already stays.
         kinds: of statistics; by default all that the method reads.
         device: "auto", "cpu", "cuda".
+        max_memory: bytes that this process may take; activations that do not fit go to a file beside `folder`.
         progress: told about stages.
 
     Returns:
@@ -179,7 +217,8 @@ def gather_statistics(
         if kind not in known:
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
-    with _gathered(recipe, open_source(recipe.model, progress), device, folder, progress, wanted):
+    room = Room(max_memory, next(parent for parent in folder.absolute().parents if parent.is_dir()))
+    with _gathered(recipe, open_source(recipe.model, progress), device, folder, room, progress, wanted):
         return wanted
 
 
@@ -189,28 +228,54 @@ def _gathered(
     source: Source,
     device: str,
     folder: Path | None,
+    room: Room,
     progress: Progress,
     kinds: Sequence[str] | None = None,
-) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics]]:
+) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics, MemoryPlan]]:
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
     where = pick_device(device)
     blocks = BlockSource(source.reader(), source.family, where, DTYPES[recipe.dtype], _in_bfloat16(recipe, where))
     exempt_loaded()
     _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
+    if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
+        sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
+        plan_memory(recipe, method, blocks, sampled, room.limit, room.folder)
     calibration = None
     if method.needs_calibration or recipe.refine != "none":
         calibration = _calibration(recipe.calibration, recipe, source, blocks, progress)
+    windows = _sizes(recipe, calibration)
+    memory = plan_memory(recipe, method, blocks, windows, room.limit, room.folder)
+    _try(memory, recipe, method, blocks, windows, progress)
     with open_statistics(None if calibration is None else folder) as store:
         if calibration is not None:
             if folder is not None:
                 store.claim(_identity(recipe, blocks, source, calibration))
             with fast_matmul():
-                _gather(
-                    recipe, statistics_kinds(recipe) if kinds is None else kinds, blocks, calibration, store, progress
-                )
+                chosen = statistics_kinds(recipe) if kinds is None else kinds
+                _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress)
         release_freed()
-        yield method, blocks, calibration, store
+        yield method, blocks, calibration, store, memory
+
+
+def _sizes(recipe: Recipe, calibration: Calibration | None) -> Windows:
+    if calibration is None:
+        return Windows(0, 0, 1, 1)
+    fitted, length = calibration.windows.shape
+    return Windows(fitted, len(calibration.held_out), length, window_chunk(recipe, fitted, length))
+
+
+def _try(
+    memory: MemoryPlan, recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, progress: Progress
+) -> None:
+    """Hold the forecast against one block, where there is a limit."""
+    if memory.limit is None:
+        return
+    with fast_matmul():
+        tokens = torch.zeros(max(1, windows.chunk_tokens // windows.length), windows.length, dtype=torch.int32)
+        check_by_trial(memory, recipe, method, blocks, windows, tokens)
+    release_freed()
+    progress.note(f"at most {gigabytes(memory.peak)} of memory, by forecast and trial; activations {memory.holding}")
 
 
 def statistics_kinds(recipe: Recipe) -> tuple[str, ...]:
@@ -246,16 +311,18 @@ def _gather(
     blocks: BlockSource,
     calibration: Calibration,
     store: Statistics,
+    keep: Keep,
     progress: Progress,
 ) -> None:
     if "dense" in kinds or "sensitivity" in kinds:
         chunks, held_out = window_chunks(recipe, calibration), _held_out_chunks(calibration)
-        gather_dense(blocks, chunks, held_out, store, progress)
+        gather_dense(blocks, chunks, held_out, store, progress, keep)
     if "gradients" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
-        gather_gradients(blocks, windows, recipe.seed, store, progress)
+        gather_gradients(blocks, windows, recipe.seed, store, progress, keep)
     if "fisher" in kinds:
-        gather_fisher(blocks, torch.from_numpy(calibration.windows[: recipe.gradient_windows]), store, progress)
+        windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
+        gather_fisher(blocks, windows, store, progress, keep)
     if "sensitivity" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
         truncation_losses(blocks, windows, measured_retentions(recipe.retention), recipe.layout, store, progress)
@@ -265,11 +332,15 @@ def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:
     """Shuffled calibration windows in chunks: buckets for stack-of-batch, else as many as memory likes."""
     windows = calibration.windows
     order = np.random.default_rng(recipe.seed).permutation(len(windows))
-    if recipe.calibration_reduction == "stack-of-batch":
-        size = -(-len(windows) // min(recipe.buckets, len(windows)))
-    else:
-        size = max(1, CHUNK_TOKENS // windows.shape[1])
+    size = window_chunk(recipe, *windows.shape)
     return [torch.from_numpy(windows[order[i : i + size]]) for i in range(0, len(order), size)]
+
+
+def window_chunk(recipe: Recipe, windows: int, length: int) -> int:
+    """Windows per chunk."""
+    if recipe.calibration_reduction == "stack-of-batch":
+        return -(-windows // min(recipe.buckets, windows))
+    return max(1, CHUNK_TOKENS // length)
 
 
 def _held_out_chunks(calibration: Calibration) -> list[Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from .printable import printable
+
 Advance = Callable[[int], None]
 
 
@@ -60,4 +62,4 @@ class ConsoleProgress:
             yield lambda steps: bars.update(task, advance=steps)
 
     def note(self, message: str) -> None:
-        self._console.print(message, style="dim", markup=False)
+        self._console.print(printable(message), style="dim", markup=False)

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .documents import read_yaml_file, shown
 from .errors import InputError, UsageError
 from .layouts import Layout
 from .methods import METHODS
 
 RECIPE_FILE = "recipe.yaml"
+LARGEST = 10**6  # of anything counted: more is a slip, and would be asked of the memory
 
 
 class Recipe(BaseModel):
@@ -27,28 +29,28 @@ class Recipe(BaseModel):
     retention: float = Field(0.8, gt=0, le=1)
     min_retention: float | None = Field(None, ge=0, le=1)
     layout: Layout = "two-factor"
-    rank_multiple: int | None = Field(None, ge=1)
+    rank_multiple: int | None = Field(None, ge=1, le=LARGEST)
     keep_dense: tuple[str, ...] = ()
     similarity: Literal["angular", "cosine"] = "angular"
     iterations: int = Field(1, ge=0, le=100)
     alpha: float | None = Field(None, ge=0, le=1)
     truncation: Literal["one-sided", "two-sided"] | None = None
     allocation: Literal["uniform", "adacr", "threshold"] | None = None
-    gradient_windows: int = Field(12, ge=1)
-    sensitivity_windows: int = Field(2, ge=1)
+    gradient_windows: int = Field(12, ge=1, le=LARGEST)
+    sensitivity_windows: int = Field(2, ge=1, le=LARGEST)
     calibration: str = "python-docs"
     update_calibration: str | None = None
-    windows: int = Field(32, ge=1)
-    window_length: int = Field(1024, ge=8)
-    held_out: int = Field(2, ge=0)
+    windows: int = Field(32, ge=1, le=LARGEST)
+    window_length: int = Field(1024, ge=8, le=LARGEST)
+    held_out: int = Field(2, ge=0, le=LARGEST)
     calibration_reduction: Literal["moments", "stack-of-batch"] = "moments"
-    buckets: int = Field(16, ge=1)
+    buckets: int = Field(16, ge=1, le=LARGEST)
     refine: Literal["none", "block", "model"] = "none"
-    refine_epochs: int = Field(8, ge=1)
+    refine_epochs: int = Field(8, ge=1, le=LARGEST)
     refine_rate: float = Field(0.003, gt=0, le=1)
     refine_model_rate: float = Field(0.001, gt=0, le=1)
     refine_alpha: float = Field(0.5, ge=0, le=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     activations: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -99,7 +101,7 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         first = error.errors()[0]
         message = str(first["msg"]).removeprefix("Value error, ")
         key = ".".join(str(part) for part in first["loc"])
-        given = f" (given: {first['input']!r})" if key and first["type"] != "missing" else ""
+        given = f" (given: {shown(first['input'])})" if key and first["type"] != "missing" else ""
         raise UsageError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None
 
 
@@ -128,12 +130,9 @@ def read_recipe_values(path: Path) -> dict[str, Any]:
     Raises:
         InputError: not readable as a YAML mapping.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+    if not path.exists():
+        raise InputError(f"{path}: no such recipe")
+    data = read_yaml_file(path)
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a YAML mapping of recipe keys")
     return {str(key): value for key, value in data.items()}

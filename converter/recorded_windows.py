@@ -47,6 +47,8 @@ def recorded_windows(checkpoint: Path, text: str | None = None) -> Tokens:
         raise UsageError(f"{checkpoint}: records no calibration text; {ASK}")
     if recorded == SELF:
         raise UsageError(f"{checkpoint}: its calibration windows were sampled from the dense model; {ASK}")
+    if str(recorded).startswith("datasets:"):  # the network is for whoever asks for it
+        raise UsageError(f"{checkpoint}: was calibrated on {recorded}; to fetch that, give --calibration {recorded}")
     drawn = calibrate(str(recorded), load_tokenizer(checkpoint), held_out=number("held_out", 0), **sizes)
     if not _same(drawn, record):
         raise InputError(f"{checkpoint}: {recorded} is not the text it was calibrated on any more; {ASK}")

@@ -71,9 +71,14 @@ def descend(
     steps = schedule.epochs * -(-examples // batch)
     step = stale = epoch = 0
     if journal is not None and (state := journal.read_refinement()) is not None:
-        kept = _restore(state, trained, optimiser)
-        before, best = (float(value) for value in state["losses"])
-        epoch, step, stale = (int(value) for value in state["counts"])
+        try:
+            kept = _restore(state, trained, optimiser)
+            before, best = (float(value) for value in state["losses"])
+            epoch, step, stale = (int(value) for value in state["counts"])
+        except (KeyError, RuntimeError, TypeError, ValueError):
+            raise journal.refinement_damage() from None
+        if not 0 <= epoch <= schedule.epochs or not 0 <= step <= steps:
+            raise journal.refinement_damage()
         for _ in range(epoch):
             torch.randperm(examples, generator=generator)
         advance(step)

@@ -14,7 +14,7 @@ from .factorisation import spectrum
 from .gathering import GRADIENT, SIGMA
 from .progress import Progress
 from .statistics import Statistics
-from .whitening import gradient_root, whiten
+from .whitening import gradient_metric, whiten
 
 IMPORTANCE_WINDOWS = 4  # similarity is a mean over tokens: four windows of 1024 settle it
 
@@ -25,7 +25,7 @@ def block_similarities(
 ) -> tuple[float, ...]:
     """Similarity of input and output of every block of the dense model, one window at a time."""
     windows = torch.tensor(calibration.windows[:IMPORTANCE_WINDOWS])
-    streams = blocks.embed([window[None] for window in windows])
+    streams = list(blocks.embed([window[None] for window in windows]))
     result = []
     with progress.stage("block importance", blocks.block_count) as advance:
         for index in range(blocks.block_count):
@@ -34,6 +34,7 @@ def block_similarities(
             values = [similarity(x, y, reading) for x, y in zip(streams, outputs, strict=True)]
             result.append(sum(values) / len(values))
             streams = outputs
+            del block
             advance(1)
     return tuple(result)
 
@@ -50,6 +51,7 @@ def stable_ranks(blocks: BlockSource, progress: Progress) -> dict[str, float]:
                 energies = spectrum(weight)
                 ratio = float(energies.sum() / energies[0]) if energies[0] > 0 else 0.0
                 result[blocks.family.linear_name(index, name)] = ratio**0.5
+            del block, weight
             advance(1)
     return result
 
@@ -66,12 +68,17 @@ def loss_energies(
     energies = {}
     with progress.stage("loss of every rank", blocks.block_count) as advance:
         for index in range(blocks.block_count):
-            block, found = blocks.block(index), store.read(kind, index, blocks.device)
+            block = blocks.block(index)
             for group in blocks.family.groups:
-                whitener = whiten(found[SIGMA + group.name]).matrix
+                inputs = whiten(store.read_one(kind, index, blocks.device, SIGMA + group.name))
                 for name in group.linears:
                     weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
-                    root = gradient_root(found[GRADIENT + name]) if kind == "gradients" else None
-                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, whitener, root)
+                    outputs = None
+                    if kind == "gradients":
+                        outputs = gradient_metric(store.read_one(kind, index, blocks.device, GRADIENT + name))
+                    energies[blocks.family.linear_name(index, name)] = spectrum(weight, inputs, outputs)
+                    del outputs, weight
+                del inputs
+            del block
             advance(1)
     return energies

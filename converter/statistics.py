@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .claim import claim
-from .errors import UsageError
+from .errors import InputError, UsageError
 from .files import remove, replacing
+from .safetensors_header import read_header
 
 Kind = Literal["dense", "gradients", "fisher", "sensitivity"]
 IDENTITY = "identity.json"
@@ -64,15 +65,52 @@ class Statistics:
         with replacing(self._file(kind, index), force=True, folder=False) as beside:
             save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, beside)
 
-    def read(self, kind: Kind, index: int, device: torch.device) -> dict[str, Tensor]:
-        """A block's tensors, float64, on a device.
+    def read(
+        self, kind: Kind, index: int, device: torch.device, names: Callable[[str], bool] = lambda name: True
+    ) -> dict[str, Tensor]:
+        """A block's tensors, or those whose names are wanted, float64, on a device.
 
         Raises:
             FileNotFoundError: never saved.
+            UsageError: the file is damaged.
         """
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
-        return {name: t.to(device).double() for name, t in load_file(self._file(kind, index)).items()}
+        try:
+            with safe_open(self._file(kind, index), framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys() if names(name)}  # noqa: SIM118
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._damage(kind, index, str(error)) from None
+        return {name: t.to(device).double() for name, t in found.items()}
+
+    def read_one(self, kind: Kind, index: int, device: torch.device, name: str) -> Tensor:
+        """One tensor of a block, float64, on a device.
+
+        Raises:
+            FileNotFoundError: the block was never saved.
+            UsageError: the file is damaged.
+        """
+        return self.read(kind, index, device, lambda stored: stored == name)[name]
+
+    def check(self, kind: Kind, index: int, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """See whether a block's file holds what it must, by its header.
+
+        Args:
+            expected: name -> shape; what else is there does not matter.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            found = {name: tuple(entry["shape"]) for name, entry in read_header(self._file(kind, index)).items()}
+        except InputError as error:
+            raise self._damage(kind, index, str(error)) from None
+        for name, shape in expected.items():
+            if found.get(name) != shape:
+                raise self._damage(kind, index, f"{name} is {found.get(name)}, not {shape}")
+
+    def _damage(self, kind: Kind, index: int, why: str) -> UsageError:
+        return UsageError(f"{self._file(kind, index)}: damaged ({why}); remove it to gather it again")
 
     def _file(self, kind: Kind, index: int) -> Path:
         return self.folder / f"{kind}-{index:05d}.safetensors"

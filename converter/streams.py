@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from .activations import Activations
 from .architectures import InputGroup
-from .block_forward import StoppedForward, TappedBlock
+from .block_forward import TappedBlock
 from .errors import InputError
 from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
-from .gathering import GRADIENT
 from .lowrank_linear import LowRankLinear
 from .memory import release_freed
 from .moments import GroupMoments
+from .passes import Pass, RepeatedPass, SleepingPass
 from .planning import Job
 from .progress import Progress
 from .refinement import Schedule, refine_block
-from .whitening import gradient_root
 
 
 class Streams:
@@ -26,81 +25,94 @@ class Streams:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.dense: list[Tensor] = []
-        self.compressed: list[Tensor] = []
+        self.dense: Activations = []
+        self.compressed: Activations = []
         self.fitted_chunks = len(job.chunks)
         self.refines = job.recipe.refine != "none"
         # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
         self.counted = {linear.shape.name for linear in job.plan.linears if linear.compressed}
         if job.method.needs_compressed_stream or self.refines:
-            self.compressed = job.blocks.embed([*job.chunks, *job.held_out_chunks])
-            self.dense = list(self.compressed) if job.method.aligned or self.refines else []
+            self.compressed = job.keep(job.blocks.embed([*job.chunks, *job.held_out_chunks]))
+            self.dense = job.keep(self.compressed) if job.method.aligned or self.refines else []
 
     def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
         """Replace the block's linears by factors, in place, and carry the streams through it."""
-        family, run = self.job.source.family, self.job.blocks.run
-        tapped = TappedBlock(block, family)
-        compressed = [StoppedForward(partial(run, block, x)) for x in self.compressed]
-        dense: list[StoppedForward] = []
-        if self.dense:  # compared token by token: the two streams stop side by side
-            dense_block = TappedBlock(self.job.blocks.block(index), family)
-            dense = [StoppedForward(partial(run, dense_block.block, x)) for x in self.dense]
-        moments = self.job.dense_moments(index)
-        gradients, fisher = self.job.gradients(index), self.job.fisher(index)
+        family = self.job.source.family
+        tapped, beside = TappedBlock(block, family), None
+        compressed, dense = self._pass(block, self.compressed), None
+        fisher = self.job.fisher(index)
         losses: dict[str, FitLoss] = {}
-        in_passing, waiting = self.job.method.installs == "in passing", list[InputGroup]()
-        for group in family.groups:
-            found = moments[group.name]
-            for chunk, forward in enumerate(compressed):
-                y, x = forward.next_input(), dense[chunk].next_input() if dense else None
-                self._gather(chunk, y, x, found)
-                if dense and group is family.groups[-1]:  # nothing left to stop for: free what it holds
-                    self.dense[chunk] = dense[chunk].finish()
-            waiting.append(group)
-            if in_passing or group is family.groups[-1]:
-                for ready in waiting:
-                    metric = self._group_metric(index, ready, moments[ready.name])
-                    losses.update(self._install_group(index, ready, tapped, metric, gradients, fisher, progress))
-                waiting.clear()
+        in_passing, waiting = self.job.method.installs == "in passing", dict[InputGroup, GroupMoments]()
+        for number, group in enumerate(family.groups):
+            found, last_group = self.job.dense_moments(index, group), group is family.groups[-1]
+            if self.dense and dense is None:  # compared token by token: the two streams stop side by side
+                beside = TappedBlock(self.job.blocks.block(index), family)
+                dense = self._pass(beside.block, self.dense)
+            narrow = _narrow(beside, group)
+            for chunk in range(len(self.compressed)):
+                y, x = compressed.input(chunk, number), dense.input(chunk, number) if dense else None
+                self._gather(chunk, y, x, narrow, found)
+                del y, x
+                if dense and last_group:  # nothing left to stop for: free what it holds
+                    self.dense[chunk] = dense.output(chunk)
+            if self.job.memory.repeats:
+                compressed.abandon()
+            if dense and (last_group or self.job.memory.repeats):
+                dense.abandon()
+                dense = beside = None  # the block is read again where it is wanted
+            waiting[group] = found
+            del found, narrow
+            if in_passing or last_group:
+                while waiting:
+                    ready = next(iter(waiting))
+                    metric = self._group_metric(index, ready, waiting.pop(ready))
+                    losses.update(self._install_group(index, ready, tapped, metric, fisher))
+                    del metric
                 release_freed()
         last = index + 1 == self.job.blocks.block_count
         if self.refines:
-            for forward in compressed:
-                forward.abandon()
+            compressed.abandon()
             tapped.unwrap()
             self._refine(index, block, progress)
             return losses
         if in_passing and not last:
-            for chunk, forward in enumerate(compressed):
-                self.compressed[chunk] = forward.finish()
+            for chunk in range(len(self.compressed)):
+                self.compressed[chunk] = compressed.output(chunk)
+        compressed.abandon()
         tapped.unwrap()
         if not in_passing and not last:  # the forward above went through the dense linears
-            self.compressed = [run(block, x) for x in self.compressed]
+            self._advance(self.compressed, block)
         return losses
 
     def pass_block(self, index: int, block: nn.Module) -> None:
         """Carry the streams through a block that was compressed before."""
-        run = self.job.blocks.run
         if index + 1 == self.job.blocks.block_count:
             return
-        self.compressed = [run(block, x) for x in self.compressed]
+        self._advance(self.compressed, block)
         if self.dense:
-            dense_block = self.job.blocks.block(index)
-            self.dense = [run(dense_block, x) for x in self.dense]
+            self._advance(self.dense, self.job.blocks.block(index))
+
+    def _pass(self, block: nn.Module, stream: Activations) -> Pass:
+        return (RepeatedPass if self.job.memory.repeats else SleepingPass)(self.job.blocks.run, block, stream)
+
+    def _advance(self, stream: Activations, block: nn.Module) -> None:
+        """Carry a stream through a block."""
+        for chunk, x in enumerate(stream):
+            stream[chunk] = self.job.blocks.run(block, x)
 
     def _refine(self, index: int, block: nn.Module, progress: Progress) -> None:
         """Fit the block's parameters to the dense block's output, which `dense` holds by now."""
         job, recipe, run = self.job, self.job.recipe, self.job.blocks.run
-        share, targets = recipe.refine_alpha, self.dense
+        share = recipe.refine_alpha
+        targets: Iterable[Tensor] = self.dense
         if share < 1:
-            dense_block, targets = job.blocks.block(index), []
-            for x, y in zip(self.compressed, self.dense, strict=True):
-                targets.append(share * y + (1 - share) * run(dense_block, x))
+            dense_block = job.blocks.block(index)
+            pairs = zip(self.compressed, self.dense, strict=True)
+            targets = [share * y + (1 - share) * run(dense_block, x) for x, y in pairs]
         windows = [w for x in self.compressed for w in x]
         wanted = [w for y in targets for w in y]
-        fitted = sum(len(x) for x in self.compressed[: self.fitted_chunks])
-        gradients = job.statistics.read("gradients", index, job.blocks.device)
-        root = gradient_root(gradients[GRADIENT + job.source.family.residual_linear])
+        fitted = sum(len(x) for x in job.chunks)
+        root = job.output_root(index, job.source.family.residual_linear).root
         done = refine_block(
             block.float(),
             run,
@@ -114,7 +126,7 @@ class Streams:
         block.to(job.blocks.dtype)
         progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
         if index + 1 < job.blocks.block_count:
-            self.compressed = [run(block, x) for x in self.compressed]
+            self._advance(self.compressed, block)
 
     def _excluded_parameters(self, index: int, block: nn.Module) -> list[nn.Parameter]:
         """Parameters of the linears that the user keeps as they are."""
@@ -122,7 +134,7 @@ class Streams:
         kept = [name for name in family.linears if family.linear_name(index, name) not in self.counted]
         return [parameter for name in kept for parameter in block.get_submodule(name).parameters()]
 
-    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, found: GroupMoments) -> None:
+    def _gather(self, chunk: int, y: Tensor, x: Tensor | None, narrow: Tensor | None, found: GroupMoments) -> None:
         """Add a group's inputs in the compressed stream, and the same tokens in the dense one where both run."""
         if chunk >= self.fitted_chunks:
             found.held_out.add(y)
@@ -131,8 +143,12 @@ class Streams:
         if self.job.recipe.calibration_reduction == "stack-of-batch" and self.job.method.compensation == "adacomp":
             length = self.compressed[chunk].shape[1]
             found.stacked.add(y.reshape(-1, length, y.shape[-1]).float().mean(dim=0))
-        if x is not None:
-            found.cross.add_cross(x, y)
+        if x is None or not self.job.method.aligned:
+            return
+        if narrow is not None:
+            found.output_drift.add_cross(self.job.blocks.project(narrow, x - y), y)
+        else:
+            found.drift.add_cross(x - y, y)
 
     def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
         """What the group's linears are fitted with."""
@@ -151,14 +167,10 @@ class Streams:
         group: InputGroup,
         tapped: TappedBlock,
         metric: GroupMetric,
-        gradients: Mapping[str, Tensor],
         fisher: Mapping[str, Tensor],
-        progress: Progress,
     ) -> dict[str, FitLoss]:
         """Factor the group's linears and put the factors in their place."""
         losses = {}
-        if metric.whitener is not None and metric.whitener.how not in ("cholesky", "diagonal"):
-            progress.note(f"block {index}, {group.name}: singular second moment, whitened by {metric.whitener.how}")
         for name in group.linears:
             full_name = self.job.source.family.linear_name(index, name)
             linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
@@ -172,13 +184,21 @@ class Streams:
                 rank,
                 metric,
                 iterations=self.job.recipe.iterations,
-                gradient=gradients.get(name),
+                outputs=self.job.output_root(index, name) if self.job.method.two_sided else None,
                 fisher=fisher.get(name),
             )
             tapped.install(name, _as_module(linear, factors.u, factors.v))
             if loss is not None:
                 losses[full_name] = loss
         return losses
+
+
+def _narrow(dense: TappedBlock | None, group: InputGroup) -> Tensor | None:
+    """W (m, n) of a group's one linear where m < n: the drift of its outputs is the cheaper moment."""
+    if dense is None or len(group.linears) != 1:
+        return None
+    weight: Tensor = dense.linear(group.linears[0]).weight  # type: ignore[assignment]
+    return weight if weight.shape[0] < weight.shape[1] else None
 
 
 def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:

@@ -56,7 +56,9 @@ def truncation_losses(
                 advance(1)
                 for later in range(index + 1, count):
                     after = blocks.block(later)
-                    streams = {key: blocks.run(after, x) for key, x in streams.items()}
+                    for key, x in streams.items():
+                        streams[key] = blocks.run(after, x)
+                    del after
                     advance(1)
                 losses = {key: _mean_loss(blocks, x, windows) for key, x in streams.items()}
                 found = {name: torch.tensor([row, [losses[name, rank] for rank in row]]) for name, row in ranks.items()}
@@ -66,6 +68,7 @@ def truncation_losses(
                 advance(count - index)
             result |= {blocks.family.linear_name(index, name): values for name, values in stored.items()}
             stream = blocks.run(block, stream)
+            del block
     return result
 
 
@@ -84,10 +87,12 @@ def _stored(
     """Linear -> losses of an earlier run, where it measured the same ranks."""
     if not store.has("sensitivity", index + 1):
         return None
-    found = {name: values.tolist() for name, values in store.read("sensitivity", index, blocks.device).items()}
-    if {name: rows[0] for name, rows in found.items()} != ranks:
+    found = store.read("sensitivity", index, blocks.device)
+    if any(values.shape != (2, len(ranks.get(name, ()))) for name, values in found.items()):
         return None
-    return {name: rows[1] for name, rows in found.items()}
+    if {name: values[0].tolist() for name, values in found.items()} != ranks:
+        return None
+    return {name: values[1].tolist() for name, values in found.items()}
 
 
 def _variants(
@@ -97,7 +102,7 @@ def _variants(
     found = store.read("dense", index, blocks.device)
     outputs = {}
     for group in blocks.family.groups:
-        whitener = activation_scale(found[MEAN_ABS + group.name]).matrix
+        whitener = activation_scale(found[MEAN_ABS + group.name])
         for name in group.linears:
             linear = block.get_submodule(name)
             assert isinstance(linear, nn.Linear)

@@ -13,11 +13,13 @@ from .artifact import Artifact
 from .gguf.ggml_encoder import FindLibrary
 from .gguf.mixes import MIXES
 from .gguf.rounding_choice import Rounding
+from .onnx.types import QUANTISATIONS as ONNX_TYPES
+from .onnx.types import OnnxOptions
 
 # format -> its quantisations; the first is the default
 QUANTISATIONS: Mapping[str, tuple[str, ...]] = {
     "gguf": ("q8_0", *(name for name in MIXES if name != "q8_0")),
-    "onnx": ("int8", "fp32"),
+    "onnx": ("int8", *(name for name in ONNX_TYPES if name != "int8")),
 }
 LAYOUTS = ("native", "dense", "adapter")
 
@@ -82,6 +84,7 @@ def export(
     dense: str | None = None,
     residual: str | None = None,
     rounding: Rounding | None = None,
+    onnx: OnnxOptions | None = None,
     library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -101,6 +104,7 @@ def export(
         dense: layout "adapter": the model the checkpoint was made from, as `open_source` takes it.
         residual: layout "adapter": storage type of the residuals, or "zero".
         rounding: GGUF: what the rounding is told of the inputs; nothing by default.
+        onnx: ONNX: how matrices are encoded.
         library: GGUF: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace `out` if it exists.
 
@@ -148,4 +152,4 @@ def export(
         raise UsageError(f"--layout {layout}: ONNX has the native layout only")
     from .onnx.export import export_onnx
 
-    return export_onnx(checkpoint, out, quantisation=quantisation, force=force, progress=progress)
+    return export_onnx(checkpoint, out, quantisation=quantisation, options=onnx, force=force, progress=progress)

@@ -6,11 +6,15 @@ from collections import defaultdict
 from math import prod
 from typing import TYPE_CHECKING
 
+from ..converter.printable import printable
 from ..exporters.artifact import Artifact
 from ..exporters.gguf.mixes import fallback_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+LONGEST_NAME = 200
 
 
 def artifact_table(artifact: Artifact) -> RenderableType:
@@ -33,12 +37,13 @@ def artifact_table(artifact: Artifact) -> RenderableType:
         sums[1] += prod(tensor.shape)
         sums[2] += tensor.bytes
         type = tensor.type if tensor.wanted is None else f"{tensor.type} (for {tensor.wanted})"
-        tensors.add_row(tensor.name, " x ".join(map(str, tensor.shape)), type, f"{tensor.bytes:,}")
+        name = Text(printable(tensor.name, LONGEST_NAME))
+        tensors.add_row(name, " x ".join(map(str, tensor.shape)), Text(type), f"{tensor.bytes:,}")
     types = Table(title="Storage types", title_justify="left")
     for column in ("type", "tensors", "elements", "bytes", "bits per element"):
         types.add_column(column, justify="left" if column == "type" else "right")
     for name, (count, elements, size) in sorted(totals.items()):
-        types.add_row(name, str(count), f"{elements:,}", f"{size:,}", f"{8 * size / elements:.3f}")
+        types.add_row(Text(name), str(count), f"{elements:,}", f"{size:,}", f"{8 * size / max(elements, 1):.3f}")
     said = ", ".join(f"{key} {value}" for key, value in sorted(artifact.facts.items()))
-    facts = [Text(said)] if said else []
-    return Group(tensors, types, head, *facts, *(Text(line) for line in fallback_lines(artifact.tensors)))
+    facts = [Text(printable(said))] if said else []
+    return Group(tensors, types, head, *facts, *(Text(printable(line)) for line in fallback_lines(artifact.tensors)))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from ..converter.errors import InputError
+from ..converter.gguf_header import read_header
 from ..exporters.artifact import Artifact, TensorRecord
 from ..exporters.gguf.adapter import LAYOUT as ADAPTER_LAYOUT
 from ..exporters.gguf.adapter import RESIDUAL_KEY, find_adapter, read_records
 from ..exporters.gguf.consistency import check_consistency
-from ..exporters.gguf.header import read_header
 from ..exporters.gguf.mixes import exported_as, records
 from ..exporters.gguf.types import TYPES
 from .backends.open import artifact_format
@@ -83,24 +84,23 @@ def _describe_gguf(path: Path) -> Artifact:
 
 
 def _describe_onnx(folder: Path) -> Artifact:
-    import onnx
+    from ..exporters.onnx.contents import QUANTISATION_KEY, model_bytes, model_facts, tensor_records
+    from ..exporters.onnx.folder_check import check_folder
 
-    from ..exporters.onnx.contents import model_bytes, model_facts, tensor_records
-
-    try:
-        model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
-        tensors = tensor_records(folder)
-    except Exception as error:  # protobuf's own errors, among others
-        raise InputError(f"{folder}: damaged ONNX model ({type(error).__name__})") from error
+    model = check_folder(folder)
     packed: dict[str, int] = {}
     scales: set[str] = set()
-    for node in model.graph.node:
-        if node.op_type == "MatMulNBits":
-            sizes = {attribute.name: attribute.i for attribute in node.attribute}
-            packed[node.input[1]] = sizes["K"] * sizes["N"]
-            scales.update(node.input[2:])
-        elif node.op_type == "GatherBlockQuantized":
-            scales.update(node.input[2:])
+    try:
+        tensors = tensor_records(folder)
+        for node in model.graph.node:
+            if node.op_type == "MatMulNBits":
+                sizes = {attribute.name: attribute.i for attribute in node.attribute}
+                packed[node.input[1]] = sizes["K"] * sizes["N"]
+                scales.update(node.input[2:])
+            elif node.op_type == "GatherBlockQuantized":
+                scales.update(node.input[2:])
+    except Exception as error:  # onnx's own errors, among others
+        raise InputError(f"{folder}: damaged ONNX model ({type(error).__name__})") from error
     weights = [
         tensor
         for tensor in tensors
@@ -110,13 +110,25 @@ def _describe_onnx(folder: Path) -> Artifact:
     return Artifact(
         path=folder,
         format="onnx",
-        quantisation="int8" if any(tensor.type == "uint8" for tensor in weights) else _main_type(weights),
+        quantisation=metadata.get(QUANTISATION_KEY) or _quantisation(weights, model.graph.node),
         layout="dense" if metadata.get("lowrank.layout", "dense") == "dense" else "native",
         bytes=model_bytes(folder),
         parameters=sum(packed.get(tensor.name, prod(tensor.shape)) for tensor in weights),
         tensors=tensors,
         facts=model_facts(folder),
     )
+
+
+def _quantisation(weights: Sequence[TensorRecord], nodes: Iterable[Any]) -> str:
+    """Of a folder that does not say it: codes of as many bits as most matmuls have, or the type of most weights."""
+    bits = Counter(
+        attribute.i
+        for node in nodes
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    )
+    return f"int{bits.most_common(1)[0][0]}" if bits else _main_type(weights)
 
 
 def _describe_checkpoint(path: Path) -> Artifact:

@@ -7,9 +7,8 @@ DIR/checkpoints/ one at a time, or all with keep_checkpoints
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +24,11 @@ from ..converter.recipe import Recipe
 from ..converter.source import Source, open_source
 from ..converter.statistics import Statistics
 from .artifacts import describe
-from .backends.torch_reference import TorchBackend, open_torch
+from .backends.open import TORCH, open_backend, released
+from .backends.protocol import Backend
 from .child import Cost, run_child
 from .compare_html import page
-from .compare_results import Comparison, Gathering, Measurement, Row, read_row, write_row
+from .compare_results import Comparison, Gathering, Measurement, Row, T, read_row, restored, text_hashes, write_row
 from .environment import library_versions, machine_facts
 from .generation import Sample, sample
 from .measure import measure
@@ -72,6 +72,7 @@ class _Job:
     windows: Windows
     tokenizer: PreTrainedTokenizerBase
     origin: Mapping[str, Any]
+    texts: Mapping[str, str | None]
     evaluation: Mapping[str, Any]
     device: str
     threads: int
@@ -80,12 +81,13 @@ class _Job:
 
     def key(self, recipe: Recipe) -> dict[str, Any]:
         """What a row is made from."""
-        return {**self.origin, "recipe": recipe.model_dump(mode="json"), "evaluation": self.evaluation}
+        made = {"recipe": recipe.model_dump(mode="json"), "text_sha256": self.texts}
+        return {**self.origin, **made, "evaluation": self.evaluation}
 
     def statistics_key(self, kind: str) -> dict[str, Any]:
         """What statistics are made from."""
         shared = self.recipes[0].model_dump(mode="json", include=set(SHAPES_STATISTICS))
-        return {**self.origin, "recipe": shared, "statistics": kind}
+        return {**self.origin, "recipe": shared, "text_sha256": self.texts, "statistics": kind}
 
     def file(self, name: str) -> Path:
         """Where a row is kept."""
@@ -150,6 +152,7 @@ def _prepare(
         windows=windows,
         tokenizer=load_tokenizer(source.path),
         origin={"source_sha256": source.fingerprint(), "device": chosen},
+        texts=text_hashes(recipes[0]),
         evaluation={"evaluation_text": evaluation.text, "evaluation_windows": windows.facts(), "prompt": PROMPT},
         device=chosen,
         threads=evaluation.threads,
@@ -253,19 +256,11 @@ def _recipe_arguments(job: _Job, recipe: Recipe, work: Path) -> list[str]:
     return ["--recipe", str(path), "--device", job.device]
 
 
-@contextmanager
-def _opened(job: _Job, path: Path) -> Iterator[TorchBackend]:
-    """A model that is closed and freed whatever happens."""
-    backend = open_torch(path, device=job.device, threads=job.threads)
-    try:
-        yield backend
-    finally:
-        backend.close()
-        del backend
-        gc.collect()
+def _opened(job: _Job, path: Path) -> AbstractContextManager[Backend]:
+    return released(open_backend(path, TORCH, threads=job.threads, context=job.windows.length, device=job.device))
 
 
-def _sample(job: _Job, backend: TorchBackend) -> Sample:
+def _sample(job: _Job, backend: Backend) -> Sample:
     return sample(backend, job.tokenizer, PROMPT, max_tokens=SAMPLE_TOKENS)
 
 
@@ -278,10 +273,14 @@ def _collected(job: _Job) -> Comparison:
     costs = {kind: read_row(_statistics_file(job, kind), job.statistics_key(kind)) for kind in readers}
     common = job.recipes[0].model_dump(mode="json", exclude={"method", "retention"})
     return Comparison(
-        rows=tuple(Row.from_json(_kept(job, _name(recipe), job.key(recipe))) for recipe in job.recipes),
-        dense=Measurement.from_json(_kept(job, "dense", _dense_key(job))),
+        rows=tuple(_kept(job, _name(recipe), job.key(recipe), Row.from_json) for recipe in job.recipes),
+        dense=_kept(job, "dense", _dense_key(job), Measurement.from_json),
         statistics=tuple(
-            Gathering(kind, tuple(readers[kind]), Cost(**cost)) for kind, cost in costs.items() if cost is not None
+            Gathering(
+                kind, tuple(readers[kind]), restored(lambda data: Cost(**data), cost, _statistics_file(job, kind))
+            )
+            for kind, cost in costs.items()
+            if cost is not None
         ),
         recipe=common,
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
@@ -291,11 +290,11 @@ def _collected(job: _Job) -> Comparison:
     )
 
 
-def _kept(job: _Job, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(job: _Job, name: str, key: Mapping[str, Any], make: Callable[[dict[str, Any]], T]) -> T:
     result = read_row(job.file(name), key)
     if result is None:
         raise UsageError(f"{job.file(name)}: was removed while the comparison ran; run it again")
-    return result
+    return restored(make, result, job.file(name))
 
 
 def _name(recipe: Recipe) -> str:

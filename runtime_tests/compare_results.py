@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..converter.errors import UsageError
+from ..converter.calibration import text_sha256
+from ..converter.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
+from ..converter.errors import InputError, UsageError
+from ..converter.recipe import Recipe
 from .child import Cost
 from .generation import Sample
 from .parity import Parity
@@ -17,6 +19,7 @@ from .perplexity import Perplexity
 from .report import finite, write_json
 
 SCHEMA_VERSION = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,17 @@ class Comparison:
         return document
 
 
+def text_hashes(recipe: Recipe) -> dict[str, str | None]:
+    """Recipe key -> hash of the text it names.
+
+    Raises:
+        InputError: a text that cannot be read.
+    """
+    keys = ("calibration", "update_calibration")
+    named = {key: spec for key in keys if (spec := getattr(recipe, key)) is not None}
+    return {key: text_sha256(spec) for key, spec in named.items()}
+
+
 def write_row(path: Path, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     """Keep a result with what it was made from, atomically."""
     write_json(finite({"schema_version": SCHEMA_VERSION, "made_from": key, "result": result}), path)
@@ -157,22 +171,47 @@ def read_row(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
         UsageError: the file is damaged, or its result was made from something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            return None
+        data = parse_json(read_text_file(path, MAX_JSON_BYTES))
         found, result = dict(data["made_from"]), dict(data["result"])
         version = data["schema_version"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError):
-        raise UsageError(f"{path}: damaged; remove it to measure it again") from None
+    except (ValueError, TypeError, KeyError, InputError):
+        raise _damaged(path) from None
     wanted = {"schema": SCHEMA_VERSION, **dict(_leaves(finite(key)))}
     there = {"schema": version, **dict(_leaves(found))}
     for name in {**wanted, **there}:
         if wanted.get(name) != there.get(name):
             raise UsageError(
-                f"{path}: was made with {name} {there.get(name)}, not {wanted.get(name)}; choose another --out or "
-                "add --force to start over"
+                f"{path}: was made with {name} {shown(there.get(name))}, not {shown(wanted.get(name))}; choose another "
+                "--out or add --force to start over"
             )
     return result
+
+
+def restored(make: Callable[[dict[str, Any]], T], data: dict[str, Any], path: Path) -> T:
+    """Make a dataclass of a kept result, every value of the type that it must have.
+
+    Args:
+        make: from what JSON gave back.
+        data: that.
+        path: of the file, for the error.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    from pydantic import TypeAdapter
+
+    try:
+        made = make(data)
+        checked: T = TypeAdapter(type(made)).validate_python(asdict(made))  # type: ignore[call-overload]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _damaged(path) from None
+    return checked
+
+
+def _damaged(path: Path) -> UsageError:
+    return UsageError(f"{path}: damaged; remove it to measure it again")
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

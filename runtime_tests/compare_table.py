@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from .child import Cost
 from .compare_results import Comparison, Measurement, Row
-from .perplexity import Perplexity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,15 +93,7 @@ def _measured_cells(found: Measurement) -> tuple[str, ...]:
         kld = f"{mean:.1e}" if mean < 0.01 else f"{mean:.3f}"
         same = f"{100 * found.quality.same_top:.1f}"
     size = f"{found.bytes / 1e6:.1f}", f"{found.bits_per_weight:.2f}"
-    return (*size, perplexity_words(found.perplexity), kld, same)
-
-
-def perplexity_words(perplexity: Perplexity) -> str:
-    """Value ± standard error, as precise as makes sense."""
-    if not math.isfinite(perplexity.value):
-        return MISSING
-    precision = 2 if perplexity.value < 100 else 1 if perplexity.value < 1000 else 0
-    return f"{perplexity.value:.{precision}f} ± {perplexity.standard_error:.{precision}f}"
+    return (*size, found.perplexity.words, kld, same)
 
 
 def evaluation_words(comparison: Comparison) -> str:

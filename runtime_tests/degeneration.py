@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 SPAN = 4  # tokens of the spans whose repetition is counted
 
@@ -18,6 +19,8 @@ class Degeneration:
         repetition: share of spans of 4 tokens that occurred before in the same text, 0 to 1.
         longest_repeat: tokens of the longest span that occurs twice in a text, overlaps counting.
         tokens: of all texts.
+        repetition_error: standard error of the mean over texts; nan for less than two.
+        repetitions: `repetition` of every text, nan for one that is too short to tell.
     """
 
     distinct_1: float
@@ -25,17 +28,44 @@ class Degeneration:
     repetition: float
     longest_repeat: int
     tokens: int
+    repetition_error: float = math.nan
+    repetitions: tuple[float, ...] = ()
 
 
 def degeneration(texts: Sequence[Sequence[int]]) -> Degeneration:
     """Measure token sequences; a text that ended at once counts for nothing but `tokens`."""
+    repetitions = tuple(1 - distinct(text, SPAN) for text in texts)
+    repetition, error = mean_and_error(repetitions)
     return Degeneration(
-        distinct_1=_mean_distinct(texts, 1),
-        distinct_2=_mean_distinct(texts, 2),
-        repetition=1 - _mean_distinct(texts, SPAN),
+        distinct_1=mean_and_error([distinct(text, 1) for text in texts])[0],
+        distinct_2=mean_and_error([distinct(text, 2) for text in texts])[0],
+        repetition=repetition,
         longest_repeat=max((longest_repeat(text) for text in texts), default=0),
         tokens=sum(map(len, texts)),
+        repetition_error=error,
+        repetitions=repetitions,
     )
+
+
+def repetition_increase(ours: Degeneration, theirs: Degeneration) -> tuple[float, float]:
+    """How much more one model repeats itself than another, text by text, and the standard error of that.
+
+    Args:
+        ours, theirs: of continuations of the same prompts.
+
+    Returns:
+        nan, nan where no prompt has two texts that are long enough.
+    """
+    return mean_and_error([a - b for a, b in zip(ours.repetitions, theirs.repetitions, strict=True)])
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of the values that are numbers, and its standard error; nan where too few are."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan, math.nan
+    mean = fmean(known)
+    return mean, stdev(known, mean) / math.sqrt(len(known)) if len(known) > 1 else math.nan
 
 
 def distinct(text: Sequence[int], size: int) -> float:
@@ -55,8 +85,3 @@ def longest_repeat(text: Sequence[int]) -> int:
                 longest = max(longest, row[j + 1])
         before = row
     return longest
-
-
-def _mean_distinct(texts: Sequence[Sequence[int]], size: int) -> float:
-    shares = [share for text in texts if not math.isnan(share := distinct(text, size))]
-    return sum(shares) / len(shares) if shares else math.nan

@@ -7,6 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..converter.memory import peak_memory
+
 LIBRARIES = (
     "lowrank-export",
     "torch",
@@ -55,20 +57,11 @@ def machine_facts() -> dict[str, str | int]:
 
 
 def process_cost() -> dict[str, float | int]:
-    """CPU seconds and peak resident memory of this process so far.
-
-    The peak is Linux' VmHWM where there is one: getrusage's starts at that of the process that started this one.
-    """
+    """CPU seconds and peak resident memory of this process so far."""
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF)
-    peak = used.ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        lines = []
-    found = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
-    return {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024 * int(found) if found else peak}
+    return {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": peak_memory()}
 
 
 def _cpu_model() -> str:

@@ -84,7 +84,7 @@ def _measure_here(path: str, name: str, threads: int, context: int, prompt_token
 
     start = int(process_cost()["peak_bytes"])
     begin = perf_counter()
-    backend = open_backend(Path(path), name, threads=threads, context=context, exact=False)
+    backend = open_backend(Path(path), name, threads=threads, context=context, exact=False, tried=True)
     loaded = perf_counter() - begin
     try:
         backend.reset()

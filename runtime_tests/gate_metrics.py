@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from .degeneration import repetition_increase
 from .parity import Parity
 from .speed import Speed
 
@@ -41,6 +42,7 @@ class Metric:
         at_least: whether large values are good.
         low, high: range of thresholds that make sense.
         bytes: whether a threshold may be written as 100MB.
+        error: row and what it is held against -> standard error of a sampled value.
     """
 
     meaning: str
@@ -50,6 +52,7 @@ class Metric:
     low: float = 0.0
     high: float = math.inf
     bytes: bool = False
+    error: Callable[[Row, Context], float] = lambda row, context: 0.0
 
 
 def _parity(name: str) -> Callable[[Row, Context], float | None]:
@@ -75,10 +78,24 @@ def _perplexity_increase(row: Row, context: Context) -> float | None:
 
 def _repetition_increase(row: Row, context: Context) -> float | None:
     """More repetition in sampled text than the dense model's; None where there is no text or no dense model."""
+    found = _increase(row, context)
+    return None if found is None else found[0]
+
+
+def _increase(row: Row, context: Context) -> tuple[float, float] | None:
     if row.writing is None or context.dense is None or context.dense.writing is None:
         return None
     ours, theirs = row.writing.sampled_degeneration, context.dense.writing.sampled_degeneration
-    return None if math.isnan(theirs.repetition) else ours.repetition - theirs.repetition
+    return None if math.isnan(theirs.repetition) else repetition_increase(ours, theirs)
+
+
+def _increase_error(row: Row, context: Context) -> float:
+    found = _increase(row, context)
+    return 0.0 if found is None else found[1]
+
+
+def _repetition_error(row: Row, _: Context) -> float:
+    return 0.0 if row.writing is None else row.writing.sampled_degeneration.repetition_error
 
 
 def _sampled(name: str) -> Callable[[Row, Context], float | None]:
@@ -147,10 +164,19 @@ METRICS: dict[str, Metric] = {
     "quality.perplexity_increase": Metric("PPL / PPL of the dense model - 1", _perplexity_increase, DENSE, low=-1),
     "quality.perplexity": Metric("PPL itself", lambda row, _: row.perplexity.value, low=1),
     "generation.repetition": Metric(
-        "share of 4-token spans of the sampled texts that occurred before", _sampled("repetition"), TEXT, high=1
+        "share of 4-token spans of the sampled texts that occurred before",
+        _sampled("repetition"),
+        TEXT,
+        high=1,
+        error=_repetition_error,
     ),
     "generation.repetition_increase": Metric(
-        "the same, less the dense model's", _repetition_increase, f"{DENSE} and text that it writes", low=-1, high=1
+        "the same, less the dense model's, text by text",
+        _repetition_increase,
+        f"{DENSE} and text that it writes",
+        low=-1,
+        high=1,
+        error=_increase_error,
     ),
     "generation.longest_repeat": Metric(
         "tokens of the longest span that occurs twice in a sampled text", _sampled("longest_repeat"), TEXT

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+ERRORS = 2  # standard errors by which a sampled value may lie beyond its threshold
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Gate:
         at_least: whether the threshold is the smallest value that passes, not the largest.
         passed: whether the value is on the right side.
         detail: what else is to be said of a failure; empty for none.
+        error: standard error of a sampled value, which fails when it is beyond its threshold by more than twice that;
+            else 0.
     """
 
     name: str
@@ -25,18 +30,28 @@ class Gate:
     passed: bool
     at_least: bool = False
     detail: str = ""
+    error: float = 0.0
+
+    @property
+    def measured(self) -> str:
+        """The value in words, with its error where it has one."""
+        return f"{self.value:.4g}{f' ± {self.error:.2g}' if self.error else ''}"
 
     @property
     def words(self) -> str:
         """Name, value and threshold in one line."""
         allowed = f"at {'least' if self.at_least else 'most'} {self.threshold:g} is allowed"
-        return f"{self.name} {self.value:.4g}, {allowed}{f' ({self.detail})' if self.detail else ''}"
+        return f"{self.name} {self.measured}, {allowed}{f' ({self.detail})' if self.detail else ''}"
 
 
-def gate(name: str, value: float, threshold: float, *, at_least: bool = False, detail: str = "") -> Gate:
-    """Hold a value against its threshold. NaN fails."""
-    passed = value >= threshold if at_least else value <= threshold
-    return Gate(name, value, threshold, passed, at_least, detail)
+def gate(
+    name: str, value: float, threshold: float, *, at_least: bool = False, detail: str = "", error: float = 0.0
+) -> Gate:
+    """Hold a value against its threshold. NaN fails; an error that is NaN counts for none."""
+    error = 0.0 if math.isnan(error) else error
+    doubt = ERRORS * error
+    passed = value >= threshold - doubt if at_least else value <= threshold + doubt
+    return Gate(name, value, threshold, passed, at_least, detail, error)
 
 
 def failed(gates: Iterable[Gate]) -> tuple[Gate, ...]:

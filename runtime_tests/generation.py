@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPERATURE, TOP_P = 0.8, 0.95
+UNLIKELY = 20.0  # nats below the likeliest token: a million such tokens together are rarer than 1 - TOP_P
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,18 @@ def draw(logits: NDArray[np.float32], uniform: float) -> int:
         logits: (vocabulary,) without NaN.
     """
     scaled = logits.astype(np.float64) / TEMPERATURE
-    order = np.argsort(-scaled, kind="stable")
-    p = np.exp(scaled[order] - scaled[order[0]])
-    total = np.cumsum(p / p.sum())
+    scaled -= scaled.max()
+    p = np.exp(scaled)
+    likely = np.flatnonzero(scaled > -UNLIKELY)  # sorting all of a vocabulary would take longer than a small model
+    order = likely[np.argsort(-scaled[likely], kind="stable")]
+    total = np.cumsum(p[order]) / p.sum()
     kept = int(np.searchsorted(total, TOP_P)) + 1
     return int(order[np.searchsorted(total[:kept], uniform * total[min(kept, len(total)) - 1], side="right")])
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids that end a text."""
+    return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
 
 
 def sample(
@@ -99,7 +107,6 @@ def sample(
     ids = np.asarray(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=np.int32)
     if len(ids) == 0:
         raise InputError("the generation prompt is empty")
-    end = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    tokens = generate(backend, ids, max_tokens=max_tokens, end=end, seed=seed)
+    tokens = generate(backend, ids, max_tokens=max_tokens, end=end_tokens(tokenizer), seed=seed)
     text = tokenizer.decode(tokens)
     return Sample(prompt, text if isinstance(text, str) else "".join(text), tuple(tokens), seed)

@@ -25,10 +25,17 @@ def fill(template: str, *, title: str, **values: Any) -> str:
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        finalize=lambda value: NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value,
+        finalize=_shown,
     )
     (style,) = drawn([STYLE])
     return environment.get_template(template).render(title=title, chart_style=style, **values)
+
+
+def _shown(value: Any) -> Any:
+    """A value as it stands in a page."""
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    return NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
 def drawn(charts: Iterable[str]) -> list[Markup]:

@@ -27,6 +27,14 @@ class Perplexity:
     standard_error: float
     tokens: int
 
+    @property
+    def words(self) -> str:
+        """Value ± standard error, as precise as makes sense; a dash where it is no number."""
+        if not math.isfinite(self.value):
+            return "-"
+        precision = 2 if self.value < 100 else 1 if self.value < 1000 else 0
+        return f"{self.value:,.{precision}f} ± {self.standard_error:,.{precision}f}"
+
 
 NOT_MEASURED = Perplexity(math.nan, math.nan, 0)
 

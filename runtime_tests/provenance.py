@@ -6,12 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..converter.checkpoint import CheckpointReader, read_json
+from ..converter.documents import parse_yaml, read_text_file, read_yaml_file, shown
+from ..converter.errors import InputError
 from ..converter.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
+from ..converter.recipe import RECIPE_FILE, Recipe
 from .report import LinearRank
 
+MAX_CARD_BYTES = 2**22
 WEIGHTS = ("*.safetensors", "model.onnx", "model.onnx.data")
 BLOCKS = ".layers."
 
@@ -19,27 +21,47 @@ BLOCKS = ".layers."
 def model_provenance(folder: Path) -> dict[str, Any]:
     """Recipe, calibration record, base model and licence of a checkpoint, as far as it holds them."""
     found: dict[str, Any] = {}
-    if (text := CheckpointReader(folder).recipe_text) and isinstance(recipe := yaml.safe_load(text), dict):
+    if recipe := _recipe_fields(folder):
         found["recipe"] = recipe
     if (folder / "calibration.json").is_file():
         found["calibration"] = read_json(folder / "calibration.json")
     card = card_fields(folder / "README.md")
-    found |= {key: str(card[key]) for key in ("license", "base_model") if card.get(key)}
+    found |= {key: _word(card[key]) for key in ("license", "base_model") if card.get(key)}
     return found
+
+
+def _recipe_fields(folder: Path) -> dict[str, Any]:
+    """The recipe's values as reports hold them; others than a recipe's are left out."""
+    if not (folder / RECIPE_FILE).is_file():
+        return {}
+    found = read_yaml_file(folder / RECIPE_FILE)
+    if not isinstance(found, dict):
+        raise InputError(f"{folder / RECIPE_FILE}: expected a YAML mapping of recipe keys")
+    return {key: _plain(value) for key, value in found.items() if key in Recipe.model_fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_word(one) for one in value]
+    return value if value is None or isinstance(value, bool | int | float) else _word(value)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def card_fields(path: Path) -> dict[str, Any]:
     """The front matter of a model card; empty where there is none that can be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_text_file(path, MAX_CARD_BYTES)
+    except InputError:
         return {}
     begin, _, rest = text.partition("---\n")
     if begin.strip() or "\n---" not in rest:
         return {}
     try:
-        fields = yaml.safe_load(rest.partition("\n---")[0])
-    except yaml.YAMLError:
+        fields = parse_yaml(rest.partition("\n---")[0])
+    except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
 

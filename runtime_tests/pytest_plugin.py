@@ -26,8 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options that matter of `lowrank-export validate`, under the same names."""
     group = parser.getgroup("lowrank-export", "release gate of compressed models (lowrank-export)")
     group.addoption("--artifact", action="append", type=Path, help=".gguf file, ONNX or checkpoint folder")
-    group.addoption("--reference", type=Path, help="the checkpoint the artifacts were exported from")
-    group.addoption("--dense", type=Path, help="the uncompressed model")
+    group.addoption("--reference", help="the checkpoint the artifacts were exported from")
+    group.addoption("--dense", help="the uncompressed model")
     group.addoption("--gates", type=Path, help="thresholds; default: ./gates.yaml if it is there")
     group.addoption("--gate", action="append", default=[], metavar="NAME=VALUE", help="one threshold")
     group.addoption("--evaluate", default="python-docs", help="text that is measured on")
@@ -142,18 +142,21 @@ class Measurement:
     def report(self) -> Report:
         """Measure, the first time."""
         if self._report is None:
+            from ..converter.progress import SilentProgress
+            from ..converter.source import open_checkpoint, open_source
             from .release import Evaluation, load_windows
             from .validate import validate
 
             given = self.options
+            reference = open_checkpoint(given.reference, SilentProgress())
             evaluation = Evaluation(
                 given.evaluate, given.evaluation_windows, given.evaluation_length, given.gate_threads, given.gate_speed
             )
             self._report = validate(
                 self.artifacts,
-                reference=given.reference,
-                dense=given.dense,
-                windows=load_windows(evaluation, given.reference),
+                reference=reference,
+                dense=None if given.dense is None else open_source(given.dense, SilentProgress()).path,
+                windows=load_windows(evaluation, reference),
                 threads=evaluation.threads,
                 settings=evaluation.settings(),
                 gates=self.thresholds,

@@ -20,7 +20,7 @@ from .tasks import TaskScore
 from .tokenizer_check import TokenizerCheck
 from .writing import Writing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)

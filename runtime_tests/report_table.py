@@ -63,12 +63,10 @@ def _table(report: Report) -> RenderableType:
 
 
 def _cells(row: Row) -> Iterable[str]:
-    perplexity = row.perplexity
-    precision = 2 if perplexity.value < 100 else 1 if perplexity.value < 1000 else 0
     yield row.model
     yield f"{row.bytes / 1e6:.1f}"
     yield f"{row.bits_per_weight:.2f}"
-    yield f"{perplexity.value:.{precision}f} ± {perplexity.standard_error:.{precision}f}"
+    yield row.perplexity.words
     yield from _parity_cells(row.parity)
     yield from _parity_cells(row.quality)
     yield from _speed_cells(row.speed, row.dense_speed)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 420, 330  # small units, so that a chart on a phone's width has readable letters
 LEFT, RIGHT, BOTTOM = 74, 12, 44
@@ -153,7 +154,7 @@ def line_chart(
     points = [point for s in drawn for point in s.points]
     line = reference[1] if reference is not None and math.isfinite(reference[1]) else None
     x = axis([point.x for point in points], log=False)
-    y = axis([point.y for point in points] + ([] if line is None else [line]), log=log_y)
+    y = axis([end for point in points for end in _ends(point)] + ([] if line is None else [line]), log=log_y)
     legend, top = _legend([s.label for s in drawn], reference[0] if reference and line is not None else None)
     frame = _Frame(x, y, top)
     parts = [legend, _axes(frame, x_label, y_label)]
@@ -203,14 +204,14 @@ def _legend(labels: Sequence[str], reference: str | None) -> tuple[str, float]:
 def _axes(frame: _Frame, x_label: str, y_label: str) -> str:
     parts = []
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    for tick in frame.y.ticks:
+    for tick, words in zip(frame.y.ticks, tick_words(frame.y.ticks), strict=True):
         row = frame.down(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{row:.1f}" y2="{row:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{row + 4:.1f}" text-anchor="end">{number(tick)}</text>')
-    for tick in frame.x.ticks:
+        parts.append(f'<text x="{LEFT - 6}" y="{row + 4:.1f}" text-anchor="end">{words}</text>')
+    for tick, words in zip(frame.x.ticks, tick_words(frame.x.ticks), strict=True):
         column = frame.across(tick)
         parts.append(f'<line class="axis" x1="{column:.1f}" x2="{column:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
-        parts.append(f'<text x="{column:.1f}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>')
+        parts.append(f'<text x="{column:.1f}" y="{bottom + 18}" text-anchor="middle">{words}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {frame.top:.0f}V{bottom}H{right}"/>')
     middle = (frame.top + bottom) / 2
     scale = " (log)" if frame.y.log else ""
@@ -231,11 +232,20 @@ def _series(frame: _Frame, index: int, series: Series) -> str:
     return f"<g>{''.join(parts)}</g>"
 
 
+def _ends(point: Point) -> tuple[float, float]:
+    """Of the error bar; a positive value's stays positive, so that its axis may be logarithmic."""
+    if not (math.isfinite(point.error) and point.error > 0):
+        return point.y, point.y
+    low = point.y - point.error
+    return point.y if point.y > 0 >= low else low, point.y + point.error
+
+
 def _error_bar(frame: _Frame, index: int, point: Point) -> str:
-    """One standard error to both sides, where it can be seen."""
-    if not (math.isfinite(point.error) and point.error > 0 and (not frame.y.log or point.y > point.error)):
+    """One standard error to both sides, within the frame."""
+    if not (math.isfinite(point.error) and point.error > 0):
         return ""
-    x, high, low = frame.across(point.x), frame.down(point.y + point.error), frame.down(point.y - point.error)
+    x, high = frame.across(point.x), frame.down(point.y + point.error)
+    low = frame.down(max(point.y - point.error, frame.y.low))
     stroke = f"stroke:var(--s{index % COLOURS})"
     return f'<path class="error" style="{stroke}" d="M{x:.1f} {high:.1f}V{low:.1f}"/>'
 
@@ -249,6 +259,16 @@ def _stroke(path: str, index: int) -> str:
 def _mark(index: int) -> str:
     colour = f"var(--s{index % COLOURS})"
     return f'<path class="mark" style="fill:{colour};stroke:{colour}" d="{MARKS[index % len(MARKS)]}"/>'
+
+
+def tick_words(ticks: Sequence[float]) -> list[str]:
+    """Ticks as `number` writes them, or with as many decimals as tell them apart."""
+    words = [number(tick) for tick in ticks]
+    if len(set(words)) == len(words):
+        return words
+    step = round(min(b - a for a, b in pairwise(ticks)), 12)
+    decimals = max(0, -math.floor(math.log10(step)))
+    return [f"{tick:,.{decimals}f}" for tick in ticks]
 
 
 def number(value: float) -> str:

@@ -7,9 +7,8 @@ DIR/.work/      one checkpoint and one export at a time
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from ..converter.progress import Advance, Progress, SilentProgress
 from ..converter.recipe import Recipe
 from ..converter.source import Source, open_source
 from ..exporters.export import artifact_name
-from .backends.open import TORCH, backend_names, open_backend
+from .backends.open import TORCH, backend_names, open_backend, released
 from .backends.protocol import Backend
 from .child import run_child
-from .compare_results import read_row, write_row
+from .compare_results import read_row, restored, text_hashes, write_row
 from .environment import library_versions, machine_facts
 from .exporting import export
 from .measure import measure
@@ -56,12 +55,17 @@ class _Job:
     context: int
     device: str
     origin: Mapping[str, Any]
+    texts: Mapping[str, str | None]
     progress: Progress
+
+    def opened(self, path: Path, name: str, *, exact: bool = True) -> AbstractContextManager[Backend]:
+        """A model in a runtime."""
+        return released(open_backend(path, name, threads=self.evaluation.threads, context=self.context, exact=exact))
 
     def key(self, recipe: Recipe | None, export: Export | None) -> dict[str, Any]:
         """What a row is made from."""
-        made = None if recipe is None else recipe.model_dump(mode="json")
-        return {**self.origin, "recipe": {} if made is None else made, "export": " ".join(export or ())}
+        made = {} if recipe is None else {"recipe": recipe.model_dump(mode="json"), "text_sha256": self.texts}
+        return {**self.origin, **made, "export": " ".join(export or ())}
 
     def file(self, recipe: Recipe | None, export: Export | None) -> Path:
         """Where a row is kept."""
@@ -139,6 +143,7 @@ def _prepare(recipes: Sequence[Recipe], out: Path, evaluation: Evaluation, devic
         context=min(longest, max(windows.length, _timed(longest)[1]) + 1),
         device=chosen,
         origin={"source_sha256": source.fingerprint(), "device": chosen, "evaluation": facts},
+        texts=text_hashes(recipes[0]),
         progress=progress,
     )
 
@@ -153,7 +158,7 @@ def _timed(longest: int) -> tuple[int, int]:
 @contextmanager
 def _dense(job: _Job, work: Path) -> Iterator[ReferenceLogits]:
     """What every row is compared with."""
-    with _opened(job, job.source.path, TORCH) as backend:
+    with job.opened(job.source.path, TORCH) as backend:
         logits = ReferenceLogits.record(backend, job.windows, work / "dense.f32", SilentProgress(), label="dense")
     write_row(job.file(None, None), job.key(None, None), asdict(perplexity(logits.losses)))
     with logits:
@@ -177,7 +182,7 @@ def _make(
             target = work / artifact_name(format, quantisation)
             made = export(checkpoint, target, format=format, quantisation=quantisation, force=True)
             name = backend_names(target)[0]
-            with _opened(job, target, name) as backend:
+            with job.opened(target, name) as backend:
                 found = measure(backend, job.windows, [dense], SilentProgress(), label=target.name)
             row = SweepRow(
                 method=PLAIN if recipe is None else recipe.method,
@@ -207,7 +212,7 @@ def _speed(job: _Job, path: Path, name: str) -> Speed | None:
         return None
     prompt, length = _timed(job.context - 1)
     tokens = np.resize(job.windows.tokens, length)
-    with _opened(job, path, name, exact=False) as backend:
+    with job.opened(path, name, exact=False) as backend:
         ((speed,),) = measure_speed(
             [backend],
             tokens,
@@ -219,22 +224,10 @@ def _speed(job: _Job, path: Path, name: str) -> Speed | None:
     return speed
 
 
-@contextmanager
-def _opened(job: _Job, path: Path, name: str, *, exact: bool = True) -> Iterator[Backend]:
-    """A model that is closed and freed whatever happens."""
-    backend = open_backend(path, name, threads=job.evaluation.threads, context=job.context, exact=exact)
-    try:
-        yield backend
-    finally:
-        backend.close()
-        del backend
-        gc.collect()
-
-
 def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[Export]) -> Sweep:
     """Everything asked for, from the rows' files."""
     rows = [
-        SweepRow.from_json(found)
+        restored(SweepRow.from_json, found, job.file(recipe, one))
         for recipe in (None, *recipes)
         for one in exports
         if (found := read_row(job.file(recipe, one), job.key(recipe, one))) is not None
@@ -242,7 +235,7 @@ def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[Export]) 
     dense = read_row(job.file(None, None), job.key(None, None)) or {}
     return Sweep(
         rows=tuple(rows),
-        dense=Perplexity(**dense),
+        dense=restored(lambda data: Perplexity(**data), dense, job.file(None, None)),
         recipe=recipes[0].model_dump(mode="json", exclude={"method", "retention"}),
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
         evaluation={**job.origin["evaluation"], "device": job.device},

@@ -19,13 +19,11 @@ FRONT = "On the front: no other export has both fewer bytes and a smaller KL div
 
 def cells(row: SweepRow) -> tuple[str, ...]:
     """A row under HEADINGS."""
-    value, error = row.perplexity.value, row.perplexity.standard_error
-    digits = 2 if value < 1000 else 0
     return (
         f"{row.kept:.3f}",
         f"{row.bytes / 1e6:.1f}",
         f"{row.bits_per_weight:.2f}",
-        f"{value:,.{digits}f} ± {error:,.{digits}f}" if math.isfinite(value) else "-",
+        row.perplexity.words,
         f"{row.kld:.4f}",
         f"{100 * row.quality.same_top:.1f}%",
         f"{row.speed.prefill.median:.0f}" if row.speed else "-",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..converter.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..converter.errors import GateError, InputError, UsageError
+from .compare_results import restored
 from .parity import Parity
 from .perplexity import Perplexity
 from .report import finite
@@ -111,15 +112,17 @@ def read_rows(path: Path) -> tuple[SweepRow, ...]:
         InputError: missing, or not one of this version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            raise InputError(f"{path}: no such file; give the folder of a sweep")
+        data = parse_json(read_text_file(path, MAX_JSON_BYTES))
         if data["schema_version"] != SCHEMA_VERSION:
-            raise InputError(f"{path}: of version {data['schema_version']}, this program reads {SCHEMA_VERSION}")
+            raise InputError(f"{path}: of version {shown(data['schema_version'])}, this program reads {SCHEMA_VERSION}")
         rows = [{key: value for key, value in row.items() if key != "on_front"} for row in data["rows"]]
-        return tuple(SweepRow.from_json(row) for row in rows)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the folder of a sweep") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return tuple(restored(SweepRow.from_json, row, path) for row in rows)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not the sweep.json of a sweep ({type(error).__name__})") from None
+    except UsageError:
+        raise InputError(f"{path}: not the sweep.json of a sweep (a value of the wrong type)") from None
 
 
 def pareto(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
@@ -204,7 +207,7 @@ def _excess(row: SweepRow, limits: Limits) -> float:
     if limits.max_kld is not None:
         found.append(row.kld / max(limits.max_kld, 1e-12))
     if limits.min_speed is not None:
-        found.append(math.inf if row.speed is None else limits.min_speed / row.speed.decode.median)
+        found.append(math.inf if row.speed is None else limits.min_speed / max(row.speed.decode.median, 1e-12))
     return max(found)
 
 

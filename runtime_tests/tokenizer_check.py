@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..converter.checkpoint import load_tokenizer, read_json
 from ..converter.errors import InputError
-from ..exporters.gguf.header import read_header
+from ..converter.gguf_header import read_header
 from .backends.protocol import Backend
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ One model is in memory at a time, two while speed is timed side by side; nothing
 
 from __future__ import annotations
 
-import gc
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,9 @@ from ..converter.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
 from ..exporters.gguf.mixes import fallback_lines
 from .artifacts import describe
-from .backends.open import TORCH, artifact_format, backend_names, open_backend
+from .backends.open import TORCH, artifact_format, backend_names, open_backend, released
 from .backends.protocol import Backend
+from .continuations import Pieces, pieces
 from .environment import library_versions, machine_facts
 from .footprint import bytes_per_token, memory_bandwidth
 from .gate_file import GateSettings, gates_of
@@ -59,6 +59,7 @@ class Settings:
         decode_tokens, repeats: what follows a prompt, and how often.
         more_threads: thread counts to time besides the main one.
         prompts: texts that every model continues, greedily and sampled; none for no text.
+        pieces, piece_tokens: how many pieces of the evaluation text are continued to measure repetition, how long.
         sample_tokens: longest continuation.
         seed: of sampled text and of tasks.
         tasks: zero-shot tasks, see `tasks.py`.
@@ -73,6 +74,8 @@ class Settings:
     repeats: int = 3
     more_threads: tuple[int, ...] = ()
     prompts: tuple[str, ...] = PROMPTS
+    pieces: int = 16
+    piece_tokens: int = 32
     sample_tokens: int = 64
     seed: int = 0
     tasks: tuple[Task, ...] = ()
@@ -90,6 +93,7 @@ class _Run:
     settings: Settings
     threads: int
     windows: Windows
+    pieces: Pieces
     tokenizer: PreTrainedTokenizerBase
     progress: Progress
     context: int
@@ -175,7 +179,7 @@ def validate(
         settings={"threads": threads, **asdict(run.settings)},
         provenance={**model_provenance(reference), "command": sys.argv[1:], **(provenance or {})},
         versions=library_versions(),
-        machine={**machine_facts(), **({"memory_bytes_per_second": bandwidth} if bandwidth else {})},
+        machine={**machine_facts(), **({"memory_bytes_per_second": round(bandwidth)} if bandwidth else {})},
         ranks=factored_ranks(reference),
         thresholds=gates.to_json(),
     )
@@ -203,9 +207,11 @@ def _prepare(reference: Path, windows: Windows, threads: int, settings: Settings
     lengths = tuple(dict.fromkeys(min(length, longest - decode) for length in settings.prompt_tokens))
     settings = replace(settings, prompt_tokens=lengths, decode_tokens=decode)
     tokenizer = load_tokenizer(reference)
-    sampled = max((len(tokenizer(text)["input_ids"]) for text in settings.prompts), default=0) + settings.sample_tokens
+    cut = pieces(windows, settings.pieces, settings.piece_tokens)
+    prompts = [cut.shape[1], *(len(tokenizer(text)["input_ids"]) for text in settings.prompts)]
+    sampled = max(prompts) + settings.sample_tokens
     context = min(longest, max(windows.length, max(lengths) + decode, sampled, TASK_CONTEXT * bool(settings.tasks)) + 1)
-    return _Run(settings, threads, windows, tokenizer, progress, context)
+    return _Run(settings, threads, windows, cut, tokenizer, progress, context)
 
 
 def check_windows(windows: Windows, config: Mapping[str, Any]) -> int:
@@ -228,9 +234,9 @@ def check_windows(windows: Windows, config: Mapping[str, Any]) -> int:
     return longest
 
 
-@contextmanager
-def _opened(path: Path, name: str, run: _Run, *, exact: bool, threads: int | None = None) -> Iterator[Backend]:
-    """An open backend that is closed and freed whatever happens."""
+def _opened(
+    path: Path, name: str, run: _Run, *, exact: bool, threads: int | None = None
+) -> AbstractContextManager[Backend]:
     settings = run.settings
     backend = open_backend(
         path,
@@ -241,12 +247,7 @@ def _opened(path: Path, name: str, run: _Run, *, exact: bool, threads: int | Non
         device=settings.device,
         dtype=settings.dtype,
     )
-    try:
-        yield backend
-    finally:
-        backend.close()
-        del backend
-        gc.collect()
+    return released(backend)
 
 
 def _timing(run: _Run, bandwidth: float) -> Timing:
@@ -337,7 +338,9 @@ def _written(backend: Backend, run: _Run) -> Writing | None:
     settings = run.settings
     if not settings.prompts or not settings.sample_tokens:
         return None
-    return write(backend, run.tokenizer, settings.prompts, max_tokens=settings.sample_tokens, seed=settings.seed)
+    return write(
+        backend, run.tokenizer, settings.prompts, run.pieces, max_tokens=settings.sample_tokens, seed=settings.seed
+    )
 
 
 def _tasked(backend: Backend, run: _Run, label: str) -> tuple[TaskScore, ...]:

@@ -1,4 +1,4 @@
-"""What a model writes to a few prompts, greedily and sampled, and whether it repeats itself."""
+"""What a model writes: a few prompts to be read, and pieces of the evaluation text to measure whether it repeats."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .backends.protocol import Backend
+from .continuations import Pieces, continue_pieces
 from .degeneration import Degeneration, degeneration
-from .generation import Sample, sample
+from .generation import Sample, end_tokens, sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Writing:
-    """Continuations of every prompt.
+    """Continuations of every prompt, and figures.
 
     Attributes:
         greedy, sampled: one per prompt.
-        greedy_degeneration, sampled_degeneration: over all of each kind. Small models repeat themselves greedily even
-            when they are sound: the sampled figures tell more.
+        greedy_degeneration: over the greedy ones. Small models repeat themselves greedily even when they are sound.
+        sampled_degeneration: over sampled continuations of pieces of the evaluation text, which gates read; a few
+            prompts are too few: one that ends in a loop decides the mean.
     """
 
     greedy: tuple[Sample, ...]
@@ -31,9 +33,15 @@ class Writing:
 
 
 def write(
-    backend: Backend, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_tokens: int, seed: int
+    backend: Backend,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    pieces: Pieces,
+    *,
+    max_tokens: int,
+    seed: int,
 ) -> Writing:
-    """Let a model continue every prompt twice; prompt i is sampled with seed + i.
+    """Let a model continue every prompt twice and every piece once; number i is sampled with seed + i.
 
     Raises:
         InputError: a prompt without tokens, or NaN logits.
@@ -43,9 +51,5 @@ def write(
         sample(backend, tokenizer, prompt, max_tokens=max_tokens, seed=seed + index)
         for index, prompt in enumerate(prompts)
     )
-    return Writing(
-        greedy,
-        sampled,
-        degeneration([text.tokens for text in greedy]),
-        degeneration([text.tokens for text in sampled]),
-    )
+    continued = continue_pieces(backend, pieces, max_tokens=max_tokens, end=end_tokens(tokenizer), seed=seed)
+    return Writing(greedy, sampled, degeneration([text.tokens for text in greedy]), degeneration(continued))

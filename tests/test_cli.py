@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import lowrank_export
-from lowrank_export.cli import EXIT_CODES, RECIPE_OPTIONS, app
+from lowrank_export.cli import EXIT_CODES, app
 from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.recipe_options import RECIPE_OPTIONS
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx import flavours
 

@@ -114,7 +114,7 @@ def test_job_in_a_mix(job: list[str], tmp_path: Path) -> None:
 
 def test_job_with_aware_rounding(job: list[str], tmp_path: Path) -> None:
     """Both the factored and the dense file are rounded so."""
-    from lowrank_export.exporters.gguf.header import read_header
+    from lowrank_export.converter.gguf_header import read_header
     from lowrank_export.exporters.gguf.mixes import exported_as
 
     ensure_runtime(SilentProgress())

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...converter.checkpoint import CheckpointReader, read_json
 from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
+from ...converter.gguf_header import Header, StoredTensor, read_header
 from ...converter.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.progress import Progress
 from ...converter.recipe import nearest
@@ -28,7 +29,6 @@ from ...converter.source import Source as Model
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary
-from .header import Header, StoredTensor, read_header
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
 from .mixes import Quantisation, fallback_lines
 from .mixes import records as tensor_records
@@ -36,9 +36,6 @@ from .names import Family, family, interleave_rows, rotary_heads
 from .shapes import check_shapes
 from .types import TYPES, fitting_type, tensor_bytes
 from .writer import Source, open_writer, plan_tensors, tensor_values, verify_file, write_tensors
-
-if TYPE_CHECKING:
-    from gguf import GGUFWriter
 
 LAYOUT = "adapter"
 SUFFIX = ".lora.gguf"
@@ -243,8 +240,7 @@ def _write_adapter(path: Path, job: _Job, records: tuple[TensorRecord, ...], res
     from gguf import GGML_QUANT_VERSION, GGUFWriter
 
     parts = {source.name: source for source in plan_tensors(job.reader, job.of, job.hyper, native=True)}
-    writer = GGUFWriter(path, job.of.architecture)
-    try:
+    with closing(GGUFWriter(path, job.of.architecture)) as writer:
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", 0.0)  # no scale: B A is added as it is
@@ -253,15 +249,13 @@ def _write_adapter(path: Path, job: _Job, records: tuple[TensorRecord, ...], res
         writer.add_quantization_version(GGML_QUANT_VERSION)
         writer.add_string("lowrank.layout", LAYOUT)
         writer.add_string(RESIDUAL_KEY, residual)
+        factors = ((record, parts[_factor_name(record.name)]) for record in records)
+        encoded = (
+            encode(record.name, tensor_values(source, job.reader, job.of, job.hyper), record.type, job.library)
+            for record, source in factors
+        )
         with job.progress.stage("writing the adapter", len(records)) as advance:
-            factors = ((record, parts[_factor_name(record.name)]) for record in records)
-            encoded = (
-                encode(record.name, tensor_values(source, job.reader, job.of, job.hyper), record.type, job.library)
-                for record, source in factors
-            )
             write_tensors(writer, records, encoded, advance)
-    finally:
-        writer.close()
 
 
 def _write_base(
@@ -274,14 +268,11 @@ def _write_base(
     dense: CheckpointReader | None,
     extra: Mapping[str, str],
 ) -> None:
-    writer: GGUFWriter = open_writer(path, job.reader, job.of, job.hyper, job.asked, layout=LAYOUT)
-    try:
+    with closing(open_writer(path, job.reader, job.of, job.hyper, job.asked, layout=LAYOUT)) as writer:
         for key, value in extra.items():
             writer.add_string(key, value)
         with job.progress.stage("writing the base", len(records)) as advance:
             write_tensors(writer, records, _base_tensors(job, sources, records, adapter, lora, dense), advance)
-    finally:
-        writer.close()
 
 
 def _base_tensors(

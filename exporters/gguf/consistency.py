@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...converter.errors import InputError
+from ...converter.gguf_header import Header
 from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
-from .header import Header
 from .metadata import Hyperparameters
 from .names import FAMILIES, Family
 from .shapes import check_shapes

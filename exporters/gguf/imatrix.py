@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...converter.errors import InputError
 from ...converter.files import replacing
-from .header import StoredTensor, read_header
+from ...converter.gguf_header import StoredTensor, read_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 
@@ -83,7 +83,10 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
         sums, counts = (_values(path, stored[name + part]) for part in (SUMS, COUNTS))
         if counts.size != 1 or not (np.isfinite(sums).all() and np.isfinite(counts).all() and sums.min(initial=0) >= 0):
             raise InputError(f"{path}: {name} holds no importance of one matrix")
-        found[name] = sums / counts if counts[0] > 0 else np.ones_like(sums)
+        with np.errstate(over="ignore"):
+            found[name] = sums / counts if counts[0] > 0 else np.ones_like(sums)
+        if not np.isfinite(found[name]).all():
+            raise InputError(f"{path}: {name} holds no importance of one matrix")
     if not found:
         raise InputError(f"{path}: holds no importance of any matrix")
     return found

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ...converter.errors import InputError, UsageError
+from ...converter.gguf_header import Header
 from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.recipe import nearest
 from ..artifact import TensorRecord
-from .header import Header
 from .metadata import EXPORTED_AS
 from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_bytes
 

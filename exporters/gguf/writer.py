@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from ...converter.checkpoint import CheckpointReader
 from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
+from ...converter.gguf_header import read_header
 from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.progress import Advance, Progress
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary
-from .header import read_header
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
 from .mixes import MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records
@@ -136,12 +136,9 @@ def export_gguf(
         _rounded_linears(reader, of, records, rounding, out, library, progress) as rounded,
     ):
         given = Given(rounded, importance, library)
-        writer = open_writer(partial, reader, of, hyperparameters, asked, layout=reader.layout if native else "dense")
-        try:
-            with progress.stage(f"writing {out.name}", len(sources)) as advance:
-                _write(writer, reader, of, hyperparameters, sources, records, given, advance)
-        finally:
-            writer.close()
+        opened = open_writer(partial, reader, of, hyperparameters, asked, layout=reader.layout if native else "dense")
+        with closing(opened) as writer, progress.stage(f"writing {out.name}", len(sources)) as advance:
+            _write(writer, reader, of, hyperparameters, sources, records, given, advance)
         verify_file(partial, records)
     return Artifact(
         path=out,
@@ -336,8 +333,8 @@ def _rounded_linears(
         return
     if library is None:
         raise UsageError("aware rounding is done with llama.cpp's library, which this export was not given")
+    from ..calibrated import open_calibrated
     from .aware import round_linears
-    from .calibrated import open_calibrated
 
     blocks, chunks = open_calibrated(reader, rounding.calibration)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
+QUANTISATION_KEY = "lowrank.quantisation"
+"""Of `metadata_props`: the type asked for."""
+ENCODING_KEY = "lowrank.encoding"
+"""Of `metadata_props`: how its matrices were encoded, see `types.OnnxOptions.said`; empty for floats."""
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in model.onnx, where shape inference and viewers see them; all others lie in the data file."""
@@ -81,6 +85,19 @@ def tensor_records(folder: Path) -> tuple[TensorRecord, ...]:
 
     graph = onnx.load(str(model_file(folder)), load_external_data=False).graph
     return tuple(_record(tensor) for tensor in graph.initializer)
+
+
+def written_as(folder: Path) -> tuple[str, str]:
+    """Type and encoding that an exported folder says it was written in; empty where it does not.
+
+    Raises:
+        InputError: no model in this folder.
+    """
+    import onnx
+
+    model = onnx.load(str(model_file(folder)), load_external_data=False)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return metadata.get(QUANTISATION_KEY, ""), metadata.get(ENCODING_KEY, "")
 
 
 def model_bytes(folder: Path) -> int:

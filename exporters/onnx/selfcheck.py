@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOAT_TOLERANCE = 2e-3
-"""Largest logit difference of an fp32 export, in units of the reference's standard deviation (5e-6 is usual)."""
-INT8_TOLERANCE = 0.25
-"""Largest median KLD, in nats, of an int8 export over a window (0.001 to 0.02 is usual)."""
+"""Largest logit difference of an export in floats, in units of the reference's standard deviation (5e-6 is usual)."""
+CODES_TOLERANCE = 0.25
+"""Largest median KLD, in nats, over a window, that rounding activations may cost codes (0.001 to 0.03 is usual)."""
 
 _DECODED = 3  # last tokens of each window that are fed one at a time
 _THREADS = 2
@@ -70,9 +70,9 @@ class Tolerance:
         return difference
 
 
-def tolerance(*, int8: bool) -> Tolerance:
-    """What applies to a quantisation."""
-    return Tolerance(int8, INT8_TOLERANCE if int8 else FLOAT_TOLERANCE)
+def tolerance(*, codes: bool) -> Tolerance:
+    """What applies to weights that are stored as codes, or as floats; they are compared with the very same weights."""
+    return Tolerance(codes, CODES_TOLERANCE if codes else FLOAT_TOLERANCE)
 
 
 def check_export(folder: Path, reference: Reference, allowed: Tolerance) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...converter.errors import InputError, ResourceError
 from .contents import model_file
+from .folder_check import check_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,27 +103,13 @@ def open_decoder(folder: Path, *, threads: int, provider: str = "cpu") -> Decode
 
 
 def checked_model(folder: Path) -> Path:
-    """Path of the graph inside an exported folder, after checking that every tensor's data is there. Reads no weights.
+    """Path of the graph inside an exported folder, after `check_folder`. Reads no weights.
 
     Raises:
-        InputError: the folder or the graph is missing, not ONNX, or its external data is missing or truncated.
+        InputError: as `check_folder` says.
     """
-    import onnx
-
     path = model_file(folder)
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception:  # protobuf's DecodeError
-        raise InputError(f"{path}: not an ONNX model, or truncated") from None
-    for tensor in graph.initializer:
-        entry = {item.key: item.value for item in tensor.external_data}
-        if not entry:
-            continue
-        data = path.parent / entry["location"]
-        if data.parent != path.parent or not data.is_file():
-            raise InputError(f"{path}: its external data {entry['location']!r} is missing")
-        if int(entry.get("offset", 0)) + int(entry.get("length", 0)) > data.stat().st_size:
-            raise InputError(f"{data}: truncated: tensor {tensor.name!r} lies beyond the end of the file")
+    check_folder(folder)
     return path
 
 
@@ -141,10 +128,13 @@ def _decoder(session: Any, path: Path) -> Decoder:
     if not caches or not outputs.issuperset(("logits", *continued)) or "input_ids" not in inputs:
         raise InputError(f"{path}: not a decoder with a KV cache (inputs: {', '.join(list(inputs)[:4])}, ...)")
     head_size = _head_size(path.parent)
-    empty = {
-        name: np.zeros((1, int(inputs[name].shape[1]), 0, head_size), dtype=_DTYPES[inputs[name].type])
-        for name in caches
-    }
+    try:
+        empty = {
+            name: np.zeros((1, int(inputs[name].shape[1]), 0, head_size), dtype=_DTYPES[inputs[name].type])
+            for name in caches
+        }
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise InputError(f"{path}: its cache is no array of floats (1, heads, tokens, head size)") from None
     return Decoder(session, empty, continued, "position_ids" in inputs)
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ...converter.errors import InputError, LowRankError, ResourceError
 from .contents import MODEL_FILE, save_model
 from .session import one_line
-from .traced_quantise import quantise_traced
+from .stored import StoredWeights
+from .traced_weights import store_codes, store_half
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,14 +42,16 @@ def name_and_version() -> str:
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
-def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]) -> None:
+def build(
+    model: PreTrainedModel, checkpoint: Path, folder: Path, *, weights: StoredWeights, metadata: Mapping[str, str]
+) -> None:
     """Write `model` as a folder for ONNX Runtime and ONNX Runtime GenAI: graph, weights, genai_config.json, tokenizer.
 
     Args:
         model: the live torch model, float32, on CPU, factored linears included.
         checkpoint: its directory, where the tokenizer is read.
         folder: an existing, empty directory.
-        int8: 8-bit weights for every linear and the embedding; float32 otherwise.
+        weights: how its matrices are stored.
         metadata: written to the model's `metadata_props`.
 
     Raises:
@@ -59,8 +62,10 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
     traced = _traced(model, checkpoint)
     _rename(traced.graph, int(model.config.num_hidden_layers), checkpoint)
     _forget_sources(traced)
-    if int8:
-        quantise_traced(traced)
+    if weights.encoded:
+        store_codes(traced, weights)
+    elif weights.half:
+        store_half(traced)
     save_model(traced, folder, metadata)
     (folder / "genai_config.json").write_text(json.dumps(_genai_config(model), indent=4), encoding="utf-8")
     _save_tokenizer(checkpoint, folder)

@@ -69,6 +69,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "make_split": ("name", "inputs", "outputs", "dtypes", "shapes", "axis", "num_outputs"),
     "make_slice": ("name", "inputs", "dtype", "shape"),
     "make_concat": ("name", "inputs", "dtype", "shape", "axis"),
+    "make_cast": ("name", "root_input", "dtype", "shape"),
     "make_gather": ("name", "inputs", "dtype", "shape", "axis"),
     "make_transpose": ("name", "root_input", "dtype", "shape", "perm"),
 }

@@ -37,8 +37,8 @@ class GenAiBackend:
     def __init__(self, folder: Path, *, threads: int, provider: str = "cpu", max_length: int = _MAX_LENGTH) -> None:
         path = Path(folder)
         checked_model(path)
-        context = int(read_json(path / "genai_config.json").get("model", {}).get("context_length", max_length))
-        self._max_length = min(max_length, context)
+        context = read_json(path / "genai_config.json")["model"].get("context_length", max_length)  # checked above
+        self._max_length = min(max_length, int(context))
         self._model: Any = _open_model(path, threads=threads, provider=provider)
         self._generator: Any = None
 

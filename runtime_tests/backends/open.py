@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -52,6 +55,7 @@ def open_backend(
     exact: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
+    tried: bool = False,
 ) -> Backend:
     """Load an artifact into a runtime. Only that runtime is imported.
 
@@ -63,6 +67,7 @@ def open_backend(
         exact: ask the runtime to compute as exactly as it can (for logits); False takes its defaults (for speed).
         device: "cpu" or "cuda"; llama.cpp is built for the CPU and ignores it.
         dtype: dtype of torch; the other runtimes take it from the artifact.
+        tried: this process may be lost: skip the trial in another one, see trial.py.
 
     Raises:
         InputError: not an artifact, or the runtime refuses it.
@@ -80,8 +85,11 @@ def open_backend(
 
         return open_torch(path, device=device, dtype=dtype, threads=threads)
     if name == LLAMA_CPP:
+        from ..trial import check_survives
         from .llama_cpp import LlamaCppBackend
 
+        if not tried:
+            check_survives(path, name)
         return LlamaCppBackend(path, n_ctx=context, threads=threads, exact=exact)
     provider = "cuda" if device.startswith("cuda") else "cpu"
     if name == ONNXRUNTIME:
@@ -91,3 +99,14 @@ def open_backend(
     from .genai import GenAiBackend
 
     return GenAiBackend(path, threads=threads, provider=provider, max_length=context)
+
+
+@contextmanager
+def released(backend: Backend) -> Iterator[Backend]:
+    """An open backend that is closed and freed whatever happens."""
+    try:
+        yield backend
+    finally:
+        backend.close()
+        del backend
+        gc.collect()

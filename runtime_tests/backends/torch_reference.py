@@ -73,6 +73,15 @@ class TorchBackend:
         logits: Logits = self._forward(tokens, use_cache=True)[-1].float().cpu().numpy()
         return logits
 
+    def feed_all(self, tokens: Tokens) -> Logits:
+        """`feed` for B sequences at once: append tokens (B, T), a row to each, and return logits (B, vocabulary).
+
+        Raises:
+            ResourceError: out of device memory.
+        """
+        logits: Logits = self._forward(tokens, use_cache=True).float().cpu().numpy()
+        return logits
+
     def close(self) -> None:
         """Free the model. The backend cannot be used afterwards; closing twice is harmless."""
         import torch
@@ -86,12 +95,14 @@ class TorchBackend:
             torch.cuda.empty_cache()
 
     def _forward(self, tokens: Tokens, *, use_cache: bool) -> torch.Tensor:
-        """Run tokens (T,) and return logits: (T, vocabulary) from an empty state, (1, vocabulary) of the sequence."""
+        """Run tokens and return logits: of (T,) from an empty state (T, vocabulary), else after the last of (B, T) or
+        (T,) (B, vocabulary) or (1, vocabulary).
+        """
         import torch
 
         if self._model is None:
             raise RuntimeError("the torch backend is closed")
-        ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))[None].to(self._device)
+        ids = torch.from_numpy(np.atleast_2d(np.ascontiguousarray(tokens, dtype=np.int64))).to(self._device)
         try:
             with torch.inference_mode():
                 if not use_cache:
@@ -100,10 +111,10 @@ class TorchBackend:
                 output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         except torch.OutOfMemoryError:
             raise ResourceError(
-                f"{self._device}: out of memory at {len(tokens)} tokens; use shorter windows or --device cpu"
+                f"{self._device}: out of memory at {ids.numel()} tokens; use shorter windows or --device cpu"
             ) from None
         self._cache = output.past_key_values
-        last: torch.Tensor = output.logits[0]
+        last: torch.Tensor = output.logits[:, -1]
         return last
 
 

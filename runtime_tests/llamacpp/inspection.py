@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ...converter.errors import InputError
+from ...converter.gguf_header import StoredTensor, read_header
 from ...converter.layouts import PERM_SUFFIX
 from ...exporters.gguf.adapter import find_adapter
-from ...exporters.gguf.header import StoredTensor, read_header
 from ...exporters.gguf.types import INTEGERS
 
 # Architectures whose linears all pass build_lora_mm, verified against torch. A factored weight used elsewhere would

@@ -74,7 +74,7 @@ def _gates(rows: Iterable[Row]) -> str:
         [
             row.label,
             gate.name,
-            f"{gate.value:.4g}",
+            gate.measured,
             f"{'≥' if gate.at_least else '≤'} {gate.threshold:g}",
             "passed" if gate.passed else f"**failed** {gate.detail}".strip(),
         ]

@@ -46,26 +46,30 @@ def _subject(report: Report) -> str:
 def _charts(report: Report) -> list[tuple[str, str]]:
     """(caption, chart); an empty chart where there is nothing to draw."""
     ran = [row for row in report.rows if not row.error]
+    shipped = [row for row in ran if row.gates] or ran  # the float32 torch models would push them into a corner
     dense = report.dense
     level = ("dense torch model", dense.perplexity.value) if dense else None
     return [
         (
             "Perplexity against bytes",
-            _by_bytes(ran, lambda row: (row.perplexity.value, row.perplexity.standard_error), "PPL", level),
+            _by_bytes(shipped, lambda row: (row.perplexity.value, row.perplexity.standard_error), "PPL", level),
         ),
         (
             "KL divergence from the dense model against bytes",
-            _by_bytes(ran, lambda row: (row.quality.mean_kld, row.quality.kld_error) if row.quality else None, "KLD"),
+            _by_bytes(
+                shipped, lambda row: (row.quality.mean_kld, row.quality.kld_error) if row.quality else None, "KLD"
+            ),
         ),
         (
             "Decode speed against bytes",
-            _by_bytes(ran, lambda row: (row.speed.decode.median, 0.0) if row.speed else None, "tokens per second"),
+            _by_bytes(shipped, lambda row: (row.speed.decode.median, 0.0) if row.speed else None, "tokens per second"),
         ),
         (
             "Prefill speed against bytes",
-            _by_bytes(ran, lambda row: (row.speed.prefill.median, 0.0) if row.speed else None, "tokens per second"),
+            _by_bytes(shipped, lambda row: (row.speed.prefill.median, 0.0) if row.speed else None, "tokens per second"),
         ),
-        ("KL divergence along the window", _by_position(ran)),
+        # colours go by place: those that the charts above show first
+        ("KL divergence along the window", _by_position(sorted(ran, key=lambda row: row not in shipped))),
         ("Rank of every linear", _heat(report, lambda item: float(item.rank), "rank")),
         ("Retention of every linear", _heat(report, lambda item: item.retention, "retention")),
         ("Retention by block", _mean_retention(report)),

@@ -23,8 +23,9 @@ HEADINGS = (
 EXPLAINED = (
     "KLD: mean KL divergence per token in nats; parity is against the torch model that was exported, quality against "
     "the dense one. Same-top, top-5: share of tokens ranked first, and among the first five, by the dense model that "
-    "this one agrees on (against the exported model where there is no dense one). Repeats: share of 4-token spans of "
-    "the sampled texts that occurred before. Speeds are medians; peak memory is of a process that holds nothing else."
+    "this one agrees on (against the exported model where there is no dense one). Repeats: share of 4-token spans that "
+    "occurred before in the same text, of sampled continuations of the evaluation text. Speeds are medians; peak "
+    "memory is of a process that holds nothing else."
 )
 
 
@@ -35,7 +36,7 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         f"{row.bytes / 1e6:.1f}",
         number(row.bits_per_weight, 2),
-        perplexity_words(row),
+        row.perplexity.words,
         kld_words(row.parity.mean_kld) if row.parity else MISSING,
         kld_words(row.quality.mean_kld) if row.quality else MISSING,
         share_words(agreed.same_top) if agreed else MISSING,
@@ -45,15 +46,6 @@ def cells(row: Row) -> tuple[str, ...]:
         number(row.speed.decode.median, 1) if row.speed else MISSING,
         f"{row.footprint.peak_bytes / 1e6:.0f}" if row.footprint else MISSING,
     )
-
-
-def perplexity_words(row: Row) -> str:
-    """Value ± standard error, as precise as makes sense."""
-    value, error = row.perplexity.value, row.perplexity.standard_error
-    if not math.isfinite(value):
-        return MISSING
-    precision = 2 if value < 100 else 1 if value < 1000 else 0
-    return f"{value:,.{precision}f} ± {error:,.{precision}f}"
 
 
 def kld_words(value: float) -> str:

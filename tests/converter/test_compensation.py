@@ -23,7 +23,7 @@ def start(m: int, n: int, rank: int, seed: int) -> tuple[torch.Tensor, LowRankFa
     weight = random(m, n, seed=seed)
     fitted = random(3 * n, n, seed=seed + 1)
     other = random(2 * n, n, seed=seed + 2) * torch.linspace(0.2, 3, n)
-    return weight, factor(weight, rank, whiten(fitted.T @ fitted).matrix)[0], other
+    return weight, factor(weight, rank, whiten(fitted.T @ fitted))[0], other
 
 
 def test_u_update_is_the_pseudoinverse_of_the_activations() -> None:
@@ -55,7 +55,7 @@ def test_cannot_improve_on_the_data_that_whitening_saw() -> None:
     weight = random(10, 14, seed=5)
     x = random(60, 14, seed=6)
     sigma = x.T @ x
-    factors, _ = factor(weight, 5, whiten(sigma).matrix)
+    factors, _ = factor(weight, 5, whiten(sigma))
     best = truncation_loss(weight, factors, sigma)
     assert truncation_loss(weight, adacomp(weight, factors, sigma, 5), sigma) == pytest.approx(best, rel=1e-9)
 
@@ -93,6 +93,6 @@ def test_update_of_u_never_raises_the_loss_and_settles_at_once(m: int, n: int, s
 def test_update_of_u_changes_nothing_on_the_data_that_whitening_saw() -> None:
     weight = random(10, 14, seed=5)
     x = random(60, 14, seed=6)
-    factors, _ = factor(weight, 5, whiten(x.T @ x).matrix)
+    factors, _ = factor(weight, 5, whiten(x.T @ x))
     updated = compensate("update-u", weight, factors, x.T @ x, 0)
     torch.testing.assert_close(updated.product(), factors.product())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from lowrank_export.converter.adaptive_alignment import ALPHA_MAX, ALPHA_MIN
 from lowrank_export.converter.factorisation import output_energy, truncation_loss
 from lowrank_export.converter.fit import aligned_target, fit_linear, group_metric
 from lowrank_export.converter.methods import METHODS, Method
-from lowrank_export.converter.moments import GroupMoments
+from lowrank_export.converter.moments import GroupMoments, Moment
 
 
 def moments(n: int, seed: int = 0, drift: float = 0.3) -> tuple[GroupMoments, torch.Tensor, torch.Tensor]:
@@ -20,7 +22,7 @@ def moments(n: int, seed: int = 0, drift: float = 0.3) -> tuple[GroupMoments, to
     found = GroupMoments()
     found.dense.add(x)
     found.compressed.add(y)
-    found.cross.add_cross(x, y)
+    found.drift.add_cross(x - y, y)
     found.mean_abs = x.abs().mean(dim=0).double()
     found.held_out.add(y[:100])
     return found, x.double(), y.double()
@@ -76,6 +78,18 @@ def test_alignment_minimises_its_own_objective(alpha: float) -> None:
             assert objective(u @ v) >= best * (1 - 1e-6)
 
 
+def test_alignment_is_the_same_from_the_moment_of_outputs() -> None:
+    """W Delta gathered from outputs stands for Delta where there are fewer outputs than inputs."""
+    w = weight(4, 10).double()
+    gathered, x, y = moments(10)
+    expected = aligned_target(w, 2, group_metric(aligned(0.5), gathered, "moments"))
+    gathered.drift = Moment()
+    gathered.output_drift.add_cross((x - y) @ w.T, y)
+    torch.testing.assert_close(
+        aligned_target(w, 2, group_metric(aligned(0.5), gathered, "moments")), expected, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_alignment_without_drift_changes_nothing() -> None:
     w = weight(12, 10)
     gathered, _, _ = moments(10, drift=0.0)
@@ -125,16 +139,16 @@ def test_saes_at_its_alpha_is_the_fixed_alpha() -> None:
     y = x * torch.tensor([2.0] * 5 + [0.5] * 5)
     gathered = GroupMoments()
     gathered.compressed.add(y)
-    gathered.cross.add_cross(x, y)
+    gathered.drift.add_cross(x - y, y)
     metric = group_metric(METHODS["saes"], gathered, "moments")
-    assert metric.drift is not None
     found = []
     for reads in (slice(0, 5), slice(5, 10)):
         w = weight(12, 10).double()
         w[:, reads] *= 20
         moved = aligned_target(w, 4, metric) - w
-        alpha = float((moved * (w @ metric.drift)).sum() / (w @ metric.drift).square().sum())
-        torch.testing.assert_close(moved, alpha * (w @ metric.drift))
+        whole = aligned_target(w, 4, replace(metric, method=aligned(1.0))) - w
+        alpha = float((moved * whole).sum() / whole.square().sum())
+        torch.testing.assert_close(moved, alpha * whole)
         assert ALPHA_MIN - 1e-9 <= alpha <= ALPHA_MAX + 1e-9
         found.append(alpha)
     assert found == pytest.approx([ALPHA_MIN, ALPHA_MAX])

@@ -138,7 +138,8 @@ def test_gguf_is_converted_once_and_again_when_it_changes(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "not a GGUF"), (b"PK\x03\x04", "not a GGUF"), (b"GGUF rubbish", "cannot read this")]
+    ("content", "message"),
+    [(b"", "not a GGUF"), (b"PK\x03\x04", "not a GGUF"), (b"GGUF rubbish", "damaged or truncated")],
 )
 def test_not_a_gguf(tmp_path: Path, cache: Path, content: bytes, message: str) -> None:
     (tmp_path / "m.gguf").write_bytes(content)

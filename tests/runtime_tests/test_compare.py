@@ -190,7 +190,7 @@ def test_what_is_measured_for_all_retentions_is_counted_apart(
 
 
 def test_rows_of_something_else_are_refused(
-    again: Path, values: dict[str, Any], evaluation: Evaluation, children: list[str]
+    again: Path, values: dict[str, Any], evaluation: Evaluation, children: list[str], tmp_path: Path
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in again.rglob("*")}
     other = recipe_grid({**values, "windows": 3}, METHODS, RETENTIONS, "here")
@@ -199,6 +199,14 @@ def test_rows_of_something_else_are_refused(
     recipes = recipe_grid(values, METHODS, RETENTIONS, "here")
     with pytest.raises(UsageError, match=r"evaluation_windows.count 2, not 1"):
         compare(recipes, again, evaluation=replace(evaluation, windows=1))
+    text = tmp_path / "text.txt"
+    shutil.copyfile(values["calibration"], text)
+    renamed = {**values, "calibration": str(text)}
+    compare(recipe_grid(renamed, ["svd"], [0.8], "here"), tmp_path / "own", evaluation=evaluation)
+    children.clear()
+    text.write_text(text.read_text(encoding="utf-8") + " And more.", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"svd-0.8.json: was made with text_sha256.calibration [0-9a-f]{64}, not"):
+        compare(recipe_grid(renamed, ["svd"], [0.8], "here"), tmp_path / "own", evaluation=evaluation)
     assert {path: path.stat().st_mtime_ns for path in again.rglob("*")} == before and not children
     (again / "rows" / "svd-llm-0.8.json").write_text("{}")
     with pytest.raises(UsageError, match="damaged; remove it"):

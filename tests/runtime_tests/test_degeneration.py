@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_export.runtime_tests.degeneration import degeneration, distinct, longest_repeat
+from lowrank_export.runtime_tests.degeneration import (
+    degeneration,
+    distinct,
+    longest_repeat,
+    mean_and_error,
+    repetition_increase,
+)
 
 
 def test_by_hand() -> None:
@@ -17,6 +24,28 @@ def test_by_hand() -> None:
     assert found.distinct_2 == pytest.approx((1 + 1 / 5) / 2)
     assert found.repetition == pytest.approx((0 + 2 / 3) / 2)
     assert found.longest_repeat == 5 and found.tokens == 14
+    assert found.repetitions == pytest.approx((0, 2 / 3))
+    assert found.repetition_error == pytest.approx(1 / 3)  # half the distance of two values
+
+
+def test_increase_is_taken_text_by_text() -> None:
+    """Texts that are hard for both models do not add to the error."""
+    calm, looping = list(range(12)), [3] * 12
+    theirs = degeneration([calm, looping, calm, [1]])
+    ours = degeneration([looping, looping, looping, looping])
+    mean, error = repetition_increase(ours, theirs)
+    assert mean == pytest.approx((8 / 9 + 0 + 8 / 9) / 3)
+    assert error == pytest.approx(np.std([8 / 9, 0, 8 / 9], ddof=1) / math.sqrt(3))
+    assert repetition_increase(theirs, theirs) == (0, 0)
+    assert all(map(math.isnan, repetition_increase(degeneration([[1]]), degeneration([calm]))))
+
+
+@given(values=st.lists(st.floats(-1, 1), min_size=2, max_size=9))
+def test_mean_and_error(values: list[float]) -> None:
+    mean, error = mean_and_error([*values, math.nan])
+    assert mean == pytest.approx(np.mean(values), abs=1e-12)
+    assert error == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)), abs=1e-12)
+    assert math.isnan(mean_and_error(values[:1])[1]) and math.isnan(mean_and_error([])[0])
 
 
 def test_texts_too_short_to_tell() -> None:

@@ -19,7 +19,6 @@ from lowrank_export.runtime_tests.gate_file import (
     GateSettings,
     gates_of,
     parity_defaults,
-    parse_bytes,
     read_gates,
 )
 from lowrank_export.runtime_tests.gate_metrics import METRICS, Context
@@ -33,7 +32,7 @@ from lowrank_export.runtime_tests.tokenizer_check import TokenizerCheck
 from lowrank_export.runtime_tests.writing import Writing
 
 PARITY = Parity(1e-5, 1e-6, 1e-6, 1e-4, 1e-3, 0.999, 0.99, 0.0, 1e-4, 1e-3, 100)
-TEXT = Degeneration(0.8, 0.9, 0.1, 4, 64)
+TEXT = Degeneration(0.8, 0.9, 0.1, 4, 64, 0.0, (0.1, 0.1))
 SPEED = Speed(Rate(100.0, 90.0, 110.0), Rate(50.0, 45.0, 55.0), 256, 32, 3, 1)
 ROW = Row(
     model="factored",
@@ -103,7 +102,7 @@ def test_defaults_pass_and_each_fails_alone() -> None:
     assert failed(found(ROW).values()) == ()
     assert set(found(ROW)) == {"parity.mean_kld", "parity.perplexity_change", *QUALITY_DEFAULTS}
     assert set(found(ROW, against_dense=False)) >= {"parity.mean_kld", "parity.perplexity_change"}
-    worse = replace(TEXT, repetition=0.5)
+    worse = replace(TEXT, repetition=0.5, repetitions=(0.5, 0.5))
     broken = {
         "parity.mean_kld": replace(ROW, parity=replace(PARITY, mean_kld=2e-4)),
         "parity.perplexity_change": replace(ROW, perplexity=Perplexity(19.97, 0.5, 100)),  # better is as wrong as worse
@@ -126,6 +125,19 @@ def test_every_metric_can_fail_and_pass(name: str) -> None:
     step = -1e-9 if metric.at_least else 1e-9
     for threshold, passed in ((value + step, True), (value - step, False)):
         assert found(ROW, GateSettings({name: threshold}))[name].passed is passed
+
+
+def test_a_sampled_value_fails_when_it_is_beyond_doubt() -> None:
+    """By more than two standard errors; the words say both."""
+    for value, at_least, passed in ((0.49, False, True), (0.51, False, False), (0.11, True, True), (0.09, True, False)):
+        assert gate("g", value, 0.3, at_least=at_least, error=0.1).passed is passed
+    assert gate("g", 0.51, 0.3, error=0.1).words == "g 0.51 ± 0.1, at most 0.3 is allowed"
+    assert gate("g", 0.31, 0.3, error=math.nan).passed is False and not gate("g", math.nan, 0.3, error=1.0).passed
+    for shares, passed in (((0.9, 0.3), True), ((0.6, 0.6), False)):  # means alike, the first decided by one text
+        written = replace(TEXT, repetition=0.6, repetitions=shares, repetition_error=abs(shares[0] - shares[1]) / 2)
+        row = replace(ROW, writing=Writing((), (), TEXT, written))
+        assert found(row)["generation.repetition_increase"].passed is passed
+        assert found(row, GateSettings({"generation.repetition": 0.5}))["generation.repetition"].passed is passed
 
 
 def test_what_was_asked_for_but_not_measured_fails() -> None:
@@ -206,13 +218,6 @@ def test_unreadable_files_and_flags(tmp_path: Path) -> None:
     for flag, message in (("mean_kld=1", "unknown gate 'mean_kld'"), ("parity.mean_kld", "NAME=THRESHOLD")):
         with pytest.raises(UsageError, match=message):
             GateSettings().with_flags([flag])
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("4096", 4096), ("100MB", 1e8), ("1.5 gib", 1.5 * 2**30), ("MB", None), ("1 mile", None)]
-)
-def test_bytes(text: str, value: float | None) -> None:
-    assert parse_bytes(text) == value
 
 
 def test_every_gate_is_documented() -> None:

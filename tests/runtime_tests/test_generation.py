@@ -85,6 +85,20 @@ def test_draws_from_the_nucleus_in_proportion() -> None:
     assert draw(logits, 0.0) == 1 and draw(logits, np.nextafter(1, 0)) == kept[-1]
 
 
+def test_draws_what_sorting_the_whole_vocabulary_gives() -> None:
+    random = np.random.default_rng(0)
+    for spread in (0.5, 4.0, 30.0):
+        for _ in range(40):
+            logits = (spread * random.standard_normal(3000)).round(1).astype(np.float32)  # rounded: many are equal
+            uniform = float(random.random())
+            scaled = logits.astype(np.float64) / TEMPERATURE
+            order = sorted(range(len(logits)), key=lambda token: (-scaled[token], token))
+            total = np.cumsum(np.exp(scaled[order] - scaled.max()))
+            kept = order[: int(np.searchsorted(total / total[-1], TOP_P)) + 1]
+            place = np.searchsorted(total[: len(kept)], uniform * total[len(kept) - 1], side="right")
+            assert draw(logits, uniform) == kept[int(place)]
+
+
 def test_a_seed_gives_the_same_text(tiny: ModuleType) -> None:
     backend = TorchBackend(tiny.model("llama"))
     first, again, other = (generate(backend, PROMPT, max_tokens=12, seed=seed) for seed in (5, 5, 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -19,6 +20,7 @@ from lowrank_export.runtime_tests.svg_chart import (
     linear_ticks,
     log_ticks,
     number,
+    tick_words,
 )
 
 
@@ -38,6 +40,26 @@ def test_ticks_are_round_numbers() -> None:
         "0",
         "1e-05",
     ]
+
+
+@given(low=st.floats(1e-3, 1e3), share=st.floats(1e-4, 10))
+def test_no_two_ticks_are_called_the_same(low: float, share: float) -> None:
+    words = tick_words(linear_ticks(low, low * (1 + share)))
+    assert len(set(words)) == len(words)
+    assert tick_words((0.641, 0.6415, 0.642)) == ["0.6410", "0.6415", "0.6420"] and tick_words((1, 2)) == ["1", "2"]
+
+
+@pytest.mark.parametrize("points", [(Point(1, 0.64, 0.3), Point(2, 0.65, 0.3)), (Point(1, 10, 9), Point(2, 900, 950))])
+@pytest.mark.parametrize("log_y", [None, True, False])
+def test_error_bars_stay_within_the_frame(points: tuple[Point, ...], log_y: bool | None) -> None:
+    drawn = chart(Series("a", points), log_y=log_y)
+    bars = [path.get("d", "") for path in drawn.iter("path") if path.get("class") == "error"]
+    assert len(bars) == 2
+    (frame,) = [path.get("d", "") for path in drawn.iter("path") if path.get("class") == "axis"]
+    top, bottom = (float(part) for part in re.findall(r"[ V]([\d.]+)", frame)[:2])
+    for bar in bars:
+        high, low = (float(part) for part in re.findall(r"[ V]([\d.]+)", bar))
+        assert top - 0.5 <= high < low <= bottom + 0.5
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=9))

@@ -107,7 +107,7 @@ def damaged(tmp_path: Path, whole: Path, change: Change) -> Path:
 
 def test_an_honest_export_passes(exported: tuple[Path, Path, Reference]) -> None:
     _, folder, reference = exported
-    assert 0 < check_export(folder, reference, tolerance(int8=False)) < 1e-4
+    assert 0 < check_export(folder, reference, tolerance(codes=False)) < 1e-4
     assert len(reference.windows) == 4 and len(reference.windows[-1]) > WINDOW, (
         "one window is longer than the sliding one"
     )
@@ -118,7 +118,7 @@ def test_damage_is_caught(tmp_path: Path, exported: tuple[Path, Path, Reference]
     _, folder, reference = exported
     change, message = DAMAGES[damage]
     with pytest.raises(InputError, match=message) as error:
-        check_export(damaged(tmp_path, folder, change), reference, tolerance(int8=False))
+        check_export(damaged(tmp_path, folder, change), reference, tolerance(codes=False))
     assert "\n" not in str(error.value)
 
 
@@ -126,7 +126,7 @@ def test_tables_that_end_too_early(tmp_path: Path, exported: tuple[Path, Path, R
     _, folder, reference = exported
     longer = Reference(**{**reference.__dict__, "context": reference.context + 1})
     with pytest.raises(InputError, match=f"rotary angles for {reference.context} positions"):
-        check_export(folder, longer, tolerance(int8=False))
+        check_export(folder, longer, tolerance(codes=False))
 
 
 def test_tokenizer_of_another_model_in_the_folder(tmp_path: Path, exported: tuple[Path, Path, Reference]) -> None:
@@ -137,7 +137,7 @@ def test_tokenizer_of_another_model_in_the_folder(tmp_path: Path, exported: tupl
     content["model"]["merges"] = content["model"]["merges"][:3]
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError, match="tokenizer reads 'The lighthouse") as error:
-        check_export(tmp_path / "out", reference, tolerance(int8=False))
+        check_export(tmp_path / "out", reference, tolerance(codes=False))
     assert "\n" not in str(error.value)
 
 
@@ -148,7 +148,7 @@ def test_genai_that_generates_something_else(
     honest = genai_check._greedy
     monkeypatch.setattr(genai_check, "_greedy", lambda *arguments: [(token + 1) % 320 for token in honest(*arguments)])
     with pytest.raises(InputError, match=r"GenAI generates .* but ONNX Runtime prefers"):
-        check_export(folder, reference, tolerance(int8=False))
+        check_export(folder, reference, tolerance(codes=False))
 
 
 def test_genai_that_cannot_load(tmp_path: Path, exported: tuple[Path, Path, Reference]) -> None:
@@ -157,7 +157,7 @@ def test_genai_that_cannot_load(tmp_path: Path, exported: tuple[Path, Path, Refe
     path = tmp_path / "out" / "genai_config.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"gemma2"', '"no such family"'), encoding="utf-8")
     with pytest.raises(InputError, match="ONNX Runtime GenAI cannot run it") as error:
-        check_export(tmp_path / "out", reference, tolerance(int8=False))
+        check_export(tmp_path / "out", reference, tolerance(codes=False))
     assert "\n" not in str(error.value)
 
 

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ...converter.errors import InputError
+from .errors import InputError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -22,6 +22,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 UINT32, STRING, ARRAY = 4, 8, 9
 ALIGNMENT_KEY = "general.alignment"
 MAX_DEPTH = 4  # of arrays in arrays
+MAX_VALUES = 2**24  # in all arrays together: tens of times what the largest vocabulary has
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class _Cursor:
     def __init__(self, data: mmap.mmap, size: int, at: int) -> None:
         self._data, self._size, self.at = data, size, at
         self.order = "<"
+        self.values = 0
 
     @property
     def left(self) -> int:
@@ -101,6 +103,14 @@ class _Cursor:
         count = int(self.number("Q", what))
         if count * smallest > self.left:
             raise _Damage(f"{what} is {count:,}, more than fit into the {self.left:,} bytes left")
+        return count
+
+    def values_of(self, smallest: int, what: str) -> int:
+        """The length of an array, see `count`; a value takes many times its bytes once it is read."""
+        count = self.count(smallest, what)
+        self.values += count
+        if self.values > MAX_VALUES:
+            raise _Damage(f"{what} brings the metadata to {self.values:,} values; no more than {MAX_VALUES:,} are read")
         return count
 
     def text(self, what: str) -> str:
@@ -152,10 +162,10 @@ def _value(cursor: _Cursor, kind: int, key: str, depth: int = 0) -> Any:
         raise _Damage(f"metadata key {key!r} has unknown type {kind}")
     kind = cursor.number("I", f"the type of {key!r}")
     if kind not in SCALARS:
-        count = cursor.count(8, f"the length of {key!r}")
+        count = cursor.values_of(8, f"the length of {key!r}")
         return [_value(cursor, kind, key, depth + 1) for _ in range(count)]
     width = struct.calcsize("=" + SCALARS[kind])
-    count = cursor.count(width, f"the length of {key!r}")
+    count = cursor.values_of(width, f"the length of {key!r}")
     data = cursor.take(count * width, f"the value of {key!r}")
     return list(struct.unpack(f"{cursor.order}{count}{SCALARS[kind]}", data))
 

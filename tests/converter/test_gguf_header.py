@@ -12,8 +12,8 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.gguf_header import read_header
 from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.exporters.gguf.header import read_header
 from lowrank_export.exporters.gguf.writer import export_gguf
 
 

@@ -1,0 +1,154 @@
+"""The recipe as options of the command line: every key is an option, given to the commands that take a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+
+def _recipe_option(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, show_default=False, rich_help_panel="Recipe")
+
+
+METHOD_HELP = (
+    "adasvd (default), loss-aware (recommended), or published: svd, fwsvd, asvd, asvd-stable-rank, svd-llm, svd-llm-u, "
+    "svd-llm-v2, pifa-m, saes; see docs/methods.md."
+)
+# Recipe key -> its option. The one place where they are stated: `recipe_options` adds them to a command.
+RECIPE_OPTIONS: dict[str, Any] = {
+    "model": Annotated[str | None, _recipe_option("Hugging Face folder, hub id, .gguf file, `demo`.", "--model", "-m")],
+    "method": Annotated[str | None, _recipe_option(METHOD_HELP)],
+    "retention": Annotated[
+        float | None, _recipe_option("Kept / original parameters of the linears, in (0, 1]. Default 0.8.")
+    ],
+    "layout": Annotated[str | None, _recipe_option("two-factor (default), or pivot: more rank in the same bytes.")],
+    "min_retention": Annotated[float | None, _recipe_option("Floor of adaCR's retention per block.")],
+    "rank_multiple": Annotated[
+        int | None, _recipe_option("Ranks are multiples of this. Default 32; 256 for K-quants of wide models.")
+    ],
+    "keep_dense": Annotated[list[str] | None, _recipe_option("Leave matching linears dense (glob; repeatable).")],
+    "similarity": Annotated[str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.")],
+    "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.")],
+    "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.")],
+    "truncation": Annotated[
+        str | None, _recipe_option("two-sided sees loss gradients, one-sided does not. Default: the method's.")
+    ],
+    "allocation": Annotated[str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.")],
+    "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 12.")],
+    "sensitivity_windows": Annotated[int | None, _recipe_option("Windows that asvd measures on. Default 2.")],
+    "refine": Annotated[str | None, _recipe_option("Gradient descent on the factors: none (default), block, model.")],
+    "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
+    "refine_rate": Annotated[float | None, _recipe_option("First step of the refinement, relative to each tensor.")],
+    "refine_model_rate": Annotated[float | None, _recipe_option("The same for the refinement of the whole model.")],
+    "refine_alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the refinement's target.")],
+    "calibration": Annotated[
+        str | None,
+        _recipe_option("Text or .jsonl file, token windows (.npy), python-docs (default), self, datasets:NAME."),
+    ],
+    "update_calibration": Annotated[
+        str | None,
+        _recipe_option("Text or windows the compressed model is fitted on, where not those of --calibration."),
+    ],
+    "windows": Annotated[int | None, _recipe_option("Calibration windows. Default 32.")],
+    "window_length": Annotated[int | None, _recipe_option("Tokens per window. Default 1024.")],
+    "held_out": Annotated[int | None, _recipe_option("Further windows that no factor is fitted on. Default 2.")],
+    "calibration_reduction": Annotated[str | None, _recipe_option("moments (default) or stack-of-batch.")],
+    "buckets": Annotated[int | None, _recipe_option("Buckets of stack-of-batch. Default 16.")],
+    "seed": Annotated[int | None, _recipe_option("Of everything random. Default 0.")],
+    "dtype": Annotated[str | None, _recipe_option("float32 (default), float16 or bfloat16.")],
+    "activations": Annotated[
+        str | None, _recipe_option("Forward passes in float32 or bfloat16; auto: bfloat16 where it is faster.")
+    ],
+}
+Given = dict[str, Any]
+"""The recipe keys that were given on the command line."""
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="Recipe file; options override it. Default: ./recipe.yaml without --model.",
+        rich_help_panel="Recipe",
+    ),
+]
+
+
+def recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command every option of RECIPE_OPTIONS but `without`; those given reach its parameter `given`."""
+
+    def add_to(command: Callable[..., None]) -> Callable[..., None]:
+        offered = {key: option for key, option in RECIPE_OPTIONS.items() if key not in without}
+
+        @wraps(command)
+        def parsed(**options: Any) -> None:
+            values = {key: options.pop(key) for key in offered}
+            command(**options, given={key: value for key, value in values.items() if value not in (None, [])})
+
+        parameters = []
+        for own in signature(command, eval_str=True).parameters.values():
+            if own.name == "given":
+                added = offered.items()
+                parameters += [Parameter(k, Parameter.KEYWORD_ONLY, default=None, annotation=o) for k, o in added]
+            else:
+                parameters.append(own.replace(kind=Parameter.KEYWORD_ONLY))
+        parsed.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return parsed
+
+    return add_to
+
+
+def chosen_recipe(path: Path | None, given: Given) -> Recipe:
+    """Recipe file, overridden by options."""
+    from .recipe import make_recipe
+
+    return make_recipe(*_recipe_values(path, given))
+
+
+def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str]:
+    """The keys of the recipe file, overridden by options, and what errors call them."""
+    from .recipe import RECIPE_FILE, read_recipe_values
+
+    default = Path(RECIPE_FILE)
+    if path is None and "model" not in given and default.is_file():
+        path = default
+    if path is None and "model" not in given:
+        raise UsageError(f"nothing to do: give --model (try `--model demo`), or put a {RECIPE_FILE} in this folder")
+    values = read_recipe_values(path) if path is not None else {}
+    return {**values, **given}, str(path) if path is not None and not given else "command line"
+
+
+def chosen_recipes(
+    path: Path | None, given: Given, methods: Sequence[str], retentions: Sequence[float | str]
+) -> tuple[Recipe, ...]:
+    """A recipe per method and retention."""
+    from .recipe import recipe_grid
+
+    values, where = _recipe_values(path, given)
+    return recipe_grid(values, methods, retentions, where)
+
+
+def listed(given: list[str] | None) -> list[str]:
+    """Words of a repeatable option, each a comma-separated list."""
+    return [word.strip() for part in given or [] for word in part.split(",") if word.strip()]
+
+
+def numbers(given: list[str] | None) -> list[float | str]:
+    """Numbers of such an option; a word that is none stays as it is: the recipe's own check names it."""
+
+    def number(word: str) -> float | str:
+        try:
+            return float(word)
+        except ValueError:
+            return word
+
+    return [number(word) for word in listed(given)]
