@@ -112,6 +112,24 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family("phi3", *_PATHS, _FUSED),
 }
 
+EXPORT_ONLY: Mapping[str, Family] = {name: Family(name, *_PATHS, _GATED) for name in ("gemma2", "gemma3_text")}
+"""Loaded and exported, not compressed: soft caps, norms behind linears, a rotary embedding per kind of block."""
+
+EXPORT_ONLY_ELSEWHERE = ("opt",)
+"""The same, with tensors in other places, which only transformers checks."""
+
+
+def family_to_load(config: Mapping[str, Any], where: str) -> Family | None:
+    """The family named by a config's `model_type`, of all that can be loaded; None of `EXPORT_ONLY_ELSEWHERE`.
+
+    Raises:
+        InputError: the family is not supported.
+    """
+    model_type = str(config.get("model_type", ""))
+    if model_type in EXPORT_ONLY_ELSEWHERE:
+        return None
+    return EXPORT_ONLY.get(model_type) or family_of(config, where)
+
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:
     """The family named by a config's `model_type`.
