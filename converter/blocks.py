@@ -62,6 +62,7 @@ class BlockSource:
         self._skeleton.eval()
         with refusing(reader.path, "transformers cannot build this model"):
             self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
+        self._embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = _window_limit(config)
 
@@ -70,7 +71,8 @@ class BlockSource:
         name = self.family.embedding + ".weight"
         weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
         for tokens in chunks:
-            yield nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
+            stream = nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
+            yield stream if self._embedding_scale == 1.0 else stream * self._embedding_scale
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""
@@ -95,13 +97,14 @@ class BlockSource:
             return nn.functional.linear(x, weight)
 
     def head(self) -> tuple[nn.Module, Tensor]:
-        """The final norm and the head's weight (vocabulary, d), on the device."""
+        """The final norm and the head's weight (vocabulary, d), scaled, on the device: logits are their product."""
         norm_path, head_path = self.family.norm, self.family.head + ".weight"
         norm = copy.deepcopy(self._skeleton.get_submodule(norm_path))
         state = {name: self._tensor(f"{norm_path}.{name}", tuple(t.shape)) for name, t in norm.state_dict().items()}
         norm.load_state_dict(state, strict=True, assign=True)
         stored = head_path if head_path in self.reader.names else self.family.embedding + ".weight"  # tied
-        return norm.requires_grad_(False), self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
+        weight = self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
+        return norm.requires_grad_(False), weight if self._logit_scale == 1.0 else weight * self._logit_scale
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Full name -> (out, in) of every linear of the blocks, from the file headers."""
