@@ -130,7 +130,7 @@ class BlockSource:
             found = self.reader.shape(name)
             raise InputError(f"{self.reader.path}: {name} has shape {found}, but config.json says {expected}")
         tensor = self.reader.tensor(name)
-        if not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(CHECKED_ROWS)):
+        if not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(CHECKED_ROWS)):  # type: ignore[no-untyped-call]
             raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
         return tensor
 

@@ -77,7 +77,7 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
     from torch.export import Dim
 
     try:
-        from transformers.exporters import OnnxConfig, OnnxExporter
+        from transformers.exporters import OnnxConfig, OnnxExporter  # type: ignore[attr-defined]
     except ImportError as error:
         raise ResourceError(f"this transformers has no ONNX exporter ({error}); install transformers 5.23") from error
     cached, new = _SAMPLE
@@ -86,13 +86,13 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
     positions = torch.arange(cached, cached + new)[None]
     mask = torch.ones(1, cached + new, dtype=torch.long)
     inputs = {**dict(zip(_INPUTS, (ids, mask, positions), strict=True)), "past_key_values": cache}
-    free = Dim.AUTO  # type: ignore[attr-defined]
+    free = Dim.AUTO
     shapes: dict[str, Any] = {name: {0: free, 1: free} for name in _INPUTS}
     shapes["past_key_values"] = [{0: free, 2: free}] * (2 * int(model.config.num_hidden_layers))
     config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
     try:
         with _silent():
-            return OnnxExporter().export(model, inputs, config).program
+            return OnnxExporter().export(model, inputs, config).program  # type: ignore[no-untyped-call]
     except ImportError as error:
         raise ResourceError(
             f"the ONNX exporter of transformers cannot run ({one_line(error)}); `pip install onnxscript`"
