@@ -1,7 +1,7 @@
 """The command line: parse, one call per verb, print, exit code. No logic lives here.
 
 Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, 5 out of memory or disk (or a tool
-the machine lacks), 130 interrupted (the same command goes on).
+the machine lacks, or another process of the job is lost), 130 interrupted (the same command goes on).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .converter.errors import LowRankError, UsageError
+from .converter.errors import LowRankError, ToldError, UsageError
 from .converter.printable import printable
 from .converter.recipe_options import Given, RecipeFile, chosen_recipe, chosen_recipes, listed, numbers, recipe_options
 from .exporters.export_options import (
@@ -27,7 +27,12 @@ from .exporters.export_options import (
     GgufImatrix,
     GgufRounding,
     GgufType,
+    OnnxAccuracyLevel,
+    OnnxBlockSize,
+    OnnxRounding,
+    OnnxSymmetric,
     OnnxType,
+    chosen_encoding,
     chosen_exports,
 )
 from .runtime_tests.evaluation_options import (
@@ -48,9 +53,13 @@ from .runtime_tests.evaluation_options import (
     Threads,
 )
 
+if TYPE_CHECKING:
+    from .converter.progress import Progress
+    from .converter.workers import Workers
+
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, "
-    "5 out of memory or disk or a missing tool, 130 interrupted (the same command goes on)."
+    "5 out of memory or disk, a missing tool or a lost process, 130 interrupted (the same command goes on)."
 )
 app = typer.Typer(
     add_completion=False,
@@ -64,6 +73,11 @@ app.add_typer(runtime_app, name="runtime")
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ProcessThreads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of a process. Default: its share of the cores.")
+]
+DIVIDED = ("compress", "statistics")
+"""Commands whose work torchrun divides among processes."""
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 MaxMemory = Annotated[
@@ -89,6 +103,10 @@ def run(
     gguf_head_type: GgufHeadType = None,
     gguf_rounding: GgufRounding = "plain",
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -102,6 +120,11 @@ def run(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Compress, export and validate in one go. Sub-commands do the single steps."""
+    if context.invoked_subcommand not in DIVIDED:
+        with _one_line_errors():
+            from .converter.joining import refuse_company
+
+            refuse_company(context.invoked_subcommand or "the whole job")
     if context.invoked_subcommand is not None:
         return
     if version:
@@ -112,6 +135,7 @@ def run(
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         exports = chosen_exports(format, gguf_type, onnx_type)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding)
         from .converter.progress import ConsoleProgress
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
@@ -127,6 +151,7 @@ def run(
             embedding_type=gguf_embedding_type,
             head_type=gguf_head_type,
             rounding=gguf_rounding,
+            onnx=encoding,
             device=device,
             force=force,
             progress=ConsoleProgress(),
@@ -148,27 +173,32 @@ def compress(
     ] = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",
+    threads: ProcessThreads = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Make a factored checkpoint."""
+    """Make a factored checkpoint; torchrun divides the work among processes, see docs/large-models.md."""
     _wait_passively()
     with _one_line_errors():
-        chosen = chosen_recipe(recipe, given)
         from .converter.byte_size import memory_limit
+        from .converter.joining import joined
         from .converter.pipeline import compress as run_compress
-        from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        done = run_compress(
-            chosen,
-            out,
-            device=device,
-            force=force,
-            statistics=statistics,
-            max_memory=memory_limit(max_memory),
-            progress=ConsoleProgress(),
-        )
+        with joined(device, threads) as workers:
+            chosen = chosen_recipe(recipe, given)
+            done = run_compress(
+                chosen,
+                out,
+                device=device,
+                force=force,
+                statistics=statistics,
+                max_memory=memory_limit(max_memory),
+                progress=_progress_of(workers),
+                workers=workers,
+            )
+        if not workers.writes:
+            return
         summary = {
             key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")
         }
@@ -192,21 +222,24 @@ def statistics(
     ] = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",
+    threads: ProcessThreads = None,
     as_json: Json = False,
 ) -> None:
     """Gather what a method wants to know of the dense model, for `compress --statistics`."""
     _wait_passively()
     with _one_line_errors():
-        chosen = chosen_recipe(recipe, given)
         from .converter.byte_size import memory_limit
+        from .converter.joining import joined
         from .converter.planning import gather_statistics
-        from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        limit = memory_limit(max_memory)
-        kinds = gather_statistics(
-            chosen, out, kind or None, device=device, max_memory=limit, progress=ConsoleProgress()
-        )
+        with joined(device, threads) as workers:
+            chosen, limit, progress = chosen_recipe(recipe, given), memory_limit(max_memory), _progress_of(workers)
+            kinds = gather_statistics(
+                chosen, out, kind or None, device=device, max_memory=limit, progress=progress, workers=workers
+            )
+        if not workers.writes:
+            return
         _show(None, {"path": str(out), "kinds": list(kinds), "process": process_cost()}, as_json)
         _tell(f"{out}: statistics of kind {' and '.join(kinds)}" if kinds else f"{chosen.method} reads no statistics")
 
@@ -216,22 +249,31 @@ def statistics(
 def plan(
     given: Given,
     recipe: RecipeFile = None,
+    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
+    gguf_type: GgufType = None,
+    onnx_type: OnnxType = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work."""
+    """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work.
+
+    Ranks are multiples of what the types named want, as in the main command.
+    """
     _wait_passively()
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         from .converter.byte_size import memory_limit
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
-        from .exporters.forecast import predict_exports, predict_storage
+        from .converter.source import open_source
+        from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
 
-        limit = memory_limit(max_memory)
-        with prepared(chosen, device=device, max_memory=limit, progress=ConsoleProgress()) as job:
+        limit, progress = memory_limit(max_memory), ConsoleProgress()
+        source = open_source(chosen.model, progress)
+        chosen = with_rank_multiple(chosen, source, chosen_exports(format, gguf_type, onnx_type))
+        with prepared(chosen, device=device, max_memory=limit, source=source, progress=progress) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             storage = predict_storage(job.blocks.reader, job.plan)
             memory = job.memory.to_json()
@@ -368,6 +410,10 @@ def export(
     gguf_embedding_type: GgufEmbeddingType = None,
     gguf_head_type: GgufHeadType = None,
     onnx_type: OnnxType = None,
+    onnx_rounding: OnnxRounding = "plain",
+    onnx_block_size: OnnxBlockSize = 32,
+    onnx_symmetric: OnnxSymmetric = True,
+    onnx_accuracy_level: OnnxAccuracyLevel = 4,
     layout: Annotated[
         str,
         typer.Option(
@@ -394,10 +440,13 @@ def export(
         from .converter.progress import ConsoleProgress
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
+        from .runtime_tests.environment import process_cost
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
-        rounding = Rounding(gguf_rounding, gguf_imatrix, calibration)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, calibration)
+        for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
+        rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration)
         wanted = chosen_exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
@@ -413,12 +462,13 @@ def export(
                 dense=dense if kind == "gguf" else None,
                 residual=gguf_residual_type if kind == "gguf" else None,
                 rounding=rounding if kind == "gguf" else None,
+                onnx=encoding if kind == "onnx" else None,
                 force=force,
                 progress=progress,
             )
             for kind, type in wanted
         ]
-        _show(None, {"artifacts": [artifact.to_json() for artifact in artifacts]}, as_json)
+        _show(None, {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
 
@@ -615,6 +665,13 @@ def _cores() -> int:
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
+def _progress_of(workers: Workers) -> Progress:
+    """One process of a job speaks for all."""
+    from .converter.progress import ConsoleProgress, SilentProgress
+
+    return ConsoleProgress() if workers.writes else SilentProgress()
+
+
 def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
     """The table on stderr, or with --json exactly one document on stdout."""
     if as_json:
@@ -663,6 +720,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except typer.Exit:
         raise
+    except ToldError as error:
+        raise typer.Exit(error.exit_code) from None
     except LowRankError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -77,6 +79,53 @@ def save_random_llama(path: Path, width: int, blocks: int, context: int) -> None
         if parameter.ndim > 1:
             fill(parameter)
     model.save_pretrained(path)
+
+
+def save_sharded_llama(path: Path, width: int, inner: int, blocks: int, vocabulary: int, context: int) -> None:
+    """A llama of random weights in bfloat16, a shard per block: a block is in memory at a time."""
+    path.mkdir(parents=True)
+    save_tokenizer(path)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        head_dim=64,
+        max_position_embeddings=context,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(path)
+    outer = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (width, width), "self_attn.v_proj": (width, width)}
+    outer |= {"self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width)}
+    outer |= {"mlp.down_proj": (width, inner), "input_layernorm": (width,), "post_attention_layernorm": (width,)}
+    shards = {
+        f"block-{index:05d}": {f"model.layers.{index}.{name}.weight": shape for name, shape in outer.items()}
+        for index in range(blocks)
+    }
+    shards |= {name: {f"{name}.weight": (vocabulary, width)} for name in ("model.embed_tokens", "lm_head")}
+    shards["norm"] = {"model.norm.weight": (width,)}
+    weight_map = {}
+    for number, (label, shapes) in enumerate(shards.items()):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {name: _random(shape, generator) for name, shape in shapes.items()}
+        save_file(tensors, path / f"model-{label}.safetensors", metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, f"model-{label}.safetensors")
+    index = {"metadata": {}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Norms of one, and matrices that keep the size of what they multiply, in bfloat16."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(std=shape[1] ** -0.5, generator=generator)
 
 
 def speed_options(description: str | None, *, blocks: int, prompt: int) -> argparse.ArgumentParser:

@@ -20,8 +20,8 @@ from lowrank_export.converter.checkpoint import CheckpointReader, load, load_tok
 from lowrank_export.converter.input_moments import input_moments
 from lowrank_export.converter.lowrank_linear import LowRankLinear
 from lowrank_export.converter.progress import ConsoleProgress
-from lowrank_export.exporters.gguf.calibrated import open_calibrated
-from lowrank_export.exporters.gguf.gauge import mixed, resolved
+from lowrank_export.exporters.calibrated import open_calibrated
+from lowrank_export.exporters.gauge import mixed, resolved
 from lowrank_export.exporters.gguf.rounding import round_nearest, round_rows
 from lowrank_export.runtime_tests.corpora import evaluation_windows
 from lowrank_export.runtime_tests.llamacpp.runtime import ggml_library

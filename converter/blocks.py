@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import attention
 from .architectures import Family
-from .checkpoint import CheckpointReader, refusing
+from .checkpoint import CheckpointReader, quiet_transformers, refusing
 from .config_check import check_config
 from .errors import InputError
 from .layouts import PERM_SUFFIX, Layout
@@ -47,10 +47,10 @@ class BlockSource:
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
         self.bfloat16 = bfloat16
         check_config(reader, family)
-        with refusing(reader.path, "transformers cannot read config.json"):
+        with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
             config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
         self.attention = attention.register() if bfloat16 and device.type == "cpu" else "sdpa"
-        with refusing(reader.path, "transformers cannot build this model"), torch.device("meta"):
+        with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
         in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
@@ -62,6 +62,7 @@ class BlockSource:
         self._skeleton.eval()
         with refusing(reader.path, "transformers cannot build this model"):
             self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
+        self._embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = _window_limit(config)
 
@@ -70,7 +71,8 @@ class BlockSource:
         name = self.family.embedding + ".weight"
         weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
         for tokens in chunks:
-            yield nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
+            stream = nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
+            yield stream if self._embedding_scale == 1.0 else stream * self._embedding_scale
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""
@@ -95,13 +97,14 @@ class BlockSource:
             return nn.functional.linear(x, weight)
 
     def head(self) -> tuple[nn.Module, Tensor]:
-        """The final norm and the head's weight (vocabulary, d), on the device."""
+        """The final norm and the head's weight (vocabulary, d), scaled, on the device: logits are their product."""
         norm_path, head_path = self.family.norm, self.family.head + ".weight"
         norm = copy.deepcopy(self._skeleton.get_submodule(norm_path))
         state = {name: self._tensor(f"{norm_path}.{name}", tuple(t.shape)) for name, t in norm.state_dict().items()}
         norm.load_state_dict(state, strict=True, assign=True)
         stored = head_path if head_path in self.reader.names else self.family.embedding + ".weight"  # tied
-        return norm.requires_grad_(False), self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
+        weight = self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
+        return norm.requires_grad_(False), weight if self._logit_scale == 1.0 else weight * self._logit_scale
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Full name -> (out, in) of every linear of the blocks, from the file headers."""
@@ -116,7 +119,10 @@ class BlockSource:
 
     def _tensor(self, name: str, expected: tuple[int, ...]) -> Tensor:
         tensor = self._stored(name, expected)
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        made = tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+            raise InputError(f"{self.reader.path}: {name} goes beyond the range of float16; use another --dtype")
+        return made
 
     def _stored(self, name: str, expected: tuple[int, ...]) -> Tensor:
         """A tensor as stored, checked; a part of the file mapped into memory."""
@@ -124,7 +130,7 @@ class BlockSource:
             found = self.reader.shape(name)
             raise InputError(f"{self.reader.path}: {name} has shape {found}, but config.json says {expected}")
         tensor = self.reader.tensor(name)
-        if not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(CHECKED_ROWS)):
+        if not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(CHECKED_ROWS)):  # type: ignore[no-untyped-call]
             raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
         return tensor
 

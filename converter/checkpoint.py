@@ -13,6 +13,7 @@ from .errors import InputError, LowRankError
 from .layouts import C_SUFFIX, LAYOUTS, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from .links import check_links
 from .safetensors_header import read_header
+from .tokenizer_trial import check_tokenizer_file
 
 if TYPE_CHECKING:
     import torch
@@ -241,11 +242,13 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     """
     from transformers import AutoModelForCausalLM
 
-    from .architectures import family_of
+    from .architectures import family_to_load
     from .config_check import check_config
 
     reader = CheckpointReader(Path(path))
-    check_config(reader, family_of(reader.config, str(path)))
+    family = family_to_load(reader.config, str(path))
+    if family is not None:
+        check_config(reader, family)
     factory: Any = AutoModelForCausalLM
     with refusing(path, "transformers cannot load this checkpoint"), quiet_transformers():
         model, found = factory.from_pretrained(
@@ -271,7 +274,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     check_links(path)
-    with refusing(path, "no usable tokenizer"):
+    check_tokenizer_file(path)
+    with refusing(path, "no usable tokenizer"), quiet_transformers():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )

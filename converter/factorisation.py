@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .whitening import OutputMetric, Whitener
+from .whitening import OutputMetric, OutputRoot, Whitener
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LowRankFactors:
 
 
 def factor(
-    weight: Tensor, rank: int, inputs: Whitener | None = None, outputs: OutputMetric | None = None
+    weight: Tensor, rank: int, inputs: Whitener | None = None, outputs: OutputMetric | OutputRoot | None = None
 ) -> tuple[LowRankFactors, Tensor]:
     """The rank-r minimiser of ||R (W - U V^T) S||_F. With S S^T = Sigma and R^T R = G that is tr(G dW Sigma dW^T).
 
@@ -45,7 +45,7 @@ def factor(
         weight: W (m, n), any float dtype; computed in float64.
         rank: r, at most min(m, n).
         inputs: Sigma, S; the identity (plain SVD) by default.
-        outputs: G, R; the identity by default.
+        outputs: R; the identity by default.
 
     Returns:
         The factors and all squared singular values of R W S, descending, (min(m, n),) float64. The truncation loss is

@@ -13,7 +13,7 @@ from .factorisation import LowRankFactors, balanced, factor
 from .methods import Method
 from .moments import GroupMoments
 from .whitening import (
-    OutputMetric,
+    OutputRoot,
     Regression,
     Whitener,
     activation_scale,
@@ -50,9 +50,9 @@ class GroupMetric:
         whitener: of the stream that the truncation sees; None for the plain SVD and where each linear has its own.
         evaluation: Sigma the losses are reported on; None where there are no activations.
         compensation: Sigma that the compensation fits; None where the method has none.
-        regression: on X'; None where the target is W X'.
-        drift: Delta (n, n), where the target is not W X'.
-        output_drift: W Delta (m, n) of the group's one linear in its place, where that was gathered.
+        regression: on X', and
+        drift: Delta (n, n), where the target is not W X'; or in their place
+        moved: W Delta (Sigma' + d I)^-1 (m, n) of the group's one linear, where W Delta was gathered.
         held_out: second moment of held-out windows, where there are any.
     """
 
@@ -62,44 +62,79 @@ class GroupMetric:
     compensation: Tensor | None
     regression: Regression | None
     drift: Tensor | None
-    output_drift: Tensor | None
+    moved: Tensor | None
     held_out: Tensor | None
 
 
-def group_metric(method: Method, moments: GroupMoments, reduction: str) -> GroupMetric:
+def group_whitener(method: Method, moments: GroupMoments) -> Whitener | None:
+    """What the truncation of a group's linears sees of their inputs.
+
+    Args:
+        method: says which moment.
+        moments: of the group.
+
+    Raises:
+        ValueError: a moment is not finite.
+    """
+    if method.metric == "activation-scale":
+        assert moments.mean_abs is not None
+        return activation_scale(moments.mean_abs)
+    seen = {"dense": moments.dense, "compressed": moments.compressed}.get(method.metric)
+    return whiten(seen.mean()) if seen is not None and seen.tokens else None
+
+
+def group_metric(
+    method: Method, moments: GroupMoments, reduction: str, whitener: Whitener | None = None
+) -> GroupMetric:
     """Turn moments into what the method needs.
 
     Args:
         method: which stream is whitened, whether there is compensation and alignment.
         moments: of the group.
         reduction: "moments" or "stack-of-batch", the activations that adaComp fits.
+        whitener: of the group, where it is known already.
 
     Raises:
         ValueError: a moment is not finite.
     """
     compressed = moments.compressed.mean() if moments.compressed.tokens else None
     dense = moments.dense.mean() if moments.dense.tokens else None
-    whitener = None
-    if method.metric == "activation-scale":
-        assert moments.mean_abs is not None
-        whitener = activation_scale(moments.mean_abs)
-    elif (seen := {"dense": dense, "compressed": compressed}.get(method.metric)) is not None:
-        whitener = whiten(seen)
     compensation = None
     if method.compensation != "none":
         stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
         compensation = moments.stacked.mean() if stacked else compressed
-    assert compressed is not None or not method.aligned
+    moving = moved = None
+    if method.aligned:
+        assert compressed is not None
+        moving = regression(compressed, ALIGNMENT_DAMPING)
+        if moments.output_drift.tokens:
+            moved, moving = moving.weight(moments.output_drift.mean()), None
     return GroupMetric(
         method=method,
-        whitener=whitener,
+        whitener=whitener or group_whitener(method, moments),
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
-        regression=regression(compressed, ALIGNMENT_DAMPING) if method.aligned and compressed is not None else None,
+        regression=moving,
         drift=moments.drift.mean() if moments.drift.tokens else None,
-        output_drift=moments.output_drift.mean() if moments.output_drift.tokens else None,
+        moved=moved,
         held_out=moments.held_out.mean() if moments.held_out.tokens else None,
     )
+
+
+def truncate(
+    weight: Tensor, rank: int, whitener: Whitener | None, *, outputs: OutputRoot | None, fisher: Tensor | None
+) -> LowRankFactors:
+    """The truncation that a method begins with.
+
+    Args:
+        weight: W (m, n) float64, or the weight whose output is the target.
+        rank: r.
+        whitener: of its input group.
+        outputs: R where the method is two-sided, see `gradient_metric`.
+        fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
+    """
+    factors, _ = factor(weight, rank, whitener if fisher is None else diagonal_whitener(fisher.sqrt()), outputs)
+    return factors
 
 
 def fit_linear(
@@ -108,8 +143,9 @@ def fit_linear(
     metric: GroupMetric,
     *,
     iterations: int,
-    outputs: OutputMetric | None = None,
+    outputs: OutputRoot | None = None,
     fisher: Tensor | None = None,
+    truncated: LowRankFactors | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
 
@@ -118,21 +154,18 @@ def fit_linear(
         rank: r.
         metric: of its input group.
         iterations: of adaComp.
-        outputs: G and R where the method is two-sided, see `gradient_metric`.
+        outputs: R where the method is two-sided, see `gradient_metric`.
         fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
+        truncated: by `truncate`, where that is done already; for a method that truncates W itself.
 
     Returns:
         The factors, and their losses where there are activations to measure them on.
     """
     weight = weight.double()
     target = aligned_target(weight, rank, metric)
-    whitener = metric.whitener if fisher is None else diagonal_whitener(fisher.sqrt())
-    truncated, _ = factor(
-        target if metric.method.metric == "compressed" else weight,
-        rank,
-        whitener,
-        outputs,
-    )
+    if truncated is None:
+        seen = target if metric.method.metric == "compressed" else weight
+        truncated = truncate(seen, rank, metric.whitener, outputs=outputs, fisher=fisher)
     factors = truncated
     if metric.compensation is not None:
         factors = compensate(metric.method.compensation, target, truncated, metric.compensation, iterations)
@@ -149,13 +182,12 @@ def aligned_target(weight: Tensor, rank: int, metric: GroupMetric) -> Tensor:
         rank: r, which an adaptive alpha depends on.
         metric: of its input group.
     """
-    if metric.regression is None:
-        return weight
-    lacking = metric.output_drift
-    if lacking is None:
+    moved, alpha = metric.moved, metric.method.alpha
+    if moved is None:
+        if metric.regression is None:
+            return weight
         assert metric.drift is not None
-        lacking = weight @ metric.drift
-    moved, alpha = metric.regression.weight(lacking), metric.method.alpha
+        moved = metric.regression.weight(weight @ metric.drift)
     if alpha == "adaptive":
         assert metric.whitener is not None
         alpha, _ = adaptive_alpha(weight @ metric.whitener.matrix, moved @ metric.whitener.matrix, rank)
@@ -169,7 +201,7 @@ def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
         weight: W (m, n).
         metric: of its input group; without alignment W itself is the answer.
     """
-    if metric.regression is None:
+    if metric.regression is None and metric.moved is None:
         return weight
     return aligned_target(weight.double(), min(weight.shape), metric).to(weight.dtype)
 

@@ -20,14 +20,14 @@ from .recipe import Recipe
 from .refinement import BATCH_TOKENS
 from .sensitivity import IMPORTANCE_WINDOWS
 
-Holding = Literal["asleep", "repeated", "on disk"]
+Holding = Literal["in memory", "repeated", "on disk"]
 """How the activations of all windows are held while a block is compressed, from fast to small.
 
-"asleep": one forward per block and stream, whose activations are in memory for all windows. "repeated": one forward per
-input group, with the activations of one chunk of windows and the residual streams in memory. "on disk": so, and the
-residual streams in a scratch file.
+"in memory": one forward per block and stream, whose activations are in memory for all windows. "repeated": one forward
+per input group, with the activations of one chunk of windows and the residual streams in memory. "on disk": so, and
+the residual streams in a scratch file.
 """
-HOLDINGS: tuple[Holding, ...] = ("asleep", "repeated", "on disk")
+HOLDINGS: tuple[Holding, ...] = ("in memory", "repeated", "on disk")
 FLOAT, DOUBLE = 4, 8
 
 
@@ -193,7 +193,7 @@ def forecast(recipe: Recipe, method: Method, shape: ModelShape, windows: Windows
     if method.allocation == "perplexity":
         memory["loss of truncating each linear alone"] = sizes.variants()
     held = 0 if kept_on_disk else streams * stream
-    memory["compressing a block"] = sizes.compression(streams, holding == "asleep") + held
+    memory["compressing a block"] = sizes.compression(streams, holding == "in memory") + held
     disk = max(disk, streams * stream)
     if refines:
         memory["refining a block"] = held + sizes.block_refinement()
@@ -244,9 +244,9 @@ class _Sizes:
         held = features[group] if group < len(features) else 2 * shape.hidden + shape.inputs[names[group]]
         return self.windows.tokens * FLOAT * held
 
-    def product(self, features: int) -> int:
-        """What adding a chunk to a moment takes: the product and the inputs, in float32."""
-        return FLOAT * features * (features + 2 * self.windows.chunk_tokens)
+    def product(self, features: int, tokens: int) -> int:
+        """What adding a chunk to a moment takes: the product, and the inputs or their difference, in float32."""
+        return FLOAT * features * (features + tokens * (2 if self.shape.bfloat16 else 1))
 
     def singular(self, group: str) -> bool:
         """Whether a second moment cannot be regular, so that it is whitened by its eigenvectors."""
@@ -256,7 +256,7 @@ class _Sizes:
         """Second moments of all input groups at once."""
         halves = 2 if self.windows.held_out else 1
         moments = sum(halves * self.moment(group) for group in self.shape.inputs)
-        product = self.product(max(self.shape.inputs.values()))
+        product = self.product(max(self.shape.inputs.values()), self.windows.chunk_tokens)
         return self.shape.block + moments + max(product, self.forward(self.windows.chunk_tokens))
 
     def gradients(self) -> int:
@@ -265,7 +265,7 @@ class _Sizes:
         tokens = min(CHUNK_WINDOWS, self.recipe.gradient_windows) * self.windows.length
         moments = sum(DOUBLE * out**2 for out in shape.outputs.values()) + sum(map(self.moment, shape.inputs))
         widest = max(*shape.outputs.values(), *shape.inputs.values())
-        inside = shape.block + moments + self.backward(tokens) + self.product(widest)
+        inside = shape.block + moments + self.backward(tokens) + self.product(widest, tokens)
         if not self.method.needs_gradients and self.recipe.refine == "none":  # Fisher's rows only
             inside = shape.block + self.backward(tokens) + 3 * FLOAT * shape.largest_linear
         head = shape.vocabulary * shape.hidden * (shape.weight_bytes + (2 if shape.bfloat16 else 0))
@@ -305,7 +305,8 @@ class _Sizes:
             blocks = max(1, streams) * self.shape.block
             gathered = self.gathered(group) + waiting
             forward = self.forward(self.windows.chunk_tokens) if streams else 0
-            found = max(found, blocks + held + gathered + max(forward, self.product(self.shape.inputs[group])))
+            product = self.product(self.shape.inputs[group], self.windows.chunk_tokens) if streams else 0
+            found = max(found, blocks + held + gathered + max(forward, product))
             if asleep and number + 1 < len(groups):
                 fitting = blocks + held
             else:
@@ -337,24 +338,26 @@ class _Sizes:
 
     def fitted(self, group: str) -> int:
         """The metric of a group while it is made, and while the group's linears are fitted with it."""
-        aligned = self.drift(group) > 0
-        kept = self.gathered(group) + (self.moment(group) if aligned else 0)  # L of the regression
+        drift, moment = self.drift(group), self.moment(group)
+        narrow = drift < moment  # its regression is done with before the fit
+        made = 2 * moment if drift else 0  # Sigma' damped, and L
+        kept = self.gathered(group) + (moment if drift and not narrow else 0)
         if self.method.metric in ("activation-scale", "fisher-rows"):
             kept += self.moment(group)  # a diagonal, as a matrix
         fits = max(self.fit(group, name) for name in self.shape.groups[group])
-        return kept + max(self.moment(group) if aligned else 0, fits)
+        return max(self.gathered(group) + made, kept + fits)
 
     def fit(self, group: str, name: str) -> int:
         """The fit of one linear: roots of the metrics, copies of the weight, eigenvectors, factors."""
         m, n = self.shape.outputs[name], self.shape.inputs[group]
         rank = min(m, n) if self.recipe.layout == "pivot" else m * n / (m + n)
-        outputs = 2 * DOUBLE * m * m if self.method.two_sided else 0
+        outputs = DOUBLE * m * m if self.method.two_sided else 0
         whitener = 0
         if (m > n or self.method.alpha == "adaptive") and self.method.metric != "none":
             whitener = self.moment(group) * (4 if self.singular(group) else 1)
-        copies = 3 + 2 * int(self.method.aligned) + int(self.method.two_sided)
+        copies = 2 + int(self.method.aligned) + int(self.method.two_sided)
         inside = DOUBLE * (copies * m * n + 5 * min(m, n) ** 2 + (4 if m > n else 2) * m * rank + 2 * n * rank)
-        return outputs + whitener + int(inside)
+        return max(2 * outputs, outputs + whitener + int(inside))
 
     def block_refinement(self) -> int:
         """Targets and streams window by window; parameters, their gradients, two moments and the best so far."""
@@ -369,6 +372,7 @@ class _Sizes:
         """A chunk's forward through a block, and the fit of the group with the most features."""
         group = max(self.shape.inputs, key=self.shape.inputs.__getitem__)
         gathered = self.gathered(group) + max(
-            self.forward(self.windows.chunk_tokens), self.product(self.shape.inputs[group])
+            self.forward(self.windows.chunk_tokens),
+            self.product(self.shape.inputs[group], self.windows.chunk_tokens),
         )
         return self.shape.block + max(gathered, self.fitted(group))

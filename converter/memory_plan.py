@@ -23,10 +23,10 @@ from .memory_forecast import HOLDINGS, Forecast, Holding, ModelShape, Windows, f
 from .methods import Method
 from .moments import GroupMoments, Moment
 from .recipe import Recipe
-from .whitening import gradient_metric
+from .whitening import OutputRoot, gradient_metric
 
 MARGIN = 1.1  # of the tensors: what allocator and libraries lose
-LIBRARIES = 200 * 10**6  # bytes: code and buffers that the first products load
+LIBRARIES = 100 * 10**6  # bytes: code and buffers that the first products load
 DISK_MARGIN = 1.02
 
 
@@ -42,7 +42,7 @@ class MemoryPlan:
         folder: where scratch files lie.
     """
 
-    holding: Holding = "asleep"
+    holding: Holding = "in memory"
     stages: tuple[tuple[str, int], ...] = ()
     scratch: int = 0
     limit: int | None = None
@@ -56,7 +56,7 @@ class MemoryPlan:
     @property
     def repeats(self) -> bool:
         """Whether forwards are repeated for every input group."""
-        return self.holding != "asleep"
+        return self.holding != "in memory"
 
     @property
     def keep(self) -> Keep:
@@ -83,7 +83,7 @@ class MemoryPlan:
     def line(self) -> str:
         """The forecast and the peak so far, in words."""
         limit = "" if self.limit is None else f", limit {gigabytes(self.limit)}"
-        where = "" if self.holding == "asleep" else f"; activations {self.holding}"
+        where = "" if self.holding == "in memory" else f"; activations {self.holding}"
         return f"peak memory {gigabytes(peak_memory())}, forecast {gigabytes(self.peak)}{limit}{where}"
 
 
@@ -176,12 +176,12 @@ def check_by_trial(
 def peak_of(work: Callable[[], None]) -> int:
     """Bytes by which the resident memory of this process grows while `work` runs, at its peak.
 
-    Where an earlier peak was higher, what that was above the memory of now.
+    0 where an earlier peak of the process was higher: then nothing is known but that it was.
     """
     gc.collect()
-    before = resident_memory()
+    before, earlier = resident_memory(), peak_memory()
     work()
-    return peak_memory() - before
+    return peak_memory() - before if peak_memory() > earlier else 0
 
 
 @torch.no_grad()
@@ -226,7 +226,7 @@ def trial_of_a_block(recipe: Recipe, method: Method, blocks: BlockSource, window
     linear = tapped.linear(name)
     assert isinstance(linear, torch.nn.Linear)
     out, features = linear.weight.shape
-    outputs = gradient_metric(torch.eye(out, dtype=torch.float64)) if method.two_sided else None
+    outputs = OutputRoot(gradient_metric(torch.eye(out, dtype=torch.float64)).root) if method.two_sided else None
     fisher = torch.ones(features, dtype=torch.float64) if method.needs_fisher else None
     rank = max(1, int(recipe.retention * out * features / (out + features)))
     fit_linear(linear.weight, rank, metric, iterations=recipe.iterations, outputs=outputs, fisher=fisher)

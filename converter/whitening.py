@@ -97,6 +97,13 @@ class OutputMetric:
         return _damped_cholesky(self.moment, 0.0).T.contiguous()
 
 
+@dataclass(frozen=True)
+class OutputRoot:
+    """R alone, of an `OutputMetric` whose G is not needed any more: both may be larger than a block."""
+
+    root: Tensor
+
+
 def gradient_metric(gradient: Tensor, damping: float = GRADIENT_DAMPING) -> OutputMetric:
     """G + damping mean I. A few sequences leave G far from settled; the damping keeps directions it has not seen from
     looking free.

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from ..converter.errors import UsageError
+from ..converter.errors import InputError, UsageError
 from ..converter.progress import Progress, SilentProgress
 from ..converter.recipe import nearest
 from .artifact import Artifact
 from .gguf.ggml_encoder import FindLibrary
 from .gguf.mixes import MIXES
 from .gguf.rounding_choice import Rounding
+from .onnx.types import QUANTISATIONS as ONNX_TYPES
+from .onnx.types import OnnxOptions
 
 # format -> its quantisations; the first is the default
 QUANTISATIONS: Mapping[str, tuple[str, ...]] = {
     "gguf": ("q8_0", *(name for name in MIXES if name != "q8_0")),
-    "onnx": ("int8", "fp32"),
+    "onnx": ("int8", *(name for name in ONNX_TYPES if name != "int8")),
 }
 LAYOUTS = ("native", "dense", "adapter")
 
@@ -37,6 +40,33 @@ def check_format(format: str, quantisation: str | None = None) -> str:
     return quantisation
 
 
+def check_family(formats: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Refuse a model that one of the formats cannot hold, before any work.
+
+    Args:
+        formats: "gguf", "onnx".
+        config: the parsed config.json.
+
+    Raises:
+        InputError: names the format and the families it knows.
+    """
+    from .gguf.names import family
+    from .onnx.export import check_family as check_onnx_family
+
+    checks: Mapping[str, Callable[[str], object]] = {"gguf": family, "onnx": check_onnx_family}
+    for format in formats:
+        checks[format](str(config.get("model_type")))
+
+
+def knows_family(format: str, config: Mapping[str, Any]) -> bool:
+    """Whether a format can hold this kind of model."""
+    try:
+        check_family([format], config)
+    except InputError:
+        return False
+    return True
+
+
 def artifact_name(format: str, quantisation: str) -> str:
     """File or folder name of an export inside an output folder."""
     return f"model-{quantisation}.gguf" if format == "gguf" else f"onnx-{quantisation}"
@@ -54,6 +84,7 @@ def export(
     dense: str | None = None,
     residual: str | None = None,
     rounding: Rounding | None = None,
+    onnx: OnnxOptions | None = None,
     library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -73,6 +104,7 @@ def export(
         dense: layout "adapter": the model the checkpoint was made from, as `open_source` takes it.
         residual: layout "adapter": storage type of the residuals, or "zero".
         rounding: GGUF: what the rounding is told of the inputs; nothing by default.
+        onnx: ONNX: how matrices are encoded.
         library: GGUF: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace `out` if it exists.
 
@@ -120,4 +152,4 @@ def export(
         raise UsageError(f"--layout {layout}: ONNX has the native layout only")
     from .onnx.export import export_onnx
 
-    return export_onnx(checkpoint, out, quantisation=quantisation, force=force, progress=progress)
+    return export_onnx(checkpoint, out, quantisation=quantisation, options=onnx, force=force, progress=progress)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from .onnx.types import OnnxOptions
 
 GgufType = Annotated[
     list[str] | None,
@@ -30,7 +33,20 @@ GgufImatrix = Annotated[Path | None, typer.Option(help="Importance matrix for pl
 Calibration = Annotated[
     str | None, typer.Option(help="Text to run, as for `compress`. Default: the one the checkpoint records.")
 ]
-OnnxType = Annotated[list[str] | None, typer.Option(help="int8 (default), fp32; repeatable.")]
+OnnxType = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="int8 (default), int4, int4-mix (V in 8 bits, U in 4), fp16, fp32; repeatable. See docs/onnx.md."
+    ),
+]
+OnnxRounding = Annotated[str, typer.Option(help="plain or aware, as --gguf-rounding; worth it below 8 bits.")]
+OnnxBlockSize = Annotated[int, typer.Option(help="Columns that share a scale: 16, 32, 64, 128 or 256.")]
+OnnxSymmetric = Annotated[
+    bool, typer.Option("--onnx-symmetric/--onnx-asymmetric", help="A scale per block, or a zero point too.")
+]
+OnnxAccuracyLevel = Annotated[
+    int, typer.Option(help="4: activations in 8 bits inside matmuls; 0 or 1: in float, far slower at 8 bits.")
+]
 
 
 def chosen_exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str]]:
@@ -41,3 +57,12 @@ def chosen_exports(formats: list[str] | None, gguf: list[str] | None, onnx: list
     defaults: list[str | None] = [None]
     chosen = [(kind, type) for kind in formats or ["gguf"] for type in types.get(kind) or defaults]
     return [(kind, check_format(kind, type)) for kind, type in dict.fromkeys(chosen)]
+
+
+def chosen_encoding(
+    block_size: int, symmetric: bool, accuracy_level: int, rounding: str, calibration: str | None = None
+) -> OnnxOptions:
+    """How ONNX exports are encoded."""
+    from .onnx.types import OnnxOptions
+
+    return OnnxOptions(block_size, symmetric, accuracy_level, rounding, calibration if rounding == "aware" else None)

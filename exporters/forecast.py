@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 from ..converter.allocation.plan import RankPlan
+from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
 from ..converter.architectures import family_of
 from ..converter.checkpoint import CheckpointReader
 from ..converter.layouts import PERM_SUFFIX
-from .export import QUANTISATIONS
+from ..converter.planning import rank_multiple_for
+from ..converter.recipe import Recipe
+from ..converter.source import Source
+from .export import QUANTISATIONS, knows_family
+from .onnx.types import OnnxOptions
+
+
+def with_rank_multiple(
+    recipe: Recipe, source: Source, exports: Sequence[tuple[str, str]], onnx: OnnxOptions | None = None
+) -> Recipe:
+    """The recipe with a rank multiple that suits the types it will be exported in, where it leaves the choice.
+
+    Args:
+        recipe: as asked.
+        source: its model.
+        exports: (format, type) pairs.
+        onnx: how ONNX exports are encoded.
+    """
+    from .gguf.mixes import row_multiple as gguf_multiple
+    from .onnx.types import row_multiple as onnx_multiple
+
+    options = onnx or OnnxOptions()
+    rows = [gguf_multiple(type) if format == "gguf" else onnx_multiple(type, options) for format, type in exports]
+    multiple = rank_multiple_for(recipe, source, max(rows, default=1))
+    return recipe if multiple == DEFAULT_MULTIPLE else recipe.model_copy(update={"rank_multiple": multiple})
 
 
 def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[str, int]]:
@@ -21,7 +46,7 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
         plan: ranks of its linears.
 
     Returns:
-        "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}.
+        "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}, for the formats that know the family.
     """
     dense = {name: reader.shape(name) for name in _stored_names(reader)}
     in_order = _without_permutation(reader)
@@ -32,22 +57,27 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
             "dense": _predict(dense, reader.config, format, quantisation),
         }
         for format, quantisations in QUANTISATIONS.items()
+        if knows_family(format, reader.config)
         for quantisation in quantisations
     }
 
 
 def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[str, Any]]:
-    """How the factored model's GGUF files are stored, per type.
+    """How the factored model's exports are stored, per type of the formats that know the family.
 
     Returns:
-        "gguf q4_k_m" and so on -> {"bits_per_weight": of all matrices, "fallback_share": of the weights that are
-        stored in another type than they should be, because its blocks do not fit their rows, "fallbacks": lines}.
+        "gguf q4_k_m", "onnx int4" and so on -> {"bits_per_weight": of all matrices, padding included,
+        "fallback_share": of the weights that are stored in another type than they should be, because its blocks do not
+        fit their rows, "fallbacks": lines}. ONNX pads rows to whole blocks and falls back to nothing.
     """
     from .gguf.mixes import Quantisation, fallback_lines, records
+    from .onnx.sizes import tensor_bytes
 
-    shapes = _stored(plan.shapes({name: reader.shape(name) for name in _stored_names(reader)}), reader.config)
+    named = plan.shapes({name: reader.shape(name) for name in _stored_names(reader)})
+    known = {format: names if knows_family(format, reader.config) else () for format, names in QUANTISATIONS.items()}
+    shapes = _stored(named, reader.config) if known["gguf"] else {}
     result: dict[str, dict[str, Any]] = {}
-    for quantisation in QUANTISATIONS["gguf"]:
+    for quantisation in known["gguf"]:
         tensors = [tensor for tensor in records(shapes, Quantisation(quantisation)) if len(tensor.shape) > 1]
         weights = sum(prod(tensor.shape) for tensor in tensors)
         replaced = sum(prod(tensor.shape) for tensor in tensors if tensor.wanted is not None)
@@ -56,6 +86,12 @@ def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
             "fallback_share": replaced / weights,
             "fallbacks": fallback_lines(tensors),
         }
+    matrices = {name: shape for name, shape in named.items() if len(shape) > 1}
+    weights = sum(prod(shape) for shape in matrices.values())
+    for quantisation in known["onnx"]:
+        stored = sum(tensor_bytes(name, shape, quantisation) for name, shape in matrices.items())
+        bits = 8 * stored / weights
+        result[f"onnx {quantisation}"] = {"bits_per_weight": bits, "fallback_share": 0.0, "fallbacks": []}
     return result
 
 

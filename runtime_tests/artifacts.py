@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from ..converter.errors import InputError
 from ..converter.gguf_header import read_header
@@ -19,7 +20,7 @@ from .backends.open import artifact_format
 
 CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32"}
 PERMUTATION = "i32"  # the order of rows of the pivot layout, no weights
-ROTARY_TABLES = ("cos_cache", "sin_cache")  # stored in ONNX graphs, but no weights
+ROTARY_TABLES = ("cos_cache", "sin_cache")  # how they begin; stored in ONNX graphs, but no weights
 
 
 def find_artifacts(path: Path) -> list[Path]:
@@ -83,7 +84,7 @@ def _describe_gguf(path: Path) -> Artifact:
 
 
 def _describe_onnx(folder: Path) -> Artifact:
-    from ..exporters.onnx.contents import model_bytes, tensor_records
+    from ..exporters.onnx.contents import QUANTISATION_KEY, model_bytes, model_facts, tensor_records
     from ..exporters.onnx.folder_check import check_folder
 
     model = check_folder(folder)
@@ -103,18 +104,31 @@ def _describe_onnx(folder: Path) -> Artifact:
     weights = [
         tensor
         for tensor in tensors
-        if tensor.name not in scales and not tensor.type.startswith("int") and not tensor.name.endswith(ROTARY_TABLES)
+        if tensor.name not in scales and not tensor.type.startswith("int") and not tensor.name.startswith(ROTARY_TABLES)
     ]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return Artifact(
         path=folder,
         format="onnx",
-        quantisation="int8" if any(tensor.type == "uint8" for tensor in weights) else _main_type(weights),
+        quantisation=metadata.get(QUANTISATION_KEY) or _quantisation(weights, model.graph.node),
         layout="dense" if metadata.get("lowrank.layout", "dense") == "dense" else "native",
         bytes=model_bytes(folder),
         parameters=sum(packed.get(tensor.name, prod(tensor.shape)) for tensor in weights),
         tensors=tensors,
+        facts=model_facts(folder),
     )
+
+
+def _quantisation(weights: Sequence[TensorRecord], nodes: Iterable[Any]) -> str:
+    """Of a folder that does not say it: codes of as many bits as most matmuls have, or the type of most weights."""
+    bits = Counter(
+        attribute.i
+        for node in nodes
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    )
+    return f"int{bits.most_common(1)[0][0]}" if bits else _main_type(weights)
 
 
 def _describe_checkpoint(path: Path) -> Artifact:

@@ -9,6 +9,7 @@ from ..converter.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
 from ..exporters.export import export as run_export
 from ..exporters.gguf.rounding_choice import Rounding
+from ..exporters.onnx.types import OnnxOptions
 from .llamacpp.runtime import ggml_library
 
 
@@ -24,6 +25,7 @@ def export(
     dense: str | None = None,
     residual: str | None = None,
     rounding: Rounding | None = None,
+    onnx: OnnxOptions | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -44,6 +46,7 @@ def export(
         dense=dense,
         residual=residual,
         rounding=rounding,
+        onnx=onnx,
         library=partial(ggml_library, progress),
         force=force,
         progress=progress,

@@ -44,7 +44,10 @@ PARITY_DEFAULTS: dict[tuple[str, str], dict[str, float]] = {
     **{("gguf", name): _lossy(4.0, 50.0) for name in ("q3_k", "q2_k", "iq3_s", "iq3_xxs")},
     **{("gguf", name): _lossy(6.0, 200.0) for name in ("iq2_s", "iq2_xs", "iq2_xxs")},
     ("onnx", "fp32"): _lossy(1e-6, 1e-3),
+    ("onnx", "fp16"): _lossy(1e-4, 1e-3),
     ("onnx", "int8"): _lossy(0.02, 0.02),
+    ("onnx", "int4"): _lossy(1.2, 2.0),
+    ("onnx", "int4-mix"): _lossy(1.2, 2.0),
 }
 OTHER_PARITY = _lossy(0.05, 0.05)
 QUALITY_DEFAULTS: dict[str, float] = {

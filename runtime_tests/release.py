@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
 from ..converter.calibration import SELF, read_text, read_token_windows
 from ..converter.checkpoint import CheckpointReader, load_tokenizer, read_json
 from ..converter.errors import UsageError
 from ..converter.files import check_output, remove
 from ..converter.gguf_header import read_header
 from ..converter.pipeline import compress
-from ..converter.planning import rank_multiple_for
 from ..converter.progress import Progress
 from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
-from ..converter.source import Source, open_source
+from ..converter.source import open_source
 from ..exporters.artifact import Artifact
-from ..exporters.export import QUANTISATIONS, artifact_name, check_format
-from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as, row_multiple
+from ..exporters.export import QUANTISATIONS, artifact_name, check_family, check_format
+from ..exporters.forecast import with_rank_multiple
+from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES
+from ..exporters.onnx.contents import written_as
 from ..exporters.onnx.flavours import check_single_flavour
+from ..exporters.onnx.types import OnnxOptions
 from .corpora import evaluation_windows, llama_cpp_windows
 from .exporting import export
 from .gate_file import GateSettings
@@ -103,6 +104,7 @@ def release(
     embedding_type: str | None = None,
     head_type: str | None = None,
     rounding: str = "plain",
+    onnx: OnnxOptions | None = None,
     device: str,
     force: bool,
     progress: Progress,
@@ -118,6 +120,7 @@ def release(
         evaluation: text and size of the measurement.
         embedding_type, head_type: of GGUF files, where not those of the type or mix.
         rounding: of GGUF files, "plain" or "aware"; the dense ones run the recipe's calibration text.
+        onnx: how ONNX exports are encoded; with aware rounding, too, the dense ones run the recipe's calibration text.
         device: of the compression.
         force: start over, replacing what is there.
 
@@ -128,10 +131,12 @@ def release(
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
     Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
     roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"])
+    encodings = _encodings(recipe, onnx or OnnxOptions())
     _check_place(recipe, out, force)
     _check_tools({format for format, _ in chosen})
     source = open_source(recipe.model, progress)
-    recipe = _with_rank_multiple(recipe, source, [type for format, type in chosen if format == "gguf"])
+    check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
+    recipe = with_rank_multiple(recipe, source, chosen, onnx)
     windows = load_windows(evaluation, source.path)
     if force:
         _clear(out)
@@ -141,8 +146,13 @@ def release(
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)
-    factored = [_export(checkpoint, out, format, type, types, roundings[0], progress) for format, type in chosen]
-    dense = [_export(source.path, out / DENSE, format, type, types, roundings[1], progress) for format, type in chosen]
+    factored, dense = (
+        [_export(model, folder, format, type, types, rounding, encoding, progress) for format, type in chosen]
+        for model, folder, rounding, encoding in (
+            (checkpoint, out, roundings[0], encodings[0]),
+            (source.path, out / DENSE, roundings[1], encodings[1]),
+        )
+    )
     report = validate(
         factored,
         reference=checkpoint,
@@ -208,13 +218,6 @@ def _same(made: Recipe, asked: Recipe) -> bool:
     return made == asked.model_copy(update={"rank_multiple": asked.rank_multiple or made.rank_multiple})
 
 
-def _with_rank_multiple(recipe: Recipe, source: Source, types: Sequence[str]) -> Recipe:
-    """The recipe with a rank multiple that suits the GGUF types, where it leaves the choice."""
-    row = max((row_multiple(type) for type in types), default=1)
-    multiple = rank_multiple_for(recipe, source, row)
-    return recipe if multiple == DEFAULT_MULTIPLE else recipe.model_copy(update={"rank_multiple": multiple})
-
-
 def _roundings(recipe: Recipe, how: str, types: Sequence[str]) -> tuple[Rounding, Rounding]:
     """Of the factored model's files and of the dense one's.
 
@@ -230,6 +233,19 @@ def _roundings(recipe: Recipe, how: str, types: Sequence[str]) -> tuple[Rounding
     if recipe.calibration == SELF:
         raise UsageError(f"--gguf-rounding {how}: wants a calibration text, and `{SELF}` is none")
     return factored, Rounding(how, calibration=recipe.calibration)
+
+
+def _encodings(recipe: Recipe, asked: OnnxOptions) -> tuple[OnnxOptions, OnnxOptions]:
+    """Of the factored model's ONNX exports and of the dense one's.
+
+    Raises:
+        UsageError: aware rounding has no text to run.
+    """
+    if asked.rounding == "plain":
+        return asked, asked
+    if recipe.calibration == SELF:
+        raise UsageError(f"--onnx-rounding {asked.rounding}: wants a calibration text, and `{SELF}` is none")
+    return asked, replace(asked, calibration=recipe.calibration)
 
 
 def _check_tools(formats: set[str]) -> None:
@@ -256,6 +272,7 @@ def _export(
     quantisation: str,
     types: tuple[str | None, str | None],
     rounding: Rounding,
+    encoding: OnnxOptions,
     progress: Progress,
 ) -> Artifact:
     """Export, unless a finished one of the same types is there from before."""
@@ -263,8 +280,10 @@ def _export(
 
     target = folder / artifact_name(format, quantisation)
     asked = Quantisation(quantisation, *types, rounding.said) if format == "gguf" else None
-    if target.exists() and (asked is None or exported_as(read_header(target)) == asked):
-        return describe(target)
+    if target.exists():
+        said = exported_as(read_header(target)) if asked else written_as(target)
+        if said == (asked or (quantisation, encoding.said(quantisation))):
+            return describe(target)
     folder.mkdir(parents=True, exist_ok=True)
     return export(
         checkpoint,
@@ -274,6 +293,7 @@ def _export(
         embedding_type=types[0],
         head_type=types[1],
         rounding=rounding,
+        onnx=encoding,
         force=True,
         progress=progress,
     )

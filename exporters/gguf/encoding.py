@@ -58,7 +58,7 @@ def check_range(name: str, values: NDArray[np.float32], type: str) -> None:
     Raises:
         InputError: an entry is not finite, or does not fit the type's range.
     """
-    largest = float(np.abs(values).max(initial=0.0))
+    largest = float(max(-values.min(initial=0.0), values.max(initial=0.0)))  # no copy of a large embedding
     if not np.isfinite(largest):
         raise InputError(f"tensor {name!r} holds a value that is not finite")
     if type not in ("f32", "bf16") and largest > float(np.finfo(np.float16).max) * storage_type(type).largest:

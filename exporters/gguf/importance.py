@@ -17,7 +17,7 @@ from ...converter.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.lowrank_linear import LowRankLinear
 from ...converter.pivot_linear import PivotLinear
 from ...converter.progress import Progress
-from .calibrated import open_calibrated
+from ..calibrated import open_calibrated
 from .imatrix import Importance, write_imatrix
 from .names import Family, family, gguf_name
 

@@ -1,12 +1,7 @@
-"""Rounds the rows of a matrix to a storage type so that their product with the inputs, not each weight, stays close.
-
-GPTQ (ICLR 2023), in the block formats of ggml: columns are rounded one after another, and what an error does to
-the product is made up for by the columns that are still to come.
-"""
+"""Rounds the rows of a matrix to a storage type of ggml: to the nearest, or so that their product stays close."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .codes import BLOCK, CODES
+from ..feedback import Rounded, round_blocks, round_columns
+from .codes import CODES
 from .ggml_encoder import ggml_decode, ggml_encode
 from .types import storage_type
 
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-DAMPING = 0.01  # of the mean of the moment's diagonal, added to it: GPTQ's
+Rows = Rounded[NDArray[np.uint8]]
+"""A matrix as bytes (m, bytes per row), what a GGUF file holds."""
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """A rounded matrix.
-
-    Attributes:
-        encoded: bytes (m, bytes per row), what a file holds.
-        values: float32 (m, n), what the runtime reads from them.
-    """
-
-    encoded: NDArray[np.uint8]
-    values: Tensor
-
-
-def round_nearest(weights: Tensor, type: str, library: Path, importance: Tensor | None = None) -> Rounded:
+def round_nearest(weights: Tensor, type: str, library: Path, importance: Tensor | None = None) -> Rows:
     """Round every block by itself, as llama.cpp's quantiser does.
 
     Args:
@@ -49,7 +33,7 @@ def round_nearest(weights: Tensor, type: str, library: Path, importance: Tensor 
     return Rounded(encoded, torch.from_numpy(ggml_decode(library, encoded, type, rows.shape[1])))
 
 
-def round_rows(weights: Tensor, moment: Tensor, type: str, library: Path) -> Rounded:
+def round_rows(weights: Tensor, moment: Tensor, type: str, library: Path) -> Rows:
     """Round W to Q so that tr((W - Q) H (W - Q)^T) is small.
 
     Types of a scale and a code per weight (`codes.CODES`) are rounded column by column, at the scales that ggml gives
@@ -65,48 +49,26 @@ def round_rows(weights: Tensor, moment: Tensor, type: str, library: Path) -> Rou
     if type in PLAIN:
         stored = weights.to(PLAIN[type])
         return Rounded(stored.contiguous().view(torch.uint8).numpy(), stored.float())
-    feedback, importance = _feedback(moment)
-    left, width = weights.float().clone(), storage_type(type).block
-    encoded, values = [], torch.empty_like(left)
-    for start in range(0, left.shape[1], width):
-        block, rest = slice(start, start + width), slice(start + width, None)
-        corner, beside = feedback[block, block], feedback[block, rest]
-        nearest = round_nearest(left[:, block], type, library, importance[block])
+
+    def round_block(block: Tensor, corner: Tensor, importance: Tensor) -> tuple[Rows, Tensor]:
+        nearest = round_nearest(block, type, library, importance)
         if type in CODES:
-            rounded, errors = _round_codes(left[:, block], corner, nearest, type)
-        else:
-            rounded = nearest
-            # the errors that, each made up for in its turn, sum up to the block's
-            errors = torch.linalg.solve_triangular(corner, left[:, block] - nearest.values, upper=True, left=False)
-        left[:, rest] -= errors @ beside
-        encoded.append(rounded.encoded)
-        values[:, block] = rounded.values
+            return _round_codes(block, corner, nearest, type)
+        # the errors that, each made up for in its turn, sum up to the block's
+        return nearest, torch.linalg.solve_triangular(corner, block - nearest.values, upper=True, left=False)
+
+    encoded, values = round_blocks(weights, moment, storage_type(type).block, round_block)
     return Rounded(np.concatenate(encoded, axis=1), values)
 
 
-def _feedback(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """R (n, n), upper triangular with R^T R = H^-1, and the diagonal of H (n,); float32, H damped.
-
-    An error e in column k, in units of R_kk, is made up for by taking e R_kj from every later column j.
-    """
-    damped = moment.double().clone()
-    mean = damped.diagonal().mean()
-    damped.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)  # inputs that are always zero: nothing matters
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float(), damped.diagonal().float()
-
-
-def _round_codes(weights: Tensor, feedback: Tensor, nearest: Rounded, type: str) -> tuple[Rounded, Tensor]:
+def _round_codes(weights: Tensor, feedback: Tensor, nearest: Rows, type: str) -> tuple[Rows, Tensor]:
     """Round one block (m, 32) column by column at the scales of `nearest`; also the errors (m, 32) in units of R_kk."""
-    codes, encoded = CODES[type], nearest.encoded
-    scale, offset = codes.scales(encoded)
-    left = weights.T.contiguous().numpy()  # a column is a row here: contiguous
-    chosen, values, errors = np.empty_like(left, dtype=np.uint8), np.empty_like(left), np.empty_like(left)
-    matrix = feedback.numpy()
-    for k in range(BLOCK):
-        chosen[k] = codes.nearest(left[k], scale, offset)
-        values[k] = codes.values(chosen[k], scale, offset)
-        errors[k] = (left[k] - values[k]) / matrix[k, k]
-        left[k + 1 :] -= matrix[k, k + 1 :, None] * errors[k]
-    packed = codes.pack(np.ascontiguousarray(chosen.T), encoded)
-    return Rounded(packed, torch.from_numpy(values.T.copy())), torch.from_numpy(errors.T.copy())
+    codes = CODES[type]
+    scale, offset = codes.scales(nearest.encoded)
+
+    def closest(column: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        chosen = codes.nearest(column, scale, offset)
+        return chosen, codes.values(chosen, scale, offset)
+
+    chosen, values, errors = round_columns(weights, feedback, closest)
+    return Rounded(codes.pack(chosen, nearest.encoded), values), errors

@@ -333,8 +333,8 @@ def _rounded_linears(
         return
     if library is None:
         raise UsageError("aware rounding is done with llama.cpp's library, which this export was not given")
+    from ..calibrated import open_calibrated
     from .aware import round_linears
-    from .calibrated import open_calibrated
 
     blocks, chunks = open_calibrated(reader, rounding.calibration)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`

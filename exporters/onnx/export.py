@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint import CheckpointReader, load
-from ...converter.errors import UsageError
+from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
 from ..artifact import Artifact
+from . import genai_builder, torch_exporter
+from .builder_families import FAMILIES
 from .check_windows import reference_of
-from .contents import MODEL_FILE, model_bytes, tensor_records
+from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, model_facts, tensor_records
+from .encoded import aware_matrices, encode_model
 from .flavours import check_single_flavour
-from .genai_builder import build, check_family
 from .selfcheck import check_export, tolerance
-from .sizes import QUANTISATIONS
+from .stored import StoredWeights
+from .types import QUANTISATIONS, OnnxOptions, has_codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +28,13 @@ FORMAT_VERSION = "1"
 
 
 def export_onnx(
-    checkpoint: Path, out: Path, *, quantisation: str = "fp32", force: bool = False, progress: Progress
+    checkpoint: Path,
+    out: Path,
+    *,
+    quantisation: str = "fp32",
+    options: OnnxOptions | None = None,
+    force: bool = False,
+    progress: Progress,
 ) -> Artifact:
     """Export a checkpoint, factored or dense, to the folder ONNX Runtime and ONNX Runtime GenAI load.
 
@@ -34,7 +43,8 @@ def export_onnx(
     Args:
         checkpoint: a factored checkpoint, or an ordinary Hugging Face directory.
         out: the folder to write: model.onnx, model.onnx.data, genai_config.json, tokenizer files.
-        quantisation: "fp32" or "int8" (every linear and the embedding in 8 bits; activations stay float32).
+        quantisation: see `types.QUANTISATIONS`; activations stay float32.
+        options: how matrices are rounded to codes.
         force: replace an existing export.
         progress: receives one stage.
 
@@ -42,30 +52,39 @@ def export_onnx(
         What was written; `parameters` counts the model's weights, tied ones once, without scales.
 
     Raises:
-        UsageError: unknown quantisation, or `out` exists.
+        UsageError: unknown quantisation, `out` exists, or aware rounding has no text to run.
         InputError: damaged checkpoint, unsupported family, or a result that does not agree with torch.
         ResourceError: no space left, out of memory, or two flavours of ONNX Runtime are installed.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    checkpoint, out, options = Path(checkpoint), Path(out), options or OnnxOptions()
     if quantisation not in QUANTISATIONS:
         raise UsageError(f"ONNX quantisation {quantisation!r} is unknown; one of {', '.join(QUANTISATIONS)}")
     _check_destination(out, force=force)
     check_single_flavour()
     reader = CheckpointReader(checkpoint)
     check_family(str(reader.config.get("model_type")))
+    rounded = aware_matrices(reader, quantisation, options, progress)
     with progress.stage(f"ONNX {quantisation}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        reference = reference_of(model, checkpoint)
+        weights = StoredWeights(
+            encode_model(model, quantisation, options, rounded),
+            half=quantisation == "fp16",
+            block_size=options.block_size,
+            accuracy_level=options.accuracy_level,
+        )
+        reference = reference_of(model, checkpoint)  # with the rounded weights: what the graph adds to them is checked
         advance(1)
-        build(model, checkpoint, folder, int8=quantisation == "int8", metadata=_metadata(reader))
-        del model
+        through = genai_builder if model.config.model_type in FAMILIES else torch_exporter
+        metadata = {**_metadata(reader, quantisation, options), "lowrank.exporter": through.name_and_version()}
+        through.build(model, checkpoint, folder, weights=weights, metadata=metadata)
+        del model, weights, rounded
         advance(1)
-        allowed = tolerance(int8=quantisation == "int8")
+        allowed = tolerance(codes=has_codes(quantisation))
         difference = check_export(folder, reference, allowed)
         advance(1)
     tokens = sum(map(len, reference.windows))
-    progress.note(f"{out}: {allowed.unit} to torch on {tokens} tokens in two runtimes {difference:.1e}")
+    progress.note(f"{out}: {allowed.unit} to torch with these weights, {tokens} tokens, two runtimes {difference:.1e}")
     return Artifact(
         path=out,
         format="onnx",
@@ -74,7 +93,19 @@ def export_onnx(
         bytes=model_bytes(out),
         parameters=parameters,
         tensors=tensor_records(out),
+        facts=model_facts(out),
     )
+
+
+def check_family(model_type: str) -> None:
+    """Refuse families that were never compared with torch.
+
+    Raises:
+        InputError: `model_type` is not one of them; the message lists those that are.
+    """
+    known = (*FAMILIES, *torch_exporter.FAMILIES)
+    if model_type not in known:
+        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(known)}")
 
 
 def _load_float32(checkpoint: Path) -> PreTrainedModel:
@@ -83,7 +114,7 @@ def _load_float32(checkpoint: Path) -> PreTrainedModel:
     return load(checkpoint, dtype=torch.float32)
 
 
-def _metadata(reader: CheckpointReader) -> dict[str, str]:
+def _metadata(reader: CheckpointReader, quantisation: str, options: OnnxOptions) -> dict[str, str]:
     """What the model file says about its origin, in ONNX `metadata_props`."""
     from ... import __version__
 
@@ -95,6 +126,8 @@ def _metadata(reader: CheckpointReader) -> dict[str, str]:
         "lowrank.method": str(lowrank.get("method", "")),
         "lowrank.retention": str(lowrank.get("retention", 1.0)),
         "lowrank.recipe": reader.recipe_text,
+        QUANTISATION_KEY: quantisation,
+        ENCODING_KEY: options.said(quantisation),
     }
 
 

@@ -1,8 +1,8 @@
 """A model through ONNX Runtime GenAI's model builder; the upstream names it relies on stand in `upstream.py`.
 
 GenAI's builder writes the graph: grouped-query attention, fused rotary embedding, skip layer norm, KV cache,
-`genai_config.json`. A small subclass per family teaches it the factored linear, the 8-bit encoding and the sharing of
-a tied embedding; saving is ours, so that the file says how it was made.
+`genai_config.json`. A small subclass per family teaches it the factored linear, our encodings and the sharing of a
+tied embedding; saving is ours, so that the file says how it was made.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from ...converter.errors import InputError, LowRankError
 from ...converter.lowrank_linear import LowRankLinear
 from ...converter.pivot_linear import PivotLinear
 from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
-from .contents import DATA_FILE, MODEL_FILE
+from .contents import save_model
 from .fused_linears import Part, split_attention, split_gate_up
-from .quantise import ACCURACY_LEVEL, BLOCK, QuantisedMatrix, quantise
+from .quantise import QuantisedMatrix, stack
+from .stored import StoredWeights
 from .upstream import builder_classes
 
 if TYPE_CHECKING:
@@ -30,18 +31,26 @@ if TYPE_CHECKING:
 
 Factored = LowRankLinear | PivotLinear
 
-_INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them
 _OUTPUT_TAIL = 600
 
 
-def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool, metadata: Mapping[str, str]) -> None:
+def name_and_version() -> str:
+    """What writes the graph."""
+    import onnxruntime_genai
+
+    return f"onnxruntime-genai {onnxruntime_genai.__version__}"
+
+
+def build(
+    model: PreTrainedModel, checkpoint: Path, folder: Path, *, weights: StoredWeights, metadata: Mapping[str, str]
+) -> None:
     """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
 
     Args:
         model: the live torch model, float32, on CPU; factored linears are `LowRankLinear` or `PivotLinear`.
         checkpoint: its directory, where tokenizer and generation settings are read.
         folder: an existing, empty directory.
-        int8: 8-bit weights for every linear and the embedding; float32 otherwise.
+        weights: how its matrices are stored.
         metadata: written to the model's `metadata_props`.
 
     Raises:
@@ -59,7 +68,7 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
     try:
         with redirect_stdout(captured), redirect_stderr(captured):
             builder = _subclass(family.class_name)(
-                config, float32, float32, "cpu", str(folder / ".cache"), options, model, int8
+                config, float32, float32, "cpu", str(folder / ".cache"), options, model, weights
             )
             builder.model_type = family.genai_type or builder.model_type
             builder.make_model("")
@@ -71,27 +80,9 @@ def build(model: PreTrainedModel, checkpoint: Path, folder: Path, *, int8: bool,
         said = " ".join(captured.getvalue()[-_OUTPUT_TAIL:].split())
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise LowRankError(f"{checkpoint}: the ONNX model builder failed: {problem} (it said: {said})") from error
-    _save(builder.model, folder, metadata)
-
-
-def _save(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write graph and weights. The builder's own `save_model` stamps the commit of any git repository around it."""
-    import onnx_ir as ir
-
-    model.graph.sort()
-    model.producer_name, model.producer_version = "lowrank-export", metadata["lowrank.producer"]
-    model.metadata_props.update(metadata)
-    ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=_INLINE_BYTES)
-
-
-def check_family(model_type: str) -> None:
-    """Refuse families that were never compared with torch.
-
-    Raises:
-        InputError: `model_type` is not one of `FAMILIES`.
-    """
-    if model_type not in FAMILIES:
-        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(FAMILIES)}")
+    builder.model.graph.sort()
+    # not by the builder, whose file would name the commit of any git repository around it
+    save_model(builder.model, folder, metadata)
 
 
 def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
@@ -103,7 +94,6 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
     from copy import deepcopy
 
     config = deepcopy(model.config)
-    check_family(config.model_type)
     check_rotary(config, str(checkpoint))
     check_head_size(config, str(checkpoint))
     if hasattr(config, "quantization_config"):
@@ -118,12 +108,12 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
 
 @cache
 def _subclass(class_name: str) -> Any:
-    """The builder's class of one family, taught factored linears, 8-bit weights and shared embeddings."""
+    """The builder's class of one family, taught factored linears, encoded weights and shared embeddings."""
     parent = getattr(builder_classes(), class_name)
 
     class LowRankBuilder(parent):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any) -> None:
-            *upstream, self._live_model, self._int8 = arguments
+            *upstream, self._live_model, self._stored = arguments
             self._inner: dict[Factored, str] = {}  # factored linear -> where its V x or P x already is
             self._rotary_kind = ""
             super().__init__(*upstream)
@@ -137,12 +127,16 @@ def _subclass(class_name: str) -> Any:
         def make_tied_embeddings_init(self, config: Any) -> None:
             head, embedding = self._live_model.get_output_embeddings(), self._live_model.get_input_embeddings()
             tied = getattr(head, "weight", None) is embedding.weight
-            self.tied_quantized_embeddings = tied and self._int8
-            self.tied_unquantized_embeddings = tied and not self._int8
-            self.quant_attrs.update(matmul_block_size=BLOCK, accuracy_level=ACCURACY_LEVEL)
+            self.tied_quantized_embeddings = tied and head in self._stored.encoded
+            self.tied_unquantized_embeddings = tied and not self.tied_quantized_embeddings
+            self.quant_attrs.update(
+                matmul_block_size=self._stored.block_size, accuracy_level=self._stored.accuracy_level
+            )
 
         def make_tied_quantized_embedding_input_names(self) -> tuple[int, str, str, str]:
-            return 8, "lm_head.MatMulNBits.qweight", "lm_head.MatMulNBits.scales", ""
+            head = self._stored.encoded[self._live_model.get_output_embeddings()]
+            zeros = "lm_head.MatMulNBits.qzeros" if head.qzeros is not None else ""
+            return head.bits, "lm_head.MatMulNBits.qweight", "lm_head.MatMulNBits.scales", zeros
 
         def has_lm_head(self, module: Any) -> bool:
             # upstream takes any linear with as many rows as there are tokens, a factor too
@@ -179,8 +173,7 @@ def _subclass(class_name: str) -> Any:
             if isinstance(q, Part):
                 fused: str = self.make_matmul(self._fused, basename, root_input, **options)
                 return fused
-            packed: str = super().make_packed_matmul(q, k, v, basename, root_input, **options)
-            return packed
+            return self.make_matmul(_stacked(self, (q, k, v)), basename, root_input, **options)
 
         def is_qkv_projection_packable(self, layer_id: int, attention: Any) -> bool:
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -217,17 +210,23 @@ def _subclass(class_name: str) -> Any:
                 if isinstance(matmul, PivotLinear):
                     return _remaining_rows(self, matmul, stem, inner, **options)
                 return self.make_matmul(matmul.lowrank_u, f"{stem}/lowrank_u/MatMul", inner, **options)
-            if self._int8:
-                name: str = self.make_matmul_nbits(quantise(matmul.weight), basename, root_input, **options)
+            matrix = _stacked(self, (matmul,)) if hasattr(matmul, "parameters") else matmul
+            if isinstance(matrix, QuantisedMatrix):
+                name: str = self.make_matmul_nbits(matrix, basename, root_input, **options)
+            elif self._stored.half:
+                name = _half_matmul(self, matrix, basename, root_input, **options)
             else:
-                name = self.make_matmul_float(matmul, basename, root_input, **options)
+                name = self.make_matmul_float(matrix, basename, root_input, **options)
             return name
 
         def make_embedding_lookup(self, embedding: Tensor, basename: str, lm_head: Any) -> str:
-            if not self._int8 or self.tied_quantized_embeddings:
-                name: str = super().make_embedding_lookup(embedding, basename, lm_head)
-                return name
-            return _quantised_lookup(self, quantise(embedding), basename)
+            matrix = self._stored.encoded.get(self._live_model.get_input_embeddings())
+            if matrix is not None and not self.tied_quantized_embeddings:
+                return _quantised_lookup(self, matrix, basename)
+            if self._stored.half:
+                return _half_lookup(self, embedding, basename)
+            name: str = super().make_embedding_lookup(embedding, basename, lm_head)
+            return name
 
     return LowRankBuilder
 
@@ -277,15 +276,11 @@ def _stacked_inner(builder: Any, linears: tuple[Any, ...], basename: str, root_i
     Returns:
         For every factored linear, the value that holds its V x or P x; nothing where fewer than two are factored.
     """
-    from types import SimpleNamespace
-
-    import torch
-
     factored = [linear for linear in linears if isinstance(linear, Factored)]
     if len(factored) < 2:
         return {}
     kind = _inner_factor(factored[0])[1]
-    stacked = SimpleNamespace(weight=torch.cat([_inner_factor(linear)[0].weight for linear in factored]))
+    stacked = _stacked(builder, tuple(_inner_factor(linear)[0] for linear in factored))
     matmul = builder.make_matmul(stacked, f"{basename}/{kind}/MatMul", root_input)
     split = f"{basename}/{kind}/Split"
     outputs = [f"{split}/output_{index}" for index in range(len(factored))]
@@ -300,17 +295,66 @@ def _stacked_inner(builder: Any, linears: tuple[Any, ...], basename: str, root_i
     return dict(zip(factored, outputs, strict=True))
 
 
+def _stacked(builder: Any, linears: tuple[Any, ...]) -> Any:
+    """Linears of one input, one above the other: a `QuantisedMatrix`, or what has a `weight`."""
+    from types import SimpleNamespace
+
+    import torch
+
+    matrices = [builder._stored.encoded[linear] for linear in linears if linear in builder._stored.encoded]
+    if len(matrices) == len(linears):
+        return stack(matrices)
+    return SimpleNamespace(weight=torch.cat([linear.weight for linear in linears]))
+
+
+def _half_matmul(
+    builder: Any, matmul: Any, name: str, root_input: str, *, logits: bool = False, seq_dim: Any = "sequence_length"
+) -> str:
+    """A matmul with a float16 weight that ONNX Runtime makes float32 once, when it loads the model."""
+    import onnx_ir as ir
+
+    rows, columns = matmul.weight.shape
+    weight = name[1:].replace("/", ".") + ".weight"
+    builder.make_initializer(matmul.weight.T, weight, to=ir.DataType.FLOAT16)
+    builder.make_cast(f"{name}/Cast", weight, builder.io_dtype, [columns, rows])
+    output = "logits" if logits else f"{name}/output_0"
+    builder.make_node("MatMul", inputs=[root_input, f"{name}/Cast/output_0"], outputs=[output], name=name)
+    builder.make_value(output, builder.io_dtype, builder.make_hidden_state_shape(seq_dim=seq_dim, last_dim=rows))
+    return name
+
+
+def _half_lookup(builder: Any, embedding: Tensor, basename: str) -> str:
+    """Look tokens up in a float16 embedding, the output head's where they are tied."""
+    import onnx_ir as ir
+
+    table, half = "model.embed_tokens.weight", ir.DataType.FLOAT16
+    if builder.tied_unquantized_embeddings:
+        turn = f"{basename}/Transpose"
+        builder.make_transpose(turn, "lm_head.MatMul.weight", half, list(embedding.shape), [1, 0])
+        table = f"{turn}/output_0"
+    else:
+        builder.make_initializer(embedding, table, to=half)
+    gather, shape = f"{basename}/Gather", builder.make_hidden_state_shape()
+    builder.make_gather(gather, [table, builder.input_names["input_ids"]], half, shape, axis=0)
+    builder.make_cast(f"{basename}/Cast", f"{gather}/output_0", builder.io_dtype, shape)
+    return f"{basename}/Cast/output_0"
+
+
 def _quantised_lookup(builder: Any, table: QuantisedMatrix, basename: str) -> str:
-    """Look tokens up in an 8-bit embedding of its own (upstream quantises only a shared one)."""
+    """Look tokens up in an embedding of codes of its own (upstream quantises only a shared one)."""
     import onnx_ir as ir
 
     flat = table.qweight.reshape(table.out_features, -1)
     builder.make_initializer(flat, "model.embed_tokens.qweight")
     builder.make_initializer(table.scales, "model.embed_tokens.scales", to=ir.DataType.FLOAT)
+    inputs = ["model.embed_tokens.qweight", builder.input_names["input_ids"], "model.embed_tokens.scales"]
+    if table.qzeros is not None:
+        builder.make_initializer(table.qzeros, "model.embed_tokens.qzeros")
+        inputs.append("model.embed_tokens.qzeros")
     gather, output = f"{basename}/GatherBlockQuantized", f"{basename}/GatherBlockQuantized/output_0"
     builder.make_node(
         "GatherBlockQuantized",
-        inputs=["model.embed_tokens.qweight", builder.input_names["input_ids"], "model.embed_tokens.scales"],
+        inputs=inputs,
         outputs=[output],
         name=gather,
         domain="com.microsoft",
@@ -319,7 +363,7 @@ def _quantised_lookup(builder: Any, table: QuantisedMatrix, basename: str) -> st
         gather_axis=0,
         quantize_axis=1,
     )
-    padded = flat.shape[1]
+    padded = flat.shape[1] * 8 // table.bits
     if padded == table.in_features:
         return output
     builder.make_value(output, builder.io_dtype, shape=builder.make_hidden_state_shape(last_dim=padded))

@@ -7,6 +7,7 @@ in plain ONNX Runtime and in ONNX Runtime GenAI, before it gets its name.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOAT_TOLERANCE = 2e-3
-"""Largest logit difference of an fp32 export, in units of the reference's standard deviation (5e-6 is usual)."""
-INT8_TOLERANCE = 0.25
-"""Largest median KLD, in nats, of an int8 export over a window (0.001 to 0.02 is usual)."""
+"""Largest logit difference of an export in floats, in units of the reference's standard deviation (5e-6 is usual)."""
+CODES_TOLERANCE = 0.25
+"""Largest median KLD, in nats, over a window, that rounding activations may cost codes (0.001 to 0.03 is usual)."""
 
 _DECODED = 3  # last tokens of each window that are fed one at a time
 _THREADS = 2
@@ -69,9 +70,9 @@ class Tolerance:
         return difference
 
 
-def tolerance(*, int8: bool) -> Tolerance:
-    """What applies to a quantisation."""
-    return Tolerance(int8, INT8_TOLERANCE if int8 else FLOAT_TOLERANCE)
+def tolerance(*, codes: bool) -> Tolerance:
+    """What applies to weights that are stored as codes, or as floats; they are compared with the very same weights."""
+    return Tolerance(codes, CODES_TOLERANCE if codes else FLOAT_TOLERANCE)
 
 
 def check_export(folder: Path, reference: Reference, allowed: Tolerance) -> float:
@@ -106,7 +107,7 @@ def _check_window(
     found = allowed.check(reference, whole, f"ONNX Runtime, {len(window)} tokens at once")
     bounds = [0, len(window) // 2, *range(max(len(window) - _DECODED, len(window) // 2 + 1), len(window) + 1)]
     cache, parts = decoder.empty_cache, []
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         logits, cache = decoder.run(window[start:stop], cache, keep_cache=True)
         parts.append(logits)
     where = f"ONNX Runtime, {len(window)} tokens through the KV cache"

@@ -6,51 +6,59 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from .quantise import BLOCK, blocks
-
-QUANTISATIONS = ("fp32", "int8")
+from .types import HEAD, QUANTISATIONS, OnnxOptions, bits_of, block_format
 
 _FLOAT = 4
-_QUANTISED_BLOCK = BLOCK + 4  # codes and one float32 scale
 _GRAPH = 2_000  # bytes of model.onnx that do not grow with the model
 _GRAPH_PER_TENSOR = 800  # nodes, value types and external-data entries around one tensor
-_EMBEDDING = "embed_tokens.weight"
-_HEAD = "lm_head.weight"
 
 
 def predict_bytes(
-    shapes: Mapping[str, tuple[int, ...]], quantisation: str, *, tied: bool, rotary_elements: int = 0
+    shapes: Mapping[str, tuple[int, ...]],
+    quantisation: str,
+    *,
+    tied: bool,
+    rotary_elements: int = 0,
+    options: OnnxOptions | None = None,
 ) -> int:
     """Bytes of model.onnx and its external data.
 
     Args:
         shapes: Hugging Face tensor name -> shape; a factored linear X as its factors and permutation.
-        quantisation: "fp32" or "int8".
+        quantisation: see `types.QUANTISATIONS`.
         tied: the embedding is the output head, stored once whether or not `shapes` lists both.
         rotary_elements: entries of the stored cosine and sine tables (see `rotary_elements`).
+        options: of the encoding.
 
     Raises:
         ValueError: unknown quantisation.
     """
     if quantisation not in QUANTISATIONS:
         raise ValueError(f"quantisation {quantisation!r} is not one of {', '.join(QUANTISATIONS)}")
-    stored = {name: shape for name, shape in shapes.items() if not (tied and name == _HEAD)}
-    weights = sum(_tensor_bytes(shape, quantisation) for shape in stored.values())
+    stored = {name: shape for name, shape in shapes.items() if not (tied and name.endswith(HEAD))}
+    weights = sum(tensor_bytes(name, shape, quantisation, options) for name, shape in stored.items())
     return weights + rotary_elements * _FLOAT + _GRAPH + _GRAPH_PER_TENSOR * len(stored)
 
 
 def rotary_elements(config: Mapping[str, Any]) -> int:
     """Entries of the cosine and sine tables the graph stores: one row of half a head each per position.
 
+    Gemma 3 has such tables for each kind of block.
+
     Args:
         config: the parsed config.json.
     """
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return int(config["max_position_embeddings"] * head)
+    kinds = [value for value in (config.get("rope_parameters") or {}).values() if isinstance(value, dict)]
+    return int(config["max_position_embeddings"] * head * max(len(kinds), 1))
 
 
-def _tensor_bytes(shape: tuple[int, ...], quantisation: str) -> int:
-    if quantisation == "int8" and len(shape) == 2:
-        rows, columns = shape
-        return rows * blocks(columns) * _QUANTISED_BLOCK
-    return prod(shape) * _FLOAT
+def tensor_bytes(name: str, shape: tuple[int, ...], quantisation: str, options: OnnxOptions | None = None) -> int:
+    """Bytes of one tensor as it is stored, by its name in the checkpoint."""
+    if len(shape) != 2:
+        return prod(shape) * _FLOAT
+    format = block_format(name, quantisation, options or OnnxOptions())
+    if format is None:
+        return prod(shape) * bits_of(name, quantisation) // 8
+    rows, columns = shape
+    return rows * format.row_bytes(columns)

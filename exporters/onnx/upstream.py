@@ -69,6 +69,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "make_split": ("name", "inputs", "outputs", "dtypes", "shapes", "axis", "num_outputs"),
     "make_slice": ("name", "inputs", "dtype", "shape"),
     "make_concat": ("name", "inputs", "dtype", "shape", "axis"),
+    "make_cast": ("name", "root_input", "dtype", "shape"),
     "make_gather": ("name", "inputs", "dtype", "shape", "axis"),
     "make_transpose": ("name", "root_input", "dtype", "shape", "perm"),
 }
@@ -115,7 +116,7 @@ def differences(builders: Any) -> list[str]:
 
 def _parameters(method: Any) -> tuple[str, ...]:
     """Names of a method's parameters after self, `*` and `**` included."""
-    marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    marks: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     parameters = list(inspect.signature(method).parameters.values())[1:]
     return tuple(marks.get(parameter.kind, "") + parameter.name for parameter in parameters)
 

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lowrank_export.cli import app
+from lowrank_export.converter.files import cache_folder
 from lowrank_export.exporters.export import export
 
 ROOM = 300 * 2**20  # bytes of memory that refusing a file may cost, libraries that are imported for it included
@@ -59,6 +60,8 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
+    (tmp_path / "cache" / "lowrank-export").mkdir(parents=True)
+    (tmp_path / "cache" / "lowrank-export" / "llama.cpp").symlink_to(cache_folder() / "llama.cpp")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

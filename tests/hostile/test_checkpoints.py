@@ -272,6 +272,16 @@ def test_tokenizers(models: Path, copied: Copy, refused: Refused, case: str) -> 
     assert not (folder / "ran").exists()
 
 
+def test_a_tokenizer_that_ends_the_process(models: Path, copied: Copy, refused: Refused) -> None:
+    """The library's Rust panics over a prefix that its own vocabulary lacks, and takes Python along."""
+    path = (folder := copied("dense")) / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["continuing_subword_prefix"] = "c"
+    path.write_text(json.dumps(content))
+    text = ["--calibration", models / "text.txt", "--windows", 2, "--window-length", 32, "--rank-multiple", 4]
+    refused("plan", "--model", folder, *text, code=3, needle="no usable tokenizer")
+
+
 class Bomb:
     """Leaves a file when it is unpickled."""
 

@@ -20,9 +20,10 @@ from lowrank_export.converter.errors import InputError, UsageError
 from lowrank_export.converter.lowrank_linear import LowRankLinear
 from lowrank_export.converter.pivot_linear import PivotLinear
 from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.aware import round_linear
+from lowrank_export.exporters.calibrated import open_calibrated
 from lowrank_export.exporters.gguf import aware
-from lowrank_export.exporters.gguf.aware import round_linear
-from lowrank_export.exporters.gguf.calibrated import open_calibrated
+from lowrank_export.exporters.gguf.aware import rounder
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode
 from lowrank_export.exporters.gguf.mixes import exported_as
 from lowrank_export.exporters.gguf.names import interleave_rows
@@ -85,7 +86,7 @@ MODULES = {
 def test_output_error_is_a_fraction_of_plain_rounding(kind: str, type: str, moment: torch.Tensor, ggml: Path) -> None:
     make, parts, fraction = MODULES[kind]
     before, bias = weight(make()), getattr(make(), "bias", None)
-    linear, encoded = round_linear("x", make(), moment, dict.fromkeys(parts, type), ggml)
+    linear, encoded = round_linear("x", make(), moment, dict.fromkeys(parts, type), rounder(ggml))
     assert encoded.keys() == set(parts)
     plain: Any = make()
     if kind == "multiplied out":
@@ -104,7 +105,7 @@ def test_output_error_is_a_fraction_of_plain_rounding(kind: str, type: str, mome
 
 def test_seed_is_the_linears_own(moment: torch.Tensor, ggml: Path) -> None:
     types = dict.fromkeys(("lowrank_u.weight", "lowrank_v.weight"), "q4_0")
-    first, again, other = (round_linear(name, factored(), moment, types, ggml)[1] for name in ("x", "x", "y"))
+    first, again, other = (round_linear(name, factored(), moment, types, rounder(ggml))[1] for name in ("x", "x", "y"))
     for part in types:
         np.testing.assert_array_equal(first[part], again[part])
     assert not np.array_equal(first["lowrank_v.weight"], other["lowrank_v.weight"])
@@ -114,7 +115,7 @@ def test_values_beyond_the_type(moment: torch.Tensor, ggml: Path) -> None:
     linear = dense()
     linear.weight.data[0, 0] = 1e6
     with pytest.raises(InputError, match=r"'blk\.x\.weight' holds 1e\+06, beyond the range of q4_0"):
-        round_linear("blk.x", linear, moment, {"weight": "q4_0"}, ggml)
+        round_linear("blk.x", linear, moment, {"weight": "q4_0"}, rounder(ggml))
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowrank_export.exporters.feedback import DAMPING
 from lowrank_export.exporters.gguf.codes import CODES
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode
-from lowrank_export.exporters.gguf.rounding import DAMPING, Rounded, round_nearest, round_rows
+from lowrank_export.exporters.gguf.rounding import Rows, round_nearest, round_rows
 from lowrank_export.exporters.gguf.types import TYPES
 
 ROUNDED = [name for name in TYPES if TYPES[name].block > 1]
@@ -26,7 +27,7 @@ def problem(rows: int = 24, columns: int = 512, seed: int = 0) -> tuple[Tensor, 
     return weights, inputs @ inputs.T
 
 
-def loss(weights: Tensor, rounded: Rounded, moment: Tensor) -> float:
+def loss(weights: Tensor, rounded: Rows, moment: Tensor) -> float:
     error = (weights - rounded.values).double()
     return float((error @ moment * error).sum())
 
@@ -101,11 +102,11 @@ def test_singular_moments(rank: int, ggml: Path) -> None:
     assert loss(weights, rounded, inputs.T @ inputs) <= loss(weights, nearest, inputs.T @ inputs)
 
 
-def _rows(weights: Tensor, moment: Tensor, library: Path) -> Rounded:
+def _rows(weights: Tensor, moment: Tensor, library: Path) -> Rows:
     return round_rows(weights, moment, "q4_0", library)
 
 
-def _nearest(weights: Tensor, _moment: Tensor, library: Path) -> Rounded:
+def _nearest(weights: Tensor, _moment: Tensor, library: Path) -> Rows:
     return round_nearest(weights, "q4_0", library)
 
 

@@ -15,20 +15,22 @@ import onnx
 import pytest
 import torch
 
-from lowrank_export.converter.checkpoint import CheckpointReader
+from lowrank_export.converter.calibration import calibrate
+from lowrank_export.converter.checkpoint import CheckpointReader, load, load_tokenizer
 from lowrank_export.converter.errors import InputError, LowRankError, ResourceError, UsageError
 from lowrank_export.converter.layouts import LAYOUTS, Layout
 from lowrank_export.converter.lowrank_linear import replace_linears
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.transformers_integration import LowRankConfig
 from lowrank_export.exporters.artifact import Artifact
-from lowrank_export.exporters.onnx import export as export_module
-from lowrank_export.exporters.onnx import genai_builder
+from lowrank_export.exporters.onnx import upstream
 from lowrank_export.exporters.onnx.export import export_onnx
-from lowrank_export.exporters.onnx.quantise import quantise
+from lowrank_export.exporters.onnx.quantise import BlockFormat, quantise
 from lowrank_export.exporters.onnx.selfcheck import kld
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.sizes import predict_bytes, rotary_elements
+from lowrank_export.exporters.onnx.types import QUANTISATIONS, OnnxOptions, bits_of, block_format
+from lowrank_export.runtime_tests.artifacts import describe
 
 VOCABULARY = 320  # of tests/tiny.py
 ODD_RANK = 37  # neither a multiple of the block nor of anything else
@@ -54,8 +56,22 @@ class Frozen(dict[str, Any]):
         return hash(tuple(sorted(self.items())))
 
 
-def export(checkpoint: Path, out: Path, quantisation: str = "fp32", *, force: bool = False) -> Artifact:
-    return export_onnx(checkpoint, out, quantisation=quantisation, force=force, progress=SilentProgress())
+# KLD to the torch model that the weights were rounded from: of a tiny random model, whose logits are small
+LOSSES = {"fp32": 1e-6, "fp16": 1e-5, "int8": 0.005, "int4-mix": 0.1, "int4": 0.2}
+TYPES = tuple(QUANTISATIONS)
+ASYMMETRIC = OnnxOptions(block_size=16, symmetric=False)
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    quantisation: str = "fp32",
+    *,
+    options: OnnxOptions | None = None,
+    force: bool = False,
+) -> Artifact:
+    progress = SilentProgress()
+    return export_onnx(checkpoint, out, quantisation=quantisation, options=options, force=force, progress=progress)
 
 
 def torch_logits(model: Any, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -77,7 +93,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Saved:
     return save
 
 
-@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize("quantisation", TYPES)
 @pytest.mark.parametrize(("family", "factored", "tied"), CASES)
 def test_logits_agree_with_torch(
     tmp_path: Path, saved: Saved, tiny: ModuleType, family: str, factored: bool, tied: bool, quantisation: str
@@ -91,14 +107,14 @@ def test_logits_agree_with_torch(
     if quantisation == "fp32":
         np.testing.assert_allclose(logits, reference, atol=1e-4)
     else:
-        assert kld(reference, logits).mean() < 0.005
-        assert (logits.argmax(-1) == reference.argmax(-1)).mean() > 0.8
+        assert kld(reference, logits).mean() < LOSSES[quantisation]
+        assert (logits.argmax(-1) == reference.argmax(-1)).mean() > (0.8 if quantisation in ("fp16", "int8") else 0.4)
     assert artifact.layout == ("native" if factored else "dense")
     assert artifact.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing may be left beside the export"
 
 
-@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize("quantisation", TYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pivot_layout_agrees_with_torch(
     tmp_path: Path, saved: Saved, tiny: ModuleType, family: str, quantisation: str
@@ -113,7 +129,7 @@ def test_pivot_layout_agrees_with_torch(
     if quantisation == "fp32":
         np.testing.assert_allclose(logits, reference, atol=1e-4)
     else:
-        assert kld(reference, logits).mean() < 0.01
+        assert kld(reference, logits).mean() < 2 * LOSSES[quantisation]
     assert artifact.layout == "native"
     assert artifact.parameters == sum(parameter.numel() for parameter in model.parameters())
     permuted = {record.name for record in artifact.tensors if record.name.endswith("lowrank_perm")}
@@ -140,6 +156,11 @@ def test_folder_and_metadata(tmp_path: Path, factored: Path) -> None:
     assert metadata["lowrank.version"] == "1" and metadata["lowrank.layout"] == "two-factor"
     assert metadata["lowrank.method"] == "svd" and metadata["lowrank.retention"] == "1.0"
     assert metadata["lowrank.recipe"] == "method: svd\n"
+    assert metadata["lowrank.exporter"].startswith("onnxruntime-genai 0.18")
+    assert metadata["lowrank.opset.ai.onnx"] == str(next(one.version for one in model.opset_import if not one.domain))
+    assert metadata["lowrank.ir_version"] == str(model.ir_version)
+    assert describe(tmp_path / "out").facts == artifact.facts
+    assert artifact.facts["opset.ai.onnx"] == "22" and "recipe" not in artifact.facts
     assert model.producer_name == "lowrank-export"
     config = json.loads((tmp_path / "out" / "genai_config.json").read_text(encoding="utf-8"))
     assert str(tmp_path) not in json.dumps(config) and str(factored) not in json.dumps(config)
@@ -156,14 +177,30 @@ def test_artifact_lists_the_tensors(tmp_path: Path, factored: Path) -> None:
     assert 0 <= artifact.bytes - sum(record.bytes for record in artifact.tensors) < 60_000, "the graph, no second copy"
 
 
-@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize("quantisation", TYPES)
 def test_tied_embedding_is_stored_once(tmp_path: Path, factored: Path, tiny: ModuleType, quantisation: str) -> None:
     artifact = export(factored, tmp_path / "out", quantisation)
     stored = [record for record in artifact.tensors if np.prod(record.shape) >= tiny.VOCABULARY * tiny.HIDDEN]
     assert len(stored) == 1 and stored[0].name.startswith("lm_head")
 
 
-@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize("options", [OnnxOptions(), ASYMMETRIC], ids=["symmetric", "asymmetric"])
+@pytest.mark.parametrize("quantisation", TYPES)
+def test_tying_saves_a_whole_embedding_in_the_file(
+    tmp_path: Path, saved: Saved, tiny: ModuleType, quantisation: str, options: OnnxOptions
+) -> None:
+    tied, untied = (
+        export(saved("llama", 32, tied=tied)[0], tmp_path / str(tied), quantisation, options=options)
+        for tied in (True, False)
+    )
+    format = block_format("lm_head.weight", quantisation, options)
+    row = (
+        tiny.HIDDEN * bits_of("lm_head.weight", quantisation) // 8 if format is None else format.row_bytes(tiny.HIDDEN)
+    )
+    assert untied.bytes - tied.bytes == pytest.approx(tiny.VOCABULARY * row, abs=1500)
+
+
+@pytest.mark.parametrize("quantisation", TYPES)
 @pytest.mark.parametrize(
     ("family", "tied", "rank", "layout"),
     [("llama", True, 96, "two-factor"), ("llama", True, 96, "pivot"), ("qwen2", False, None, "two-factor")],
@@ -173,18 +210,20 @@ def test_predicted_bytes(
 ) -> None:
     options = {"layout": layout} if rank else {}
     checkpoint, _ = saved(family, rank, tied=tied, blocks=1, hidden_size=256, head_dim=64, **options)
-    reader = CheckpointReader(checkpoint)
+    reader, encoding = CheckpointReader(checkpoint), OnnxOptions() if tied else ASYMMETRIC
     predicted = predict_bytes(
         {name: reader.shape(name) for name in reader.names},
         quantisation,
         tied=tied,
         rotary_elements=rotary_elements(reader.config),
+        options=encoding,
     )
-    assert predicted == pytest.approx(export(checkpoint, tmp_path / "out", quantisation).bytes, rel=0.03)
+    made = export(checkpoint, tmp_path / "out", quantisation, options=encoding)
+    assert predicted == pytest.approx(made.bytes, rel=0.03 if QUANTISATIONS[quantisation].dense > 4 else 0.06)
 
 
 def test_prediction_pads_odd_ranks_to_whole_blocks() -> None:
-    matrix = quantise(torch.randn(20, ODD_RANK))
+    matrix = quantise(torch.randn(20, ODD_RANK), BlockFormat(8, OnnxOptions().block_size))
     stored = matrix.qweight.numel() + 4 * matrix.scales.numel()
     shape = {"x.lowrank_u.weight": (20, ODD_RANK)}
     assert predict_bytes(shape, "int8", tied=False) - predict_bytes({"x": (0,)}, "int8", tied=False) == stored
@@ -200,7 +239,7 @@ def test_prediction_counts_a_tied_head_once() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize("quantisation", TYPES)
 def test_some_linears_factored_and_the_head_too(
     tmp_path: Path, tiny: ModuleType, quantisation: str, layout: Layout
 ) -> None:
@@ -221,7 +260,7 @@ def test_some_linears_factored_and_the_head_too(
     tokens = np.arange(1, 31, dtype=np.int32)
     decoder = open_decoder(tmp_path / "out", threads=1)
     logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
-    assert kld(torch_logits(model, tokens), logits).mean() < (1e-6 if quantisation == "fp32" else 0.005)
+    assert kld(torch_logits(model, tokens), logits).mean() < 2 * LOSSES[quantisation]  # the head is in few bits too
 
 
 def test_linear_as_wide_as_the_vocabulary_is_not_taken_for_the_head(tmp_path: Path, saved: Saved) -> None:
@@ -251,12 +290,12 @@ def test_force_replaces_nothing_but_an_export(tmp_path: Path, factored: Path) ->
 
 
 def test_unknown_quantisation_and_family(tmp_path: Path, factored: Path, tiny: ModuleType) -> None:
-    with pytest.raises(UsageError, match="'int3' is unknown; one of fp32, int8"):
+    with pytest.raises(UsageError, match="'int3' is unknown; one of fp32, fp16, int8, int4, int4-mix"):
         export(factored, tmp_path / "out", "int3")
     tiny.save_dense(tmp_path / "in", "llama")
     config = tmp_path / "in" / "config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace('"llama"', '"opt"'), encoding="utf-8")
-    with pytest.raises(InputError, match="supported: llama"):
+    config.write_text(config.read_text(encoding="utf-8").replace('"llama"', '"bloom"'), encoding="utf-8")
+    with pytest.raises(InputError, match="'bloom' cannot be exported to ONNX; supported: llama"):
         export(tmp_path / "in", tmp_path / "out")
 
 
@@ -298,15 +337,6 @@ def test_tokenizer_of_another_model(tmp_path: Path, saved: Saved) -> None:
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
 
-def test_wrong_result_is_not_delivered(tmp_path: Path, factored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = export_module.reference_logits
-    monkeypatch.setattr(export_module, "reference_logits", lambda *arguments: honest(*arguments)[:, ::-1])
-    for quantisation in ("fp32", "int8"):
-        with pytest.raises(InputError, match="does not compute what the torch model computes"):
-            export(factored, tmp_path / "out", quantisation)
-    assert list(tmp_path.iterdir()) == []
-
-
 ROPES = {
     "default": {"rope_theta": 500.0},
     "llama3": {
@@ -329,17 +359,8 @@ def test_rotary_embeddings(tmp_path: Path, saved: Saved, kind: str) -> None:
     np.testing.assert_allclose(logits, torch_logits(model, tokens), atol=1e-4)
 
 
-def test_unsupported_rotary_embedding_is_refused(tmp_path: Path, saved: Saved) -> None:
-    dynamic = Frozen(rope_type="dynamic", rope_theta=1e4, factor=2.0)
-    for family in ("llama", "qwen3"):
-        checkpoint, _ = saved(family, None, blocks=1, rope_parameters=dynamic)
-        with pytest.raises(InputError, match="'dynamic' rotary embedding") as error:
-            export(checkpoint, tmp_path / "out")
-        assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
-
-
 def test_builder_failure_is_one_line(tmp_path: Path, factored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(genai_builder._builders().Model, "make_initializer", raises(TypeError("moved\nargument")))
+    monkeypatch.setattr(upstream.builder_classes().Model, "make_initializer", raises(TypeError("moved\nargument")))
     with pytest.raises(LowRankError, match="model builder failed: TypeError: moved argument") as error:
         export(factored, tmp_path / "out")
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
@@ -349,3 +370,94 @@ def test_nothing_is_printed(tmp_path: Path, factored: Path, capfd: pytest.Captur
     export(factored, tmp_path / "out")
     printed = capfd.readouterr()
     assert printed.out == "" and "Reading" not in printed.err and "GroupQuery" not in printed.err
+
+
+@pytest.mark.parametrize("options", [OnnxOptions(64), ASYMMETRIC, OnnxOptions(accuracy_level=0)], ids=str)
+@pytest.mark.parametrize(("family", "rank", "tied"), [("llama", ODD_RANK, True), ("qwen2", None, False)])
+def test_options_of_the_encoding(
+    tmp_path: Path, saved: Saved, family: str, rank: int | None, tied: bool, options: OnnxOptions
+) -> None:
+    checkpoint, model = saved(family, rank, tied=tied, **OPTIONS[family])
+    export(checkpoint, tmp_path / "out", "int4-mix", options=options)
+    tokens = np.arange(1, 31, dtype=np.int32)
+    decoder = open_decoder(tmp_path / "out", threads=1)
+    logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
+    assert kld(torch_logits(model, tokens), logits).mean() < LOSSES["int4"]
+    graph = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False)
+    nodes = [node for node in graph.graph.node if node.op_type == "MatMulNBits"]
+    found = {(a.name, a.i) for node in nodes for a in node.attribute if a.name in ("block_size", "accuracy_level")}
+    assert found == {("block_size", options.block_size), ("accuracy_level", options.accuracy_level)}
+    assert {len(node.input) for node in nodes} == {3 if options.symmetric else 4}
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    assert metadata["lowrank.quantisation"] == "int4-mix"
+    assert metadata["lowrank.encoding"] == options.said("int4-mix") != ""
+
+
+def test_bits_of_every_kind_of_matrix(tmp_path: Path, factored: Path) -> None:
+    export(factored, tmp_path / "out", "int4-mix")
+    graph = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False).graph
+    bits = {
+        node.name: attribute.i
+        for node in graph.node
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized")
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    }
+    assert bits.pop("/lm_head/MatMulNBits") == bits.pop("/model/embed_tokens/GatherBlockQuantized") == 8
+    assert {name: 8 if "lowrank_v" in name else 4 for name in bits} == bits
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path, tiny: ModuleType) -> Callable[..., Path]:
+    """Writes a checkpoint that records its calibration text."""
+
+    def make(save: Callable[..., Any], **options: Any) -> Path:
+        text = tmp_path / "notes.txt"
+        text.write_text(tiny.TEXT, encoding="utf-8")
+        save(tmp_path / "in", "llama", **options)
+        drawn = calibrate(str(text), load_tokenizer(tmp_path / "in"), windows=6, length=64, held_out=0, seed=0)
+        (tmp_path / "in" / "calibration.json").write_text(json.dumps(drawn.record()), encoding="utf-8")
+        return tmp_path / "in"
+
+    return make
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, None])
+@pytest.mark.parametrize("quantisation", ["int4", "int4-mix"])
+def test_aware_rounding_stays_closer_to_torch(
+    tmp_path: Path, tiny: ModuleType, calibrated: Callable[..., Path], layout: Layout | None, quantisation: str
+) -> None:
+    save, options = (tiny.save_dense, {}) if layout is None else (tiny.save_factored, {"rank": 27, "layout": layout})
+    checkpoint = calibrated(save, **options)
+    reference = load(checkpoint)
+    tokens = np.asarray(tiny.tokenizer().encode(tiny.TEXT)[200:328], dtype=np.int32)
+    found = {}
+    for how in ("plain", "aware"):
+        # activations in float: what is compared is the rounding of weights
+        asked = OnnxOptions(accuracy_level=0, rounding=how)
+        made = export(checkpoint, tmp_path / how, quantisation, options=asked)
+        decoder = open_decoder(tmp_path / how, threads=1)
+        logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
+        found[how] = float(kld(torch_logits(reference, tokens), logits).mean()), made.bytes
+    assert found["aware"][0] < (0.75 if quantisation == "int4" else 0.9) * found["plain"][0]
+    assert found["aware"][1] == pytest.approx(found["plain"][1], abs=64)
+
+
+def test_aware_rounding_wants_a_text_only_for_codes(tmp_path: Path, factored: Path) -> None:
+    aware = OnnxOptions(rounding="aware")
+    with pytest.raises(UsageError, match="records no calibration text"):
+        export(factored, tmp_path / "int4", "int4", options=aware)
+    export(factored, tmp_path / "fp16", "fp16", options=aware)
+
+
+def test_weights_beyond_float16(tmp_path: Path, tiny: ModuleType) -> None:
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
+    model.save_pretrained(tmp_path / "in")
+    tiny.tokenizer().save_pretrained(tmp_path / "in")
+    with pytest.raises(
+        InputError, match=r"'model\.layers\.0\.mlp\.up_proj\.weight' holds 1e\+06, beyond the range of fp16"
+    ):
+        export(tmp_path / "in", tmp_path / "out", "fp16")
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrank_export.exporters.gguf.gauge import mixed, random_rotation, resolved
+from lowrank_export.exporters.gauge import mixed, random_rotation, resolved
 
 
 def problem(m: int = 40, n: int = 30, rank: int = 12, tokens: int = 200) -> tuple[Tensor, Tensor, Tensor]:
