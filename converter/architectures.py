@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .documents import shown
 from .errors import InputError
+
+
+def _one(config: Any) -> float:
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Family:
     head: str
     groups: tuple[InputGroup, ...]  # in the order a block's forward reaches them
     shared_orders: tuple[SharedOrder, ...] = ()
+    embedding_scale: Callable[[Any], float] = _one  # configuration -> what embeddings are multiplied by
+    logit_scale: Callable[[Any], float] = _one  # configuration -> what the head's outputs are multiplied by
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -71,12 +77,58 @@ _GATED = (
 )
 _GATED_ORDER = (SharedOrder(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),)
 
+_FUSED = (
+    InputGroup("attention in", ("self_attn.qkv_proj",)),
+    InputGroup("attention out", ("self_attn.o_proj",)),
+    InputGroup("mlp in", ("mlp.gate_up_proj",)),
+    InputGroup("mlp out", ("mlp.down_proj",)),
+)
+_PATHS = ("model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
+
+
+def _root_of_width(config: Any) -> float:
+    return float(config.hidden_size**0.5)
+
+
+def _embedding_multiplier(config: Any) -> float:
+    return float(config.embedding_multiplier)
+
+
+def _inverse_logits_scaling(config: Any) -> float:
+    return 1.0 / float(config.logits_scaling)
+
+
 FAMILIES: Mapping[str, Family] = {
-    name: Family(
-        name, "model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", _GATED, _GATED_ORDER
-    )
-    for name in ("llama", "mistral", "qwen2", "qwen3")
+    **{name: Family(name, *_PATHS, _GATED, _GATED_ORDER) for name in ("llama", "mistral", "qwen2", "qwen3")},
+    "gemma": Family("gemma", *_PATHS, _GATED, _GATED_ORDER, embedding_scale=_root_of_width),
+    "granite": Family(
+        "granite",
+        *_PATHS,
+        _GATED,
+        _GATED_ORDER,
+        embedding_scale=_embedding_multiplier,
+        logit_scale=_inverse_logits_scaling,
+    ),
+    "phi3": Family("phi3", *_PATHS, _FUSED),
 }
+
+EXPORT_ONLY: Mapping[str, Family] = {name: Family(name, *_PATHS, _GATED) for name in ("gemma2", "gemma3_text")}
+"""Loaded and exported, not compressed: soft caps, norms behind linears, a rotary embedding per kind of block."""
+
+EXPORT_ONLY_ELSEWHERE = ("opt",)
+"""The same, with tensors in other places, which only transformers checks."""
+
+
+def family_to_load(config: Mapping[str, Any], where: str) -> Family | None:
+    """The family named by a config's `model_type`, of all that can be loaded; None of `EXPORT_ONLY_ELSEWHERE`.
+
+    Raises:
+        InputError: the family is not supported.
+    """
+    model_type = str(config.get("model_type", ""))
+    if model_type in EXPORT_ONLY_ELSEWHERE:
+        return None
+    return EXPORT_ONLY.get(model_type) or family_of(config, where)
 
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:

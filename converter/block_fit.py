@@ -121,15 +121,21 @@ class BlockFit:
         if rank is None:
             return Parcel({"weight": align_dense(linear.weight, metric)})
         truncated = self._truncated.pop(name, None)
-        factors, loss = fit_linear(
-            linear.weight,
-            rank,
-            metric,
-            iterations=self.job.recipe.iterations,
-            outputs=self._outputs(name) if truncated is None else None,
-            fisher=self._fisher.get(name),
-            truncated=truncated,
-        )
+        try:
+            factors, loss = fit_linear(
+                linear.weight,
+                rank,
+                metric,
+                iterations=self.job.recipe.iterations,
+                outputs=self._outputs(name) if truncated is None else None,
+                fisher=self._fisher.get(name),
+                truncated=truncated,
+            )
+        except ValueError as error:  # of numbers that are not finite
+            raise InputError(
+                f"{self.job.recipe.model}: {self._full_name(name)}: {error}: its weights, or their activations and "
+                f"gradients, go beyond {self.job.recipe.dtype}; use --dtype float32, or check the model"
+            ) from None
         dtype = linear.weight.dtype
         return Parcel({"u": factors.u.to(dtype), "v": factors.v.to(dtype)}, loss)
 

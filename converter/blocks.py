@@ -61,6 +61,7 @@ class BlockSource:
         self._skeleton.eval()
         with refusing(reader.path, "transformers cannot build this model"):
             self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
+        self._embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = _window_limit(config)
 
@@ -69,7 +70,8 @@ class BlockSource:
         name = self.family.embedding + ".weight"
         weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
         for tokens in chunks:
-            yield nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
+            stream = nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
+            yield stream if self._embedding_scale == 1.0 else stream * self._embedding_scale
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""
@@ -94,13 +96,14 @@ class BlockSource:
             return nn.functional.linear(x, weight)
 
     def head(self) -> tuple[nn.Module, Tensor]:
-        """The final norm and the head's weight (vocabulary, d), on the device."""
+        """The final norm and the head's weight (vocabulary, d), scaled, on the device: logits are their product."""
         norm_path, head_path = self.family.norm, self.family.head + ".weight"
         norm = copy.deepcopy(self._skeleton.get_submodule(norm_path))
         state = {name: self._tensor(f"{norm_path}.{name}", tuple(t.shape)) for name, t in norm.state_dict().items()}
         norm.load_state_dict(state, strict=True, assign=True)
         stored = head_path if head_path in self.reader.names else self.family.embedding + ".weight"  # tied
-        return norm.requires_grad_(False), self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
+        weight = self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
+        return norm.requires_grad_(False), weight if self._logit_scale == 1.0 else weight * self._logit_scale
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Full name -> (out, in) of every linear of the blocks, from the file headers."""
@@ -115,7 +118,10 @@ class BlockSource:
 
     def _tensor(self, name: str, expected: tuple[int, ...]) -> Tensor:
         tensor = self._stored(name, expected)
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        made = tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+            raise InputError(f"{self.reader.path}: {name} goes beyond the range of float16; use another --dtype")
+        return made
 
     def _stored(self, name: str, expected: tuple[int, ...]) -> Tensor:
         """A tensor as stored, checked; a part of the file mapped into memory."""

@@ -242,11 +242,13 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     """
     from transformers import AutoModelForCausalLM
 
-    from .architectures import family_of
+    from .architectures import family_to_load
     from .config_check import check_config
 
     reader = CheckpointReader(Path(path))
-    check_config(reader, family_of(reader.config, str(path)))
+    family = family_to_load(reader.config, str(path))
+    if family is not None:
+        check_config(reader, family)
     factory: Any = AutoModelForCausalLM
     with refusing(path, "transformers cannot load this checkpoint"), quiet_transformers():
         model, found = factory.from_pretrained(

@@ -77,9 +77,11 @@ def check_sizes(
         "q_proj": (heads * head_dim, hidden),
         "k_proj": (keys * head_dim, hidden),
         "v_proj": (keys * head_dim, hidden),
+        "qkv_proj": ((heads + 2 * keys) * head_dim, hidden),
         "o_proj": (hidden, heads * head_dim),
         "gate_proj": (inner, hidden),
         "up_proj": (inner, hidden),
+        "gate_up_proj": (2 * inner, hidden),
         "down_proj": (hidden, inner),
     }
     for block in range(count):

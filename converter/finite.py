@@ -10,4 +10,5 @@ ROWS = 1024  # at once
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or Inf."""
-    return all(bool(torch.isfinite(rows).all()) for rows in torch.atleast_1d(tensor).split(ROWS))
+    rows = torch.atleast_1d(tensor)  # type: ignore[no-untyped-call]
+    return all(bool(torch.isfinite(part).all()) for part in rows.split(ROWS))

@@ -69,6 +69,9 @@ def joined(device: str, threads: int | None = None) -> Iterator[Workers]:
         torch.cuda.set_device(workers.local_index % torch.cuda.device_count())
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+        # with --max-restarts the store still holds what the attempt before left there
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(restarts, store)  # type: ignore[attr-defined]
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=workers.index, world_size=workers.count, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
@@ -100,6 +103,8 @@ def _reported_once(store: Any) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        before = signal.SIG_IGN  # it ends already
+        signal.signal(signal.SIGTERM, before)
         first = True
         with suppress(Exception):  # its host may be what is gone
             first = store.add("failed", 1) == 1

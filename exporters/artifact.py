@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Artifact:
         bytes: size of everything the runtime must load, in bytes.
         parameters: number of stored weights (tied tensors once).
         tensors: every stored tensor.
+        facts: what else the file says of itself: versions of its format, what wrote it.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Artifact:
     bytes: int
     parameters: int
     tensors: tuple[TensorRecord, ...]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bits_per_weight(self) -> float:

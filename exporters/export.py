@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from ..converter.errors import UsageError
+from ..converter.errors import InputError, UsageError
 from ..converter.progress import Progress, SilentProgress
 from ..converter.recipe import nearest
 from .artifact import Artifact
@@ -37,6 +38,33 @@ def check_format(format: str, quantisation: str | None = None) -> str:
     if quantisation not in known:
         raise UsageError(f"--{format}-type {quantisation}: unknown type{nearest(quantisation, known)}")
     return quantisation
+
+
+def check_family(formats: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Refuse a model that one of the formats cannot hold, before any work.
+
+    Args:
+        formats: "gguf", "onnx".
+        config: the parsed config.json.
+
+    Raises:
+        InputError: names the format and the families it knows.
+    """
+    from .gguf.names import family
+    from .onnx.export import check_family as check_onnx_family
+
+    checks: Mapping[str, Callable[[str], object]] = {"gguf": family, "onnx": check_onnx_family}
+    for format in formats:
+        checks[format](str(config.get("model_type")))
+
+
+def knows_family(format: str, config: Mapping[str, Any]) -> bool:
+    """Whether a format can hold this kind of model."""
+    try:
+        check_family([format], config)
+    except InputError:
+        return False
+    return True
 
 
 def artifact_name(format: str, quantisation: str) -> str:

@@ -14,7 +14,7 @@ from ..converter.layouts import PERM_SUFFIX
 from ..converter.planning import rank_multiple_for
 from ..converter.recipe import Recipe
 from ..converter.source import Source
-from .export import QUANTISATIONS
+from .export import QUANTISATIONS, knows_family
 from .onnx.types import OnnxOptions
 
 
@@ -46,7 +46,7 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
         plan: ranks of its linears.
 
     Returns:
-        "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}.
+        "gguf q8_0" and so on -> {"factored": bytes, "dense": bytes}, for the formats that know the family.
     """
     dense = {name: reader.shape(name) for name in _stored_names(reader)}
     in_order = _without_permutation(reader)
@@ -57,12 +57,13 @@ def predict_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
             "dense": _predict(dense, reader.config, format, quantisation),
         }
         for format, quantisations in QUANTISATIONS.items()
+        if knows_family(format, reader.config)
         for quantisation in quantisations
     }
 
 
 def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[str, Any]]:
-    """How the factored model's exports are stored, per type.
+    """How the factored model's exports are stored, per type of the formats that know the family.
 
     Returns:
         "gguf q4_k_m", "onnx int4" and so on -> {"bits_per_weight": of all matrices, padding included,
@@ -73,9 +74,10 @@ def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
     from .onnx.sizes import tensor_bytes
 
     named = plan.shapes({name: reader.shape(name) for name in _stored_names(reader)})
-    shapes = _stored(named, reader.config)
+    known = {format: names if knows_family(format, reader.config) else () for format, names in QUANTISATIONS.items()}
+    shapes = _stored(named, reader.config) if known["gguf"] else {}
     result: dict[str, dict[str, Any]] = {}
-    for quantisation in QUANTISATIONS["gguf"]:
+    for quantisation in known["gguf"]:
         tensors = [tensor for tensor in records(shapes, Quantisation(quantisation)) if len(tensor.shape) > 1]
         weights = sum(prod(tensor.shape) for tensor in tensors)
         replaced = sum(prod(tensor.shape) for tensor in tensors if tensor.wanted is not None)
@@ -86,7 +88,7 @@ def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
         }
     matrices = {name: shape for name, shape in named.items() if len(shape) > 1}
     weights = sum(prod(shape) for shape in matrices.values())
-    for quantisation in QUANTISATIONS["onnx"]:
+    for quantisation in known["onnx"]:
         stored = sum(tensor_bytes(name, shape, quantisation) for name, shape in matrices.items())
         bits = 8 * stored / weights
         result[f"onnx {quantisation}"] = {"bits_per_weight": bits, "fallback_share": 0.0, "fallbacks": []}

@@ -37,11 +37,13 @@ def artifact_table(artifact: Artifact) -> RenderableType:
         sums[1] += prod(tensor.shape)
         sums[2] += tensor.bytes
         type = tensor.type if tensor.wanted is None else f"{tensor.type} (for {tensor.wanted})"
-        name = Text(printable(tensor.name, LONGEST_NAME))
-        tensors.add_row(name, " x ".join(map(str, tensor.shape)), Text(type), f"{tensor.bytes:,}")
+        shown = Text(printable(tensor.name, LONGEST_NAME))
+        tensors.add_row(shown, " x ".join(map(str, tensor.shape)), Text(type), f"{tensor.bytes:,}")
     types = Table(title="Storage types", title_justify="left")
     for column in ("type", "tensors", "elements", "bytes", "bits per element"):
         types.add_column(column, justify="left" if column == "type" else "right")
     for name, (count, elements, size) in sorted(totals.items()):
         types.add_row(Text(name), str(count), f"{elements:,}", f"{size:,}", f"{8 * size / max(elements, 1):.3f}")
-    return Group(tensors, types, head, *(Text(printable(line)) for line in fallback_lines(artifact.tensors)))
+    said = ", ".join(f"{key} {value}" for key, value in sorted(artifact.facts.items()))
+    facts = [Text(printable(said))] if said else []
+    return Group(tensors, types, head, *facts, *(Text(printable(line)) for line in fallback_lines(artifact.tensors)))

@@ -20,7 +20,7 @@ from .backends.open import artifact_format
 
 CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32"}
 PERMUTATION = "i32"  # the order of rows of the pivot layout, no weights
-ROTARY_TABLES = ("cos_cache", "sin_cache")  # stored in ONNX graphs, but no weights
+ROTARY_TABLES = ("cos_cache", "sin_cache")  # how they begin; stored in ONNX graphs, but no weights
 
 
 def find_artifacts(path: Path) -> list[Path]:
@@ -84,7 +84,7 @@ def _describe_gguf(path: Path) -> Artifact:
 
 
 def _describe_onnx(folder: Path) -> Artifact:
-    from ..exporters.onnx.contents import QUANTISATION_KEY, model_bytes, tensor_records
+    from ..exporters.onnx.contents import QUANTISATION_KEY, model_bytes, model_facts, tensor_records
     from ..exporters.onnx.folder_check import check_folder
 
     model = check_folder(folder)
@@ -104,7 +104,7 @@ def _describe_onnx(folder: Path) -> Artifact:
     weights = [
         tensor
         for tensor in tensors
-        if tensor.name not in scales and not tensor.type.startswith("int") and not tensor.name.endswith(ROTARY_TABLES)
+        if tensor.name not in scales and not tensor.type.startswith("int") and not tensor.name.startswith(ROTARY_TABLES)
     ]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return Artifact(
@@ -115,6 +115,7 @@ def _describe_onnx(folder: Path) -> Artifact:
         bytes=model_bytes(folder),
         parameters=sum(packed.get(tensor.name, prod(tensor.shape)) for tensor in weights),
         tensors=tensors,
+        facts=model_facts(folder),
     )
 
 

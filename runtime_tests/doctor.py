@@ -7,6 +7,8 @@ from typing import Any
 
 from ..converter.errors import LowRankError
 from ..exporters.onnx.flavours import check_single_flavour, installed_flavours
+from ..exporters.onnx.providers import SessionProbe, probe
+from ..exporters.onnx.session import PROVIDERS
 from .environment import library_versions, machine_facts
 from .llamacpp.build import check_compiler
 from .llamacpp.runtime import find_runtime
@@ -20,6 +22,7 @@ class Findings:
         versions, machine: as in reports.
         onnxruntime: installed ONNX Runtime distributions.
         providers: execution providers the installed ONNX Runtime was built with; a session may still not get them.
+        sessions: provider asked for -> providers a tiny session really got, or why it got none.
         runtime: folder of the patched llama.cpp, or None.
         problems: one line each, with what to do.
     """
@@ -28,6 +31,7 @@ class Findings:
     machine: dict[str, str | int]
     onnxruntime: list[str]
     providers: list[str]
+    sessions: dict[str, str]
     runtime: str | None
     problems: list[str]
 
@@ -39,7 +43,9 @@ class Findings:
         """The findings for people."""
         lines = [f"{name} {version}" for name, version in self.versions.items()]
         lines += [f"{name}: {value}" for name, value in self.machine.items()]
-        lines.append(f"ONNX Runtime built with: {', '.join(self.providers)} (a session may get fewer)")
+        lines.append(f"ONNX Runtime installed as: {', '.join(self.onnxruntime) or 'nothing'}")
+        lines.append(f"ONNX Runtime built with: {', '.join(self.providers)}")
+        lines += [f"ONNX Runtime session that asks for {asked}: {got}" for asked, got in self.sessions.items()]
         lines.append(f"llama.cpp runtime: {self.runtime or 'not built yet (built when first needed)'}")
         lines += [f"PROBLEM: {problem}" for problem in self.problems] or ["no problems found"]
         return lines
@@ -54,18 +60,22 @@ def diagnose() -> Findings:
             check()
         except LowRankError as error:
             problems.append(str(error))
+    probes: list[SessionProbe] = []
     try:
         import onnxruntime
 
         providers = list(onnxruntime.get_available_providers())
+        probes = [probe(name) for name, full in PROVIDERS.items() if full in providers]
     except (ImportError, AttributeError) as error:
         providers = []
         problems.append(f"onnxruntime cannot be imported ({error}); reinstall it")
+    problems += [f"{found.asked}: {found.error}" for found in probes if not found.got]
     return Findings(
         versions=library_versions(),
         machine=machine_facts(),
         onnxruntime=installed_flavours(),
         providers=providers,
+        sessions={found.asked: ", ".join(found.got) or found.error for found in probes},
         runtime=str(runtime) if runtime else None,
         problems=problems,
     )

@@ -18,7 +18,7 @@ from ..converter.progress import Progress
 from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.source import open_source
 from ..exporters.artifact import Artifact
-from ..exporters.export import QUANTISATIONS, artifact_name, check_format
+from ..exporters.export import QUANTISATIONS, artifact_name, check_family, check_format
 from ..exporters.forecast import with_rank_multiple
 from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as
 from ..exporters.gguf.rounding_choice import Rounding
@@ -135,6 +135,7 @@ def release(
     _check_place(recipe, out, force)
     _check_tools({format for format, _ in chosen})
     source = open_source(recipe.model, progress)
+    check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
     recipe = with_rank_multiple(recipe, source, chosen, onnx)
     windows = load_windows(evaluation, source.path)
     if force:

@@ -30,6 +30,7 @@ def config(family: str, *, tied: bool = True, blocks: int = 2, **overrides: Any)
             "max_position_embeddings": 512,
             "tie_word_embeddings": tied,
             "bos_token_id": 0,
+            "pad_token_id": None,  # Phi-3's default lies beyond this vocabulary
             "eos_token_id": 0,
             **overrides,
         },
@@ -95,7 +96,7 @@ def factored(family: str, *, rank: int | None = None, **options: Any) -> tuple[P
     weights = {
         name: module.weight.detach().double()
         for name, module in built.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.startswith("model.layers.")
+        if isinstance(module, torch.nn.Linear) and ".layers." in name
     }
     biases = {name: built.get_submodule(name).bias for name in weights}
     ranks = {name: min(rank or min(weight.shape), *weight.shape) for name, weight in weights.items()}

@@ -1,4 +1,4 @@
-"""What an export is checked on: fixed windows of ordinary text, what torch makes of them, and what torch's attention is.
+"""What an export is checked on: fixed windows of ordinary text, what torch makes of them, and torch's attention.
 
 Random tokens would not do: on them 8-bit rounding alone moves a factored model by whole nats.
 """

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint import CheckpointReader, load
-from ...converter.errors import UsageError
+from ...converter.errors import InputError, UsageError
 from ...converter.files import replacing
 from ..artifact import Artifact
+from . import genai_builder, torch_exporter
+from .builder_families import FAMILIES
 from .check_windows import reference_of
-from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, tensor_records
+from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, model_facts, tensor_records
 from .encoded import aware_matrices, encode_model
 from .flavours import check_single_flavour
-from .genai_builder import Weights, build, check_family
 from .selfcheck import check_export, tolerance
+from .stored import StoredWeights
 from .types import QUANTISATIONS, OnnxOptions, has_codes
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def export_onnx(
     with progress.stage(f"ONNX {quantisation}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        weights = Weights(
+        weights = StoredWeights(
             encode_model(model, quantisation, options, rounded),
             half=quantisation == "fp16",
             block_size=options.block_size,
@@ -73,7 +75,9 @@ def export_onnx(
         )
         reference = reference_of(model, checkpoint)  # with the rounded weights: what the graph adds to them is checked
         advance(1)
-        build(model, checkpoint, folder, weights=weights, metadata=_metadata(reader, quantisation, options))
+        through = genai_builder if model.config.model_type in FAMILIES else torch_exporter
+        metadata = {**_metadata(reader, quantisation, options), "lowrank.exporter": through.name_and_version()}
+        through.build(model, checkpoint, folder, weights=weights, metadata=metadata)
         del model, weights, rounded
         advance(1)
         allowed = tolerance(codes=has_codes(quantisation))
@@ -89,7 +93,19 @@ def export_onnx(
         bytes=model_bytes(out),
         parameters=parameters,
         tensors=tensor_records(out),
+        facts=model_facts(out),
     )
+
+
+def check_family(model_type: str) -> None:
+    """Refuse families that were never compared with torch.
+
+    Raises:
+        InputError: `model_type` is not one of them; the message lists those that are.
+    """
+    known = (*FAMILIES, *torch_exporter.FAMILIES)
+    if model_type not in known:
+        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(known)}")
 
 
 def _load_float32(checkpoint: Path) -> PreTrainedModel:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,42 +17,32 @@ from ...converter.errors import InputError, LowRankError
 from ...converter.lowrank_linear import LowRankLinear
 from ...converter.pivot_linear import PivotLinear
 from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
-from .contents import DATA_FILE, MODEL_FILE
+from .contents import save_model
 from .fused_linears import Part, split_attention, split_gate_up
 from .quantise import QuantisedMatrix, stack
+from .stored import StoredWeights
 from .upstream import builder_classes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Factored = LowRankLinear | PivotLinear
 
-_INLINE_BYTES = 1024  # smaller tensors stay in model.onnx, where shape inference and viewers see them
 _OUTPUT_TAIL = 600
 
 
-@dataclass(frozen=True)
-class Weights:
-    """How the matrices are stored that are not float32.
+def name_and_version() -> str:
+    """What writes the graph."""
+    import onnxruntime_genai
 
-    Attributes:
-        encoded: linear or embedding -> its codes; all of one block size.
-        half: the others are float16, and made float32 when the model is loaded.
-        block_size: columns that share a scale.
-        accuracy_level: of MatMulNBits.
-    """
-
-    encoded: Mapping[nn.Module, QuantisedMatrix]
-    half: bool = False
-    block_size: int = 32
-    accuracy_level: int = 4
+    return f"onnxruntime-genai {onnxruntime_genai.__version__}"
 
 
 def build(
-    model: PreTrainedModel, checkpoint: Path, folder: Path, *, weights: Weights, metadata: Mapping[str, str]
+    model: PreTrainedModel, checkpoint: Path, folder: Path, *, weights: StoredWeights, metadata: Mapping[str, str]
 ) -> None:
     """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
 
@@ -91,27 +80,9 @@ def build(
         said = " ".join(captured.getvalue()[-_OUTPUT_TAIL:].split())
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise LowRankError(f"{checkpoint}: the ONNX model builder failed: {problem} (it said: {said})") from error
-    _save(builder.model, folder, metadata)
-
-
-def _save(model: Any, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write graph and weights. The builder's own `save_model` stamps the commit of any git repository around it."""
-    import onnx_ir as ir
-
-    model.graph.sort()
-    model.producer_name, model.producer_version = "lowrank-export", metadata["lowrank.producer"]
-    model.metadata_props.update(metadata)
-    ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=_INLINE_BYTES)
-
-
-def check_family(model_type: str) -> None:
-    """Refuse families that were never compared with torch.
-
-    Raises:
-        InputError: `model_type` is not one of `FAMILIES`.
-    """
-    if model_type not in FAMILIES:
-        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(FAMILIES)}")
+    builder.model.graph.sort()
+    # not by the builder, whose file would name the commit of any git repository around it
+    save_model(builder.model, folder, metadata)
 
 
 def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
@@ -123,7 +94,6 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
     from copy import deepcopy
 
     config = deepcopy(model.config)
-    check_family(config.model_type)
     check_rotary(config, str(checkpoint))
     check_head_size(config, str(checkpoint))
     if hasattr(config, "quantization_config"):

@@ -7,6 +7,7 @@ in plain ONNX Runtime and in ONNX Runtime GenAI, before it gets its name.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +107,7 @@ def _check_window(
     found = allowed.check(reference, whole, f"ONNX Runtime, {len(window)} tokens at once")
     bounds = [0, len(window) // 2, *range(max(len(window) - _DECODED, len(window) // 2 + 1), len(window) + 1)]
     cache, parts = decoder.empty_cache, []
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         logits, cache = decoder.run(window[start:stop], cache, keep_cache=True)
         parts.append(logits)
     where = f"ONNX Runtime, {len(window)} tokens through the KV cache"

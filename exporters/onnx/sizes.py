@@ -43,11 +43,14 @@ def predict_bytes(
 def rotary_elements(config: Mapping[str, Any]) -> int:
     """Entries of the cosine and sine tables the graph stores: one row of half a head each per position.
 
+    Gemma 3 has such tables for each kind of block.
+
     Args:
         config: the parsed config.json.
     """
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return int(config["max_position_embeddings"] * head)
+    kinds = [value for value in (config.get("rope_parameters") or {}).values() if isinstance(value, dict)]
+    return int(config["max_position_embeddings"] * head * max(len(kinds), 1))
 
 
 def tensor_bytes(name: str, shape: tuple[int, ...], quantisation: str, options: OnnxOptions | None = None) -> int:

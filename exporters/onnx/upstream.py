@@ -116,7 +116,7 @@ def differences(builders: Any) -> list[str]:
 
 def _parameters(method: Any) -> tuple[str, ...]:
     """Names of a method's parameters after self, `*` and `**` included."""
-    marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    marks: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     parameters = list(inspect.signature(method).parameters.values())[1:]
     return tuple(marks.get(parameter.kind, "") + parameter.name for parameter in parameters)
 

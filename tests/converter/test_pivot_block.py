@@ -35,13 +35,13 @@ def permuted(found: dict[str, PivotLinear]) -> set[str]:
     return {name.rpartition(".")[2] for name, linear in found.items() if linear.lowrank_perm is not None}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.shared_orders])
 def test_logits_are_kept_and_gate_and_up_need_no_permutation(tiny: ModuleType, family: str) -> None:
     model, ranks = tiny.factored(family, rank=20, **OPTIONS.get(family, {}))
     before = logits(model)
     found = convert(model, family)
     assert set(found) == set(ranks)
-    torch.testing.assert_close(logits(model), before, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=2e-5 * max(1.0, float(before.abs().max())))
     assert permuted(found) == {"q_proj", "k_proj", "v_proj", "o_proj", "down_proj"}
 
 

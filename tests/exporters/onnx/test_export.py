@@ -30,6 +30,7 @@ from lowrank_export.exporters.onnx.selfcheck import kld
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.sizes import predict_bytes, rotary_elements
 from lowrank_export.exporters.onnx.types import QUANTISATIONS, OnnxOptions, bits_of, block_format
+from lowrank_export.runtime_tests.artifacts import describe
 
 VOCABULARY = 320  # of tests/tiny.py
 ODD_RANK = 37  # neither a multiple of the block nor of anything else
@@ -155,6 +156,11 @@ def test_folder_and_metadata(tmp_path: Path, factored: Path) -> None:
     assert metadata["lowrank.version"] == "1" and metadata["lowrank.layout"] == "two-factor"
     assert metadata["lowrank.method"] == "svd" and metadata["lowrank.retention"] == "1.0"
     assert metadata["lowrank.recipe"] == "method: svd\n"
+    assert metadata["lowrank.exporter"].startswith("onnxruntime-genai 0.18")
+    assert metadata["lowrank.opset.ai.onnx"] == str(next(one.version for one in model.opset_import if not one.domain))
+    assert metadata["lowrank.ir_version"] == str(model.ir_version)
+    assert describe(tmp_path / "out").facts == artifact.facts
+    assert artifact.facts["opset.ai.onnx"] == "22" and "recipe" not in artifact.facts
     assert model.producer_name == "lowrank-export"
     config = json.loads((tmp_path / "out" / "genai_config.json").read_text(encoding="utf-8"))
     assert str(tmp_path) not in json.dumps(config) and str(factored) not in json.dumps(config)

@@ -1,0 +1,69 @@
+"""The table of upstream names: what moved is said in one sentence, nothing leaks into the process."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lowrank_export.converter.errors import LowRankError
+from lowrank_export.exporters.onnx import upstream
+from lowrank_export.exporters.onnx.builder_families import FAMILIES
+
+
+def test_installed_builder_is_the_one_this_was_written_for() -> None:
+    problems = upstream.differences(upstream.builder_classes())
+    assert not problems, f"onnxruntime-genai's model builder has moved: {'; '.join(problems)}. Mend upstream.py."
+
+
+def test_every_family_class_is_in_the_table() -> None:
+    assert {family.class_name for family in FAMILIES.values()} <= set(upstream.CLASSES)
+
+
+def test_every_method_our_subclass_overrides_is_in_the_table() -> None:
+    """A method added to the subclass without a line in the table would not be watched."""
+    from lowrank_export.exporters.onnx.genai_builder import _subclass
+
+    pinned = {*upstream.METHODS, *(path.partition(".")[2] for path in upstream.CLASS_METHODS)}
+    ours = {name for name, value in vars(_subclass("LlamaModel")).items() if callable(value)}
+    assert ours <= pinned, f"overridden but not in upstream.METHODS: {sorted(ours - pinned)}"
+
+
+def pretend(**changes: Any) -> SimpleNamespace:
+    """The installed builder's classes with some replaced; None removes one."""
+    whole = upstream.builder_classes()
+    classes = {name: getattr(whole, name) for name in upstream.CLASSES} | changes
+    return SimpleNamespace(**{name: value for name, value in classes.items() if value is not None})
+
+
+def test_moved_class_is_named() -> None:
+    with pytest.raises(LowRankError, match=r"it has no Qwen3Model: .*onnxruntime-genai 0\.18") as error:
+        upstream.check_builder(pretend(Qwen3Model=None))
+    assert "\n" not in str(error.value)
+
+
+def test_moved_method_and_changed_signature_are_named() -> None:
+    class Moved(upstream.builder_classes().Model):  # type: ignore[misc, name-defined]
+        make_rope_init = None
+
+        def make_matmul(self, matmul: Any, root_input: str) -> None: ...
+
+    with pytest.raises(LowRankError) as error:
+        upstream.check_builder(pretend(Model=Moved))
+    assert "it has no Model.make_rope_init" in str(error.value)
+    assert "Model.make_matmul takes (matmul, root_input), not (matmul, basename, root_input, **kwargs)" in str(
+        error.value
+    )
+
+
+def test_import_leaves_no_top_level_modules_and_keeps_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ModuleType("quantization")
+    monkeypatch.setitem(sys.modules, "quantization", mine)
+    path = list(sys.path)
+    with upstream.private_modules():
+        sys.modules["loaders"] = ModuleType("loaders")
+        assert "quantization" not in sys.modules
+    assert sys.modules["quantization"] is mine and "loaders" not in sys.modules
+    assert sys.path == path
