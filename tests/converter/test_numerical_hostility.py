@@ -1,4 +1,4 @@
-"""Models and text whose numbers are hostile: every method ends with finite factors within the budget, or in one line."""
+"""Models and text whose numbers are hostile: every method ends with finite factors within budget, or in one line."""
 
 from __future__ import annotations
 
