@@ -5,6 +5,7 @@ A trace forgets which matrix belonged to which module, so matrices are found by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ def store_codes(model: ir.Model, weights: StoredWeights) -> None:
     """
     graph = model.graph
     model.opset_imports.setdefault(_MICROSOFT, 1)
-    known = {_digest(module.weight.detach().numpy()): matrix for module, matrix in weights.encoded.items()}
+    live: Mapping[Any, QuantisedMatrix] = weights.encoded
+    known = {_digest(module.weight.detach().numpy()): matrix for module, matrix in live.items()}
     stored: dict[int, list[Any]] = {}
     for node in list(graph):
         found = _matrix(node)
@@ -149,7 +151,7 @@ def _replace(graph: Any, node: Any, new: list[Any]) -> None:
 def _initializer(graph: Any, name: str, values: Any) -> Any:
     import onnx_ir as ir
 
-    tensor = ir.tensor(values, name=name)
+    tensor: Any = ir.tensor(values, name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
