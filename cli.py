@@ -1,7 +1,7 @@
 """The command line: parse, one call per verb, print, exit code. No logic lives here.
 
 Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, 5 out of memory or disk (or a tool
-the machine lacks), 130 interrupted (the same command goes on).
+the machine lacks, or another process of the job is lost), 130 interrupted (the same command goes on).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .converter.errors import LowRankError, UsageError
+from .converter.errors import LowRankError, ToldError, UsageError
 from .converter.printable import printable
 from .converter.recipe_options import Given, RecipeFile, chosen_recipe, chosen_recipes, listed, numbers, recipe_options
 from .exporters.export_options import (
@@ -53,9 +53,13 @@ from .runtime_tests.evaluation_options import (
     Threads,
 )
 
+if TYPE_CHECKING:
+    from .converter.progress import Progress
+    from .converter.workers import Workers
+
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, "
-    "5 out of memory or disk or a missing tool, 130 interrupted (the same command goes on)."
+    "5 out of memory or disk, a missing tool or a lost process, 130 interrupted (the same command goes on)."
 )
 app = typer.Typer(
     add_completion=False,
@@ -69,6 +73,11 @@ app.add_typer(runtime_app, name="runtime")
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+ProcessThreads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of a process. Default: its share of the cores.")
+]
+DIVIDED = ("compress", "statistics")
+"""Commands whose work torchrun divides among processes."""
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 MaxMemory = Annotated[
@@ -111,6 +120,11 @@ def run(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Compress, export and validate in one go. Sub-commands do the single steps."""
+    if context.invoked_subcommand not in DIVIDED:
+        with _one_line_errors():
+            from .converter.joining import refuse_company
+
+            refuse_company(context.invoked_subcommand or "the whole job")
     if context.invoked_subcommand is not None:
         return
     if version:
@@ -159,27 +173,32 @@ def compress(
     ] = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",
+    threads: ProcessThreads = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Make a factored checkpoint."""
+    """Make a factored checkpoint; torchrun divides the work among processes, see docs/large-models.md."""
     _wait_passively()
     with _one_line_errors():
-        chosen = chosen_recipe(recipe, given)
         from .converter.byte_size import memory_limit
+        from .converter.joining import joined
         from .converter.pipeline import compress as run_compress
-        from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        done = run_compress(
-            chosen,
-            out,
-            device=device,
-            force=force,
-            statistics=statistics,
-            max_memory=memory_limit(max_memory),
-            progress=ConsoleProgress(),
-        )
+        with joined(device, threads) as workers:
+            chosen = chosen_recipe(recipe, given)
+            done = run_compress(
+                chosen,
+                out,
+                device=device,
+                force=force,
+                statistics=statistics,
+                max_memory=memory_limit(max_memory),
+                progress=_progress_of(workers),
+                workers=workers,
+            )
+        if not workers.writes:
+            return
         summary = {
             key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")
         }
@@ -203,21 +222,24 @@ def statistics(
     ] = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",
+    threads: ProcessThreads = None,
     as_json: Json = False,
 ) -> None:
     """Gather what a method wants to know of the dense model, for `compress --statistics`."""
     _wait_passively()
     with _one_line_errors():
-        chosen = chosen_recipe(recipe, given)
         from .converter.byte_size import memory_limit
+        from .converter.joining import joined
         from .converter.planning import gather_statistics
-        from .converter.progress import ConsoleProgress
         from .runtime_tests.environment import process_cost
 
-        limit = memory_limit(max_memory)
-        kinds = gather_statistics(
-            chosen, out, kind or None, device=device, max_memory=limit, progress=ConsoleProgress()
-        )
+        with joined(device, threads) as workers:
+            chosen, limit, progress = chosen_recipe(recipe, given), memory_limit(max_memory), _progress_of(workers)
+            kinds = gather_statistics(
+                chosen, out, kind or None, device=device, max_memory=limit, progress=progress, workers=workers
+            )
+        if not workers.writes:
+            return
         _show(None, {"path": str(out), "kinds": list(kinds), "process": process_cost()}, as_json)
         _tell(f"{out}: statistics of kind {' and '.join(kinds)}" if kinds else f"{chosen.method} reads no statistics")
 
@@ -643,6 +665,13 @@ def _cores() -> int:
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
+def _progress_of(workers: Workers) -> Progress:
+    """One process of a job speaks for all."""
+    from .converter.progress import ConsoleProgress, SilentProgress
+
+    return ConsoleProgress() if workers.writes else SilentProgress()
+
+
 def _show(table: Any, document: dict[str, Any], as_json: bool) -> None:
     """The table on stderr, or with --json exactly one document on stdout."""
     if as_json:
@@ -691,6 +720,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except typer.Exit:
         raise
+    except ToldError as error:
+        raise typer.Exit(error.exit_code) from None
     except LowRankError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

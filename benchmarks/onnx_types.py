@@ -48,7 +48,7 @@ from lowrank_export.runtime_tests.windows import Windows
 
 MODELS = ("dense", "factored")
 BASELINE = "builder-int4"
-PROMPT = "The lighthouse keeper climbed the stairs"
+PROMPT = "This function returns a list of"
 TEXT_TOKENS = 24
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import attention
 from .architectures import Family
-from .checkpoint import CheckpointReader, refusing
+from .checkpoint import CheckpointReader, quiet_transformers, refusing
 from .config_check import check_config
 from .errors import InputError
 from .layouts import PERM_SUFFIX, Layout
@@ -47,10 +47,10 @@ class BlockSource:
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
         self.bfloat16 = bfloat16
         check_config(reader, family)
-        with refusing(reader.path, "transformers cannot read config.json"):
+        with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
             config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
         self.attention = attention.register() if bfloat16 and device.type == "cpu" else "sdpa"
-        with refusing(reader.path, "transformers cannot build this model"), torch.device("meta"):
+        with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
         in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
@@ -119,7 +119,10 @@ class BlockSource:
 
     def _tensor(self, name: str, expected: tuple[int, ...]) -> Tensor:
         tensor = self._stored(name, expected)
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        made = tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+            raise InputError(f"{self.reader.path}: {name} goes beyond the range of float16; use another --dtype")
+        return made
 
     def _stored(self, name: str, expected: tuple[int, ...]) -> Tensor:
         """A tensor as stored, checked; a part of the file mapped into memory."""
@@ -127,7 +130,7 @@ class BlockSource:
             found = self.reader.shape(name)
             raise InputError(f"{self.reader.path}: {name} has shape {found}, but config.json says {expected}")
         tensor = self.reader.tensor(name)
-        if not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(CHECKED_ROWS)):
+        if not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(CHECKED_ROWS)):  # type: ignore[no-untyped-call]
             raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
         return tensor
 

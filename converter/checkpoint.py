@@ -13,6 +13,7 @@ from .errors import InputError, LowRankError
 from .layouts import C_SUFFIX, LAYOUTS, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from .links import check_links
 from .safetensors_header import read_header
+from .tokenizer_trial import check_tokenizer_file
 
 if TYPE_CHECKING:
     import torch
@@ -273,7 +274,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     check_links(path)
-    with refusing(path, "no usable tokenizer"):
+    check_tokenizer_file(path)
+    with refusing(path, "no usable tokenizer"), quiet_transformers():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )

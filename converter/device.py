@@ -8,19 +8,20 @@ from contextlib import contextmanager
 import torch
 
 from .errors import ResourceError, UsageError
+from .workers import ALONE, Workers
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+def pick_device(name: str, workers: Workers = ALONE) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; processes that share a machine take a GPU each.
 
     Raises:
-        UsageError: not a device name.
-        ResourceError: CUDA was asked for and is not there.
+        UsageError: not a device name, or one GPU for several processes.
+        ResourceError: CUDA was asked for and is not there, or has fewer GPUs than processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -29,7 +30,18 @@ def pick_device(name: str) -> torch.device:
         raise ResourceError(f"--device {name}: no CUDA device is available to PyTorch here; use --device cpu")
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}: expected auto, cpu or cuda (or cuda:N)")
-    return device
+    return device if workers.count == 1 or device.type == "cpu" else _own_gpu(device, workers)
+
+
+def _own_gpu(device: torch.device, workers: Workers) -> torch.device:
+    """The GPU of this process."""
+    if device.index is not None:
+        raise UsageError(f"--device {device}: each process takes a GPU of its own; use --device cuda")
+    if workers.local_index >= torch.cuda.device_count():
+        raise ResourceError(
+            f"this machine has {torch.cuda.device_count()} GPUs for more processes; use --nproc-per-node gpu"
+        )
+    return torch.device("cuda", workers.local_index)
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -93,7 +93,7 @@ class _PlainLoader(yaml.SafeLoader):
         self._anchored = self._aliases = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             self._aliases += 1
             if self._anchored or self._aliases > MAX_ALIASES:

@@ -31,3 +31,15 @@ class ResourceError(LowRankError):
     """Out of memory or disk, or a tool the machine lacks."""
 
     exit_code = 5
+
+
+class WorkerLostError(ResourceError):
+    """Another process of this job (`torchrun`) is gone."""
+
+
+class ToldError(LowRankError):
+    """Another process of this job has said what went wrong; this one ends without a word."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code

@@ -66,25 +66,39 @@ class GroupMetric:
     held_out: Tensor | None
 
 
-def group_metric(method: Method, moments: GroupMoments, reduction: str) -> GroupMetric:
+def group_whitener(method: Method, moments: GroupMoments) -> Whitener | None:
+    """What the truncation of a group's linears sees of their inputs.
+
+    Args:
+        method: says which moment.
+        moments: of the group.
+
+    Raises:
+        ValueError: a moment is not finite.
+    """
+    if method.metric == "activation-scale":
+        assert moments.mean_abs is not None
+        return activation_scale(moments.mean_abs)
+    seen = {"dense": moments.dense, "compressed": moments.compressed}.get(method.metric)
+    return whiten(seen.mean()) if seen is not None and seen.tokens else None
+
+
+def group_metric(
+    method: Method, moments: GroupMoments, reduction: str, whitener: Whitener | None = None
+) -> GroupMetric:
     """Turn moments into what the method needs.
 
     Args:
         method: which stream is whitened, whether there is compensation and alignment.
         moments: of the group.
         reduction: "moments" or "stack-of-batch", the activations that adaComp fits.
+        whitener: of the group, where it is known already.
 
     Raises:
         ValueError: a moment is not finite.
     """
     compressed = moments.compressed.mean() if moments.compressed.tokens else None
     dense = moments.dense.mean() if moments.dense.tokens else None
-    whitener = None
-    if method.metric == "activation-scale":
-        assert moments.mean_abs is not None
-        whitener = activation_scale(moments.mean_abs)
-    elif (seen := {"dense": dense, "compressed": compressed}.get(method.metric)) is not None:
-        whitener = whiten(seen)
     compensation = None
     if method.compensation != "none":
         stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
@@ -97,7 +111,7 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
             moved, moving = moving.weight(moments.output_drift.mean()), None
     return GroupMetric(
         method=method,
-        whitener=whitener,
+        whitener=whitener or group_whitener(method, moments),
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
         regression=moving,
@@ -105,6 +119,22 @@ def group_metric(method: Method, moments: GroupMoments, reduction: str) -> Group
         moved=moved,
         held_out=moments.held_out.mean() if moments.held_out.tokens else None,
     )
+
+
+def truncate(
+    weight: Tensor, rank: int, whitener: Whitener | None, *, outputs: OutputRoot | None, fisher: Tensor | None
+) -> LowRankFactors:
+    """The truncation that a method begins with.
+
+    Args:
+        weight: W (m, n) float64, or the weight whose output is the target.
+        rank: r.
+        whitener: of its input group.
+        outputs: R where the method is two-sided, see `gradient_metric`.
+        fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
+    """
+    factors, _ = factor(weight, rank, whitener if fisher is None else diagonal_whitener(fisher.sqrt()), outputs)
+    return factors
 
 
 def fit_linear(
@@ -115,6 +145,7 @@ def fit_linear(
     iterations: int,
     outputs: OutputRoot | None = None,
     fisher: Tensor | None = None,
+    truncated: LowRankFactors | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
 
@@ -125,19 +156,16 @@ def fit_linear(
         iterations: of adaComp.
         outputs: R where the method is two-sided, see `gradient_metric`.
         fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
+        truncated: by `truncate`, where that is done already; for a method that truncates W itself.
 
     Returns:
         The factors, and their losses where there are activations to measure them on.
     """
     weight = weight.double()
     target = aligned_target(weight, rank, metric)
-    whitener = metric.whitener if fisher is None else diagonal_whitener(fisher.sqrt())
-    truncated, _ = factor(
-        target if metric.method.metric == "compressed" else weight,
-        rank,
-        whitener,
-        outputs,
-    )
+    if truncated is None:
+        seen = target if metric.method.metric == "compressed" else weight
+        truncated = truncate(seen, rank, metric.whitener, outputs=outputs, fisher=fisher)
     factors = truncated
     if metric.compensation is not None:
         factors = compensate(metric.method.compensation, target, truncated, metric.compensation, iterations)

@@ -139,6 +139,8 @@ def _header(cursor: _Cursor, size: int) -> Header:
     metadata: dict[str, Any] = {}
     for _ in range(keys):
         key = cursor.name("a metadata key")
+        if not key:
+            raise _Damage("a metadata key has no name")
         if key in metadata:
             raise _Damage(f"metadata key {key!r} occurs twice")
         kind = cursor.number("I", f"the type of {key!r}")

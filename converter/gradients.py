@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .activations import Activations, Keep, in_memory
 from .blocks import BlockSource
 from .progress import Progress
+from .workers import ALONE, Workers
 
 Labels = Literal["sampled", "data"]
 Observer = Callable[[str, Tensor, Tensor], None]
@@ -28,6 +29,7 @@ def backward_blocks(
     observe: Observer,
     progress: Progress,
     keep: Keep = in_memory,
+    workers: Workers = ALONE,
 ) -> Generator[int]:
     """Run the dense model forwards, then backwards; yields each block's index once `observe` has seen all of it.
 
@@ -43,10 +45,16 @@ def backward_blocks(
         windows: token ids (N, T).
         labels: what the loss is taken against.
         seed: of the drawn labels.
-        observe: sees every linear of every chunk of windows.
+        observe: sees every linear of every chunk of windows; of this process's windows where there are several.
         progress: told about blocks.
         keep: where the residual streams of all blocks, and the gradients at one, lie.
+        workers: of the job: each runs its part of the windows, with the labels that one process would draw.
     """
+    draws = None
+    if labels == "sampled":
+        generator = torch.Generator(device=blocks.device).manual_seed(seed)
+        draws = list(workers.part([_draws(windows.shape[1], generator) for _ in windows]))
+    windows = windows[list(workers.part(range(len(windows))))]
     chunks = [windows[i : i + CHUNK_WINDOWS] for i in range(0, len(windows), CHUNK_WINDOWS)]
     with progress.stage("gradients of the dense model", 2 * blocks.block_count) as advance:
         kept, storage = list[Activations](), torch.bfloat16 if blocks.bfloat16 else blocks.dtype
@@ -59,8 +67,7 @@ def backward_blocks(
                     stream[chunk] = blocks.run(block, x)
                 del block
                 advance(1)
-        generator = torch.Generator(device=blocks.device).manual_seed(seed)
-        _at_last_block(blocks, stream, chunks if labels == "data" else None, generator)
+        _at_last_block(blocks, stream, chunks, draws)
         gradients = stream
         for index in reversed(range(blocks.block_count)):
             block = blocks.block(index)
@@ -85,10 +92,26 @@ def _watch(name: str, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, .
     return hook
 
 
+def _draws(length: int, generator: torch.Generator) -> list[Tensor]:
+    """A number in [0, 1) per predicted token of a window, (rows, 1) for every `HEAD_ROWS` of them."""
+    return [
+        torch.rand(min(HEAD_ROWS, length - 1 - start), 1, generator=generator, device=generator.device)
+        for start in range(0, length - 1, HEAD_ROWS)
+    ]
+
+
 def _at_last_block(
-    blocks: BlockSource, streams: Activations, tokens: list[Tensor] | None, generator: torch.Generator
+    blocks: BlockSource, streams: Activations, tokens: list[Tensor], draws: list[list[Tensor]] | None
 ) -> None:
-    """Put dL/dx at the last block's output, (B, T, d) per chunk, in its place; at the head it is p - onehot(label)."""
+    """Put dL/dx at the last block's output, (B, T, d) per chunk, in its place; at the head it is p - onehot(label).
+
+    Args:
+        blocks: norm and head of the dense model.
+        streams: output of the last block, per chunk.
+        tokens: of every chunk, the labels.
+        draws: of every window, where labels are drawn instead, see `_draws`.
+    """
+    remaining = iter(draws or ())
     norm, weight = blocks.head()
     if blocks.bfloat16:
         weight = weight.bfloat16()
@@ -98,23 +121,24 @@ def _at_last_block(
             normed = norm(x)
         at_head = torch.zeros_like(normed)
         for window in range(len(x)):
-            given = None if tokens is None else tokens[chunk][window].to(x.device).long()
-            _head_gradient(normed[window].detach(), weight, given, generator, at_head[window])
+            given = tokens[chunk][window].to(x.device).long()
+            drawn = None if draws is None else next(remaining)
+            _head_gradient(normed[window].detach(), weight, given, drawn, at_head[window])
         (streams[chunk],) = torch.autograd.grad(normed, x, at_head)
 
 
-def _head_gradient(x: Tensor, weight: Tensor, tokens: Tensor | None, generator: torch.Generator, out: Tensor) -> None:
+def _head_gradient(x: Tensor, weight: Tensor, tokens: Tensor, draws: list[Tensor] | None, out: Tensor) -> None:
     """Gradient (T, d) at the head's input x (T, d) for one window, written to `out`; the last row predicts nothing."""
     for start in range(0, len(x) - 1, HEAD_ROWS):
         stop = min(start + HEAD_ROWS, len(x) - 1)
         gradient = (x[start:stop].to(weight.dtype) @ weight.T).float().softmax(-1)
-        label = _drawn(gradient, generator) if tokens is None else tokens[start + 1 : stop + 1, None]
+        label = tokens[start + 1 : stop + 1, None] if draws is None else _drawn(gradient, draws[start // HEAD_ROWS])
         gradient.scatter_add_(1, label, gradient.new_full((len(label), 1), -1.0))
         out[start:stop] = gradient.to(weight.dtype) @ weight
 
 
-def _drawn(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+def _drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
     """One index per row (T, 1), by inverting the cumulative sum: `multinomial` draws a number per entry instead."""
     cumulated = probabilities.cumsum(-1)
-    chosen = torch.rand(len(cumulated), 1, generator=generator, device=cumulated.device) * cumulated[:, -1:]
+    chosen = draws * cumulated[:, -1:]
     return torch.searchsorted(cumulated, chosen, right=True).clamp_(max=cumulated.shape[1] - 1)

@@ -18,20 +18,23 @@ from .claim import claim
 from .documents import parse_json
 from .errors import InputError, UsageError
 from .files import parent_folder, remove, replacing
+from .workers import ALONE, Workers
 
 RECIPE, CALIBRATION, STATISTICS, REFINEMENT = "recipe.json", "calibration.json", "statistics", "refinement.safetensors"
 START_OVER = "finish it with that, or start over with --force"
 
 
 class Journal:
-    """The folder of one unfinished job.
+    """The folder of one unfinished job. Its processes all read it, and one of them writes.
 
     Attributes:
         folder: where it is.
+        workers: the processes that share the job.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: Workers = ALONE) -> None:
         self.folder = folder
+        self.workers = workers
 
     @property
     def statistics(self) -> Path:
@@ -72,7 +75,8 @@ class Journal:
         Raises:
             ResourceError: no space left.
         """
-        _save(self._block(index), tensors, {"losses": json.dumps(losses)})
+        if self.workers.writes:
+            _save(self._block(index), tensors, {"losses": json.dumps(losses)})
 
     def read_block(self, index: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]] | None:
         """Tensors and losses of a block that is finished.
@@ -80,7 +84,7 @@ class Journal:
         Raises:
             UsageError: the file is damaged.
         """
-        found = _read(self._block(index))
+        found = self._read(self._block(index))
         if found is None:
             return None
         try:
@@ -99,7 +103,8 @@ class Journal:
         Raises:
             ResourceError: no space left.
         """
-        _save(self.folder / REFINEMENT, tensors, {})
+        if self.workers.writes:
+            _save(self.folder / REFINEMENT, tensors, {})
 
     def read_refinement(self) -> dict[str, Tensor] | None:
         """The state kept last.
@@ -107,7 +112,7 @@ class Journal:
         Raises:
             UsageError: the file is damaged.
         """
-        found = _read(self.folder / REFINEMENT)
+        found = self._read(self.folder / REFINEMENT)
         return None if found is None else found[0]
 
     def refinement_damage(self) -> UsageError:
@@ -121,13 +126,18 @@ class Journal:
     def _block(self, index: int) -> Path:
         return self.folder / f"block-{index:05d}.safetensors"
 
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """What a file holds where the writer had made it when all came here."""
+        return _read(path) if self.workers.from_writer(path.is_file) else None
+
 
 @contextmanager
-def unfinished(out: Path) -> Iterator[Journal]:
+def unfinished(out: Path, workers: Workers = ALONE) -> Iterator[Journal]:
     """The journal of a job that makes `out`: removed when the job ends well, or by an error of its input.
 
     Args:
         out: the job's output.
+        workers: the processes that share the job.
 
     Raises:
         UsageError: another process is at this job.
@@ -135,6 +145,9 @@ def unfinished(out: Path) -> Iterator[Journal]:
     import filelock
 
     folder = _folder(out)
+    if not workers.writes:
+        yield Journal(folder, workers)
+        return
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder}: is not the folder of an unfinished job; remove it")
     with parent_folder(out):
@@ -146,7 +159,7 @@ def unfinished(out: Path) -> Iterator[Journal]:
         try:
             known = folder.exists()
             folder.mkdir(exist_ok=True)
-            journal = Journal(folder)
+            journal = Journal(folder, workers)
             try:
                 yield journal
             except InputError:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .workers import Workers
+
 PANEL = 256  # rows per product: large enough for the matmul to run at full speed
+SENT_ROWS = 1024  # rows per exchange between processes
 
 
 def upper_gram(x: Tensor) -> Tensor:
@@ -67,6 +70,30 @@ class Moment:
         else:
             self.total += product
         self.tokens += tokens
+
+    def add_up(self, shape: tuple[int, int], workers: Workers, device: torch.device) -> None:
+        """Add what the other processes of the job saw; every process then has the sum.
+
+        Where only the upper triangle holds, little more than that is sent.
+
+        Args:
+            shape: of the moment; a process without a window has not seen it.
+            workers: of the job.
+            device: the job's.
+        """
+        if workers.count == 1:
+            return
+        tokens, triangular = workers.totals([self.tokens, self.triangular])
+        if tokens == 0:
+            return
+        self.tokens, self.triangular = int(tokens), triangular > 0
+        if self.total is None:
+            self.total = torch.zeros(shape, dtype=torch.float64, device=device)
+        for start in range(0, shape[0], SENT_ROWS):
+            part = self.total[start : start + SENT_ROWS, start if self.triangular else 0 :]
+            sent = part.contiguous()
+            workers.add_up(sent)
+            part.copy_(sent)
 
     def mean(self) -> Tensor:
         """Sigma (n, n) float64, made in place: a large one is in memory once. Nothing can be added afterwards.

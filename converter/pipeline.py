@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Generator, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +30,9 @@ from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
 from .refinement import BATCH_TOKENS, Schedule, refine_model
-from .source import Source, open_source
+from .source import Source, check_same, open_source
 from .streams import Streams
+from .workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def compress(
     statistics: Path | None = None,
     max_memory: int | None = None,
     progress: Progress | None = None,
+    workers: Workers = ALONE,
 ) -> Compression:
     """Compress a model into a factored checkpoint; a job that was cut short goes on where it stopped.
 
@@ -73,16 +75,23 @@ def compress(
         max_memory: bytes that this process may take. Activations that do not fit go to a file beside `out`; the result
             is the same.
         progress: told about stages.
+        workers: the processes that share the job (converter.joining); all call this alike, on a folder that all see,
+            and one of them writes.
 
     Raises:
         UsageError, InputError, ResourceError: one line each, see converter.errors.
     """
-    forget_finished(out)
-    check_output(out, force)
+    if workers.writes:
+        forget_finished(out)
+        check_output(out, force)
     progress = progress or SilentProgress()
-    source = open_source(recipe.model, progress)
-    with unfinished(out) as journal:
-        journal.claim(_identity(recipe, source, pick_device(device)), force=force)
+    source = workers.in_turn(lambda: open_source(recipe.model, progress))
+    check_same(source, workers)
+    with unfinished(out, workers) as journal:
+        where = pick_device(device, workers)
+        if workers.writes:
+            journal.claim(_identity(recipe, source, where), force=force)
+        workers.check_shared(journal.folder)
         kept = statistics or journal.statistics
         with prepared(
             recipe,
@@ -92,6 +101,7 @@ def compress(
             max_memory=max_memory,
             scratch=journal.folder,
             progress=progress,
+            workers=workers,
         ) as job:
             return _execute(job, out, journal, force=force, progress=progress)
 
@@ -106,14 +116,15 @@ def _identity(recipe: Recipe, source: Source, device: torch.device) -> dict[str,
 def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Progress) -> Compression:
     """Carry out a prepared job."""
     drawn = {"calibration": job.calibration, "update": job.update_calibration}
-    journal.claim_calibration({name: found.record() for name, found in drawn.items() if found is not None})
+    if job.workers.writes:
+        journal.claim_calibration({name: found.record() for name, found in drawn.items() if found is not None})
     if job.recipe.refine != "none":
         progress.note(f"refining blocks: about {_refinement_bytes(job) / 1e9:.1f} GB beside the library and one block")
     started = time.perf_counter()
     losses: dict[str, FitLoss] = {}
     with (
         fast_matmul(),
-        replacing(out, force=force, folder=True) as folder,
+        replacing(out, force=force, folder=True) if job.workers.writes else nullcontext() as folder,
         closing(_compressed_blocks(job, journal, losses, progress)) as compressed,
     ):
         blocks: Iterable[tuple[int, nn.Module]] = compressed
@@ -123,9 +134,12 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
                 student = _refined_model(job, Path(unrefined), journal, progress)
             inside = job.source.family.blocks
             blocks = ((i, student.get_submodule(f"{inside}.{i}")) for i in range(job.blocks.block_count))
-        plan = _write(job, folder, blocks, losses)
+        if folder is None:
+            deque(blocks, maxlen=0)
+        else:
+            _write(job, folder, blocks, losses)
     progress.note(job.memory.line())
-    return Compression(out, plan, time.perf_counter() - started, job.memory.to_json())
+    return Compression(out, _plan_with_losses(job, losses), time.perf_counter() - started, job.memory.to_json())
 
 
 def _compressed_blocks(
@@ -152,7 +166,7 @@ def _compressed_blocks(
                 fitted = streams.compress_block(index, block, progress)
                 journal.save_block(index, block.state_dict(), {name: asdict(loss) for name, loss in fitted.items()})
                 losses |= fitted
-            if job.recipe.layout == "pivot":
+            if job.recipe.layout == "pivot" and (job.workers.writes or job.recipe.refine == "model"):
                 pivot_block(block, job.source.family)
             yield index, block
             del block
@@ -189,7 +203,8 @@ def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progr
     teacher = load(job.source.path, device=device, dtype=torch.float32)
     for model in (student, teacher):
         model.set_attn_implementation(job.blocks.attention)
-    windows, fitted = torch.cat([*job.chunks, *job.held_out_chunks]), sum(len(chunk) for chunk in job.chunks)
+    job.workers.unify(student.state_dict().values())
+    windows, fitted = job.windows
     kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
     inside = job.source.family.blocks + "."
     trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
@@ -209,6 +224,7 @@ def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progr
             bfloat16=job.blocks.bfloat16,
             journal=journal,
             advance=advance,
+            workers=job.workers,
         )
     progress.note(f"held-out KL divergence {done.before:.4f} -> {done.after:.4f} in {done.epochs} epochs")
     refined: nn.Module = nn.Module.to(student, job.blocks.dtype)
@@ -219,10 +235,8 @@ def _under(name: str, prefixes: Collection[str]) -> bool:
     return any(name.startswith(prefix) for prefix in prefixes)
 
 
-def _write(
-    job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], losses: Mapping[str, FitLoss]
-) -> dict[str, Any]:
-    """Write a checkpoint; returns its plan. `losses` is read after the blocks."""
+def _write(job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], losses: Mapping[str, FitLoss]) -> None:
+    """Write a checkpoint. `losses` is read after the blocks."""
     writer = CheckpointWriter(folder)
     for index, block in blocks:  # not enumerate, which holds on to a block while the next is made
         prefix = f"{job.source.family.blocks}.{index}"
@@ -231,8 +245,7 @@ def _write(
     for number, name in enumerate(_outside_blocks(job)):
         writer.write_shard(f"rest-{number:05d}", {name: _as_stored(job, name)})
     plan = _plan_with_losses(job, losses)
-    writer.finish(job.blocks.reader, _config(job), _texts(job, plan))
-    return plan
+    writer.finish(job.blocks.reader, _config(job), _texts(job, plan) if job.workers.writes else {})
 
 
 def _outside_blocks(job: Job) -> list[str]:

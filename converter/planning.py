@@ -39,10 +39,11 @@ from .moments import GroupMoments, Moment
 from .progress import Progress
 from .recipe import Recipe, nearest
 from .sensitivity import block_similarities, loss_energies, stable_ranks
-from .source import Source, open_source
-from .statistics import Statistics, open_statistics
+from .source import Source, check_same, open_source
+from .statistics import IDENTITY, Statistics, open_statistics
 from .truncation_sensitivity import truncation_losses
 from .whitening import OutputRoot, gradient_metric
+from .workers import ALONE, Workers
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
@@ -69,6 +70,7 @@ class Job:
         statistics: of the dense model; those that the method needs are there.
         plan: ranks of every linear.
         memory: how activations are held, and the forecast.
+        workers: the processes that share the job.
     """
 
     recipe: Recipe
@@ -80,6 +82,12 @@ class Job:
     statistics: Statistics
     plan: RankPlan
     memory: MemoryPlan
+    workers: Workers = ALONE
+
+    @property
+    def refines(self) -> bool:
+        """Whether gradient descent follows the closed forms."""
+        return self.recipe.refine != "none"
 
     @property
     def keep(self) -> Keep:
@@ -88,22 +96,30 @@ class Job:
 
     @property
     def chunks(self) -> list[Tensor]:
-        """Calibration windows as the compressed stream and, where both run, the dense one run them."""
+        """This process's calibration windows as the compressed stream and, where both run, the dense one run them."""
         calibration = self.update_calibration or self.calibration
-        return window_chunks(self.recipe, calibration) if calibration else []
+        return window_chunks(self.recipe, calibration, self.workers) if calibration else []
 
     @property
     def held_out_chunks(self) -> list[Tensor]:
-        """Windows that no factor is fitted on."""
+        """This process's windows that no factor is fitted on."""
         calibration = self.update_calibration or self.calibration
-        return _held_out_chunks(calibration) if calibration else []
+        return _held_out_chunks(calibration, self.workers) if calibration else []
+
+    @property
+    def windows(self) -> tuple[Tensor, int]:
+        """Token ids (N, T) of the windows of all processes, in their order, and how many are not held out."""
+        calibration = self.update_calibration or self.calibration
+        assert calibration is not None
+        fitted = torch.cat(window_chunks(self.recipe, calibration))
+        return torch.cat([fitted, torch.from_numpy(calibration.held_out)]), len(fitted)
 
     def dense_moments(self, block: int, group: InputGroup) -> GroupMoments:
         """Moments of an input group, with those of the dense model where the method sees them."""
         moments = GroupMoments()
         if self.method.needs_dense_moments:
             wanted = [SIGMA + group.name, MEAN_ABS + group.name]
-            if not self.method.needs_compressed_stream:
+            if not (self.method.needs_compressed_stream or self.refines):
                 wanted.append(HELD_OUT + group.name)
             found = self.statistics.read("dense", block, self.blocks.device, wanted.__contains__)
             moments.dense, moments.mean_abs = Moment(found[wanted[0]], tokens=1), found[wanted[1]]
@@ -142,6 +158,7 @@ def prepared(
     max_memory: int | None = None,
     scratch: Path | None = None,
     progress: Progress,
+    workers: Workers = ALONE,
 ) -> Iterator[Job]:
     """Open the source, draw the calibration windows, gather statistics of the dense model, allocate ranks.
 
@@ -153,19 +170,21 @@ def prepared(
         max_memory: bytes that this process may take.
         scratch: a folder for activations that do not fit into that; by default the system's.
         progress: told about stages.
+        workers: the processes that share the job; all call this alike.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
     source = source or open_source(recipe.model, progress)
     room = Room(max_memory, scratch or Path(tempfile.gettempdir()))
-    with _gathered(recipe, source, device, statistics, room, progress) as (method, blocks, calibration, store, memory):
+    with _gathered(recipe, source, device, statistics, room, progress, workers) as found:
+        method, blocks, calibration, store, memory = found
         with fast_matmul():
-            plan = _allocate(recipe, method, blocks, calibration, store, progress)
+            plan = _allocate(recipe, method, blocks, calibration, store, progress, workers)
         update = None
         if recipe.update_calibration is not None:
-            update = _calibration(recipe.update_calibration, recipe, source, blocks, progress)
-        yield Job(recipe, method, source, blocks, calibration, update, store, plan, memory)
+            update = _calibration(recipe.update_calibration, recipe, source, blocks, progress, workers)
+        yield Job(recipe, method, source, blocks, calibration, update, store, plan, memory, workers)
 
 
 def rank_multiple_for(recipe: Recipe, source: Source, row_multiple: int) -> int:
@@ -193,6 +212,7 @@ def gather_statistics(
     device: str,
     max_memory: int | None = None,
     progress: Progress,
+    workers: Workers = ALONE,
 ) -> tuple[str, ...]:
     """Fill a folder with the statistics that a recipe reads, for `prepared` of this recipe and others.
 
@@ -203,6 +223,7 @@ def gather_statistics(
         device: "auto", "cpu", "cuda".
         max_memory: bytes that this process may take; activations that do not fit go to a file beside `folder`.
         progress: told about stages.
+        workers: the processes that share the work; all call this alike.
 
     Returns:
         The kinds that are there now.
@@ -218,7 +239,9 @@ def gather_statistics(
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
     room = Room(max_memory, next(parent for parent in folder.absolute().parents if parent.is_dir()))
-    with _gathered(recipe, open_source(recipe.model, progress), device, folder, room, progress, wanted):
+    source = workers.in_turn(lambda: open_source(recipe.model, progress))
+    check_same(source, workers)
+    with _gathered(recipe, source, device, folder, room, progress, workers, wanted):
         return wanted
 
 
@@ -230,11 +253,12 @@ def _gathered(
     folder: Path | None,
     room: Room,
     progress: Progress,
+    workers: Workers,
     kinds: Sequence[str] | None = None,
 ) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics, MemoryPlan]]:
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
-    where = pick_device(device)
+    where = pick_device(device, workers)
     blocks = BlockSource(source.reader(), source.family, where, DTYPES[recipe.dtype], _in_bfloat16(recipe, where))
     exempt_loaded()
     _excluded(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
@@ -243,26 +267,33 @@ def _gathered(
         plan_memory(recipe, method, blocks, sampled, room.limit, room.folder)
     calibration = None
     if method.needs_calibration or recipe.refine != "none":
-        calibration = _calibration(recipe.calibration, recipe, source, blocks, progress)
-    windows = _sizes(recipe, calibration)
+        calibration = _calibration(recipe.calibration, recipe, source, blocks, progress, workers)
+    windows = _sizes(recipe, calibration, workers)
     memory = plan_memory(recipe, method, blocks, windows, room.limit, room.folder)
     _try(memory, recipe, method, blocks, windows, progress)
-    with open_statistics(None if calibration is None else folder) as store:
+    with open_statistics(None if calibration is None else folder, workers) as store:
         if calibration is not None:
-            if folder is not None:
+            if folder is not None and workers.writes:
                 store.claim(_identity(recipe, blocks, source, calibration))
+            if folder is not None:
+                workers.check_shared(folder / IDENTITY)
             with fast_matmul():
                 chosen = statistics_kinds(recipe) if kinds is None else kinds
-                _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress)
+                _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress, workers)
+            workers.wait()  # for the writer's last file
         release_freed()
         yield method, blocks, calibration, store, memory
 
 
-def _sizes(recipe: Recipe, calibration: Calibration | None) -> Windows:
+def _sizes(recipe: Recipe, calibration: Calibration | None, workers: Workers) -> Windows:
+    """The windows of a process that has the most."""
     if calibration is None:
         return Windows(0, 0, 1, 1)
     fitted, length = calibration.windows.shape
-    return Windows(fitted, len(calibration.held_out), length, window_chunk(recipe, fitted, length))
+    chunk = window_chunk(recipe, fitted, length)
+    whole = chunk if recipe.calibration_reduction == "stack-of-batch" else 1
+    shares = [-(-count // workers.count) for count in (-(-fitted // whole), len(calibration.held_out))]
+    return Windows(min(fitted, shares[0] * whole), shares[1], length, chunk)
 
 
 def _try(
@@ -313,27 +344,38 @@ def _gather(
     store: Statistics,
     keep: Keep,
     progress: Progress,
+    workers: Workers,
 ) -> None:
     if "dense" in kinds or "sensitivity" in kinds:
-        chunks, held_out = window_chunks(recipe, calibration), _held_out_chunks(calibration)
-        gather_dense(blocks, chunks, held_out, store, progress, keep)
+        chunks, held_out = window_chunks(recipe, calibration, workers), _held_out_chunks(calibration, workers)
+        gather_dense(blocks, chunks, held_out, store, progress, keep, workers)
     if "gradients" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
-        gather_gradients(blocks, windows, recipe.seed, store, progress, keep)
+        gather_gradients(blocks, windows, recipe.seed, store, progress, keep, workers)
     if "fisher" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
-        gather_fisher(blocks, windows, store, progress, keep)
+        gather_fisher(blocks, windows, store, progress, keep, workers)
     if "sensitivity" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-        truncation_losses(blocks, windows, measured_retentions(recipe.retention), recipe.layout, store, progress)
+        retentions = measured_retentions(recipe.retention)
+        truncation_losses(blocks, windows, retentions, recipe.layout, store, progress, workers)
 
 
-def window_chunks(recipe: Recipe, calibration: Calibration) -> list[Tensor]:
-    """Shuffled calibration windows in chunks: buckets for stack-of-batch, else as many as memory likes."""
+def window_chunks(recipe: Recipe, calibration: Calibration, workers: Workers = ALONE) -> list[Tensor]:
+    """This process's shuffled calibration windows in chunks: buckets for stack-of-batch, which stay whole, else as many
+    as memory likes."""
     windows = calibration.windows
-    order = np.random.default_rng(recipe.seed).permutation(len(windows))
+    order = np.random.default_rng(recipe.seed).permutation(len(windows)).tolist()
     size = window_chunk(recipe, *windows.shape)
-    return [torch.from_numpy(windows[order[i : i + size]]) for i in range(0, len(order), size)]
+    if recipe.calibration_reduction == "stack-of-batch":
+        chosen = workers.part(_cut(order, size))
+    else:
+        chosen = _cut(workers.part(order), size)
+    return [torch.from_numpy(windows[numbers]) for numbers in chosen]
+
+
+def _cut(numbers: Sequence[int], size: int) -> Sequence[Sequence[int]]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def window_chunk(recipe: Recipe, windows: int, length: int) -> int:
@@ -343,11 +385,20 @@ def window_chunk(recipe: Recipe, windows: int, length: int) -> int:
     return max(1, CHUNK_TOKENS // length)
 
 
-def _held_out_chunks(calibration: Calibration) -> list[Tensor]:
-    return [torch.from_numpy(calibration.held_out)] if len(calibration.held_out) else []
+def _held_out_chunks(calibration: Calibration, workers: Workers) -> list[Tensor]:
+    """This process's held-out windows in one chunk; those who have fewer others take more of these."""
+    chosen = workers.part(range(len(calibration.held_out)), larger_first=True)
+    return [torch.from_numpy(calibration.held_out[list(chosen)])] if chosen else []
 
 
-def _calibration(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
+def _calibration(
+    text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress, workers: Workers
+) -> Calibration:
+    """Windows of a text; the writer alone reads it."""
+    return workers.from_writer(lambda: _drawn(text, recipe, source, blocks, progress))
+
+
+def _drawn(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
     tokenizer = load_tokenizer(source.path)
     options = {
         "windows": recipe.windows,
@@ -377,6 +428,7 @@ def _allocate(
     calibration: Calibration | None,
     store: Statistics,
     progress: Progress,
+    workers: Workers,
 ) -> RankPlan:
     per_block = len(blocks.family.linears)
     shapes = [
@@ -385,16 +437,18 @@ def _allocate(
     ]
     keep_dense = _excluded(recipe.keep_dense, [shape.name for shape in shapes])
     counted = [shape for shape in shapes if shape.name not in keep_dense]
-    wanted, importance = _wanted(recipe, method, blocks, calibration, store, progress, counted)
+    wanted, importance = _wanted(recipe, method, blocks, calibration, store, progress, workers, counted)
     retentions = dict(zip([shape.name for shape in counted], wanted, strict=True))
-    return round_ranks(
-        shapes,
-        [retentions.get(shape.name, 1.0) for shape in shapes],
-        target=recipe.retention,
-        rank_multiple=recipe.rank_multiple or DEFAULT_MULTIPLE,
-        keep_dense=keep_dense,
-        tolerance=method.tolerance,
-        importance=importance,
+    return workers.from_writer(  # one plan, even where machines round differently
+        lambda: round_ranks(
+            shapes,
+            [retentions.get(shape.name, 1.0) for shape in shapes],
+            target=recipe.retention,
+            rank_multiple=recipe.rank_multiple or DEFAULT_MULTIPLE,
+            keep_dense=keep_dense,
+            tolerance=method.tolerance,
+            importance=importance,
+        )
     )
 
 
@@ -405,6 +459,7 @@ def _wanted(
     calibration: Calibration | None,
     store: Statistics,
     progress: Progress,
+    workers: Workers,
     shapes: list[LinearShape],
 ) -> tuple[list[float], tuple[float, ...]]:
     """Wanted retention per linear, and the importance of blocks where the allocation has one."""
@@ -412,24 +467,24 @@ def _wanted(
     if allocation == "uniform":
         return uniform(shapes, target), ()
     if allocation == "stable-rank":
-        ranks = stable_ranks(blocks, progress)
+        ranks = stable_ranks(blocks, progress, workers)
         scores = [stable_rank_scores(ranks[shape.name], TENTHS) for shape in shapes]
         return candidate_cut(shapes, scores, TENTHS, target), ()
     assert calibration is not None
     if allocation == "adacr":
-        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress))
+        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress, workers))
         return adacr(shapes, importance, target, recipe.min_retention), importance
     if allocation == "threshold":
-        energies = loss_energies(blocks, store, "gradients", progress)
+        energies = loss_energies(blocks, store, "gradients", progress, workers)
         return threshold(shapes, [energies[shape.name] for shape in shapes], target), ()
     if allocation == "type-loss":
-        energies = loss_energies(blocks, store, "dense", progress)
+        energies = loss_energies(blocks, store, "dense", progress, workers)
         losses = [_summed_loss(shape, energies[shape.name], target, calibration) for shape in shapes]
         types = [blocks.family.linear_type(shape.name) for shape in shapes]
         return type_loss(shapes, types, losses, target), ()
     retentions = measured_retentions(target)
     windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-    measured = truncation_losses(blocks, windows, retentions, recipe.layout, store, progress)
+    measured = truncation_losses(blocks, windows, retentions, recipe.layout, store, progress, workers)
     return candidate_cut(shapes, [measured[shape.name] for shape in shapes], retentions, target), ()
 
 

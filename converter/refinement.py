@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .journal import Journal
 from .progress import Advance
+from .workers import ALONE, Workers
 
 BATCH_TOKENS = 1024  # small batches: a step costs as much as its tokens, and more steps go farther
 BETAS = (0.9, 0.95)
@@ -142,6 +143,7 @@ def refine_block(
     root: Tensor | None,
     frozen: Sequence[nn.Parameter],
     schedule: Schedule,
+    workers: Workers = ALONE,
 ) -> Refined:
     """Fit all parameters of a block to given outputs, in place.
 
@@ -151,15 +153,18 @@ def refine_block(
     Args:
         block: in float32.
         run: the block's forward over (B, T, d).
-        inputs: windows (T, d) of the compressed stream.
+        inputs: windows (T, d) of the compressed stream; this process's.
         targets: what the block should give for each, (T, d).
         fitted: that many windows are trained on, the others tell when to stop.
         root: R (d, d); None weighs all directions alike.
         frozen: parameters that stay as they are.
         schedule: epochs, rate, seed.
+        workers: of the job: batches are those of one process, and who has a window of a batch computes its gradient.
     """
-    size = max(1, BATCH_TOKENS // len(inputs[0]))
-    metric = None if root is None else root.to(inputs[0].device, torch.float32)
+    shares = workers.gathered((fitted, len(inputs[0]) if inputs else 0))
+    first, examples = (sum(windows for windows, _ in part) for part in (shares[: workers.index], shares))
+    size = max(1, BATCH_TOKENS // max(length for _, length in shares))
+    metric = None if root is None else root.to(next(block.parameters()).device, torch.float32)
 
     def loss_of(chosen: Sequence[int]) -> Tensor:
         x = torch.stack([inputs[i] for i in chosen]).float()
@@ -167,17 +172,21 @@ def refine_block(
         return (error if metric is None else error @ metric.T).square().sum(-1).mean()
 
     def backward(chosen: list[int]) -> None:
-        loss_of(chosen).backward()  # type: ignore[no-untyped-call]
+        mine = [i - first for i in chosen if first <= i < first + fitted]
+        if mine:
+            (loss_of(mine) * (len(mine) / len(chosen))).backward()  # type: ignore[no-untyped-call]
+        _add_up_gradients(trained, workers)
 
     def held_out_loss() -> float:
         with torch.no_grad():
-            losses = [float(loss_of([i])) for i in range(fitted, len(inputs))]
-        return sum(losses) / len(losses)
+            return _mean([float(loss_of([i])) for i in range(fitted, len(inputs))], workers)
 
     fixed = {id(parameter) for parameter in frozen}
     trained = [parameter for parameter in block.parameters() if id(parameter) not in fixed]
     with _gradients_wanted(trained):
-        return descend(trained, fitted, size, backward, held_out_loss, schedule)
+        refined = descend(trained, examples, size, backward, held_out_loss, schedule)
+    workers.unify(trained)
+    return refined
 
 
 def refine_model(
@@ -191,6 +200,7 @@ def refine_model(
     bfloat16: bool = False,
     journal: Journal | None = None,
     advance: Advance = lambda steps: None,
+    workers: Workers = ALONE,
 ) -> Refined:
     """Fit parameters of a compressed model to the dense model's distribution of the next token, in place.
 
@@ -207,6 +217,7 @@ def refine_model(
         bfloat16: whether forwards are autocast to it.
         journal: keeps the state after every epoch.
         advance: told about steps.
+        workers: of the job; the windows of a batch are divided among them.
     """
     size = max(1, BATCH_TOKENS // windows.shape[1])
     device = next(student.parameters()).device
@@ -226,13 +237,15 @@ def refine_model(
         return loss, found, gradient
 
     def backward(chosen: list[int]) -> None:
-        _, found, gradient = compared(chosen)
-        found.backward(gradient)  # type: ignore[no-untyped-call]
+        mine = workers.part(chosen)
+        if mine:
+            _, found, gradient = compared(mine)
+            found.backward(gradient * (len(mine) / len(chosen)))  # type: ignore[no-untyped-call]
+        _add_up_gradients(trained, workers)
 
     def held_out_loss() -> float:
         with torch.no_grad():
-            losses = [compared([i])[0] for i in range(fitted, len(windows))]
-        return sum(losses) / len(losses)
+            return _mean([compared([i])[0] for i in workers.part(range(fitted, len(windows)))], workers)
 
     student.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     student.train()  # transformers checkpoints in training mode only; these families have no dropout by default
@@ -244,6 +257,20 @@ def refine_model(
     finally:
         student.eval()
         student.activation_checkpointing_disable()  # type: ignore[operator]
+
+
+def _add_up_gradients(trained: Sequence[nn.Parameter], workers: Workers) -> None:
+    """The gradient of the whole batch from those of its parts; one who has no part of it adds nothing."""
+    if workers.count > 1:
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+            workers.add_up(parameter.grad)
+
+
+def _mean(losses: Sequence[float], workers: Workers) -> float:
+    """Over the windows of all processes; the same bits everywhere, because it decides when to stop."""
+    total, count = workers.totals([sum(losses), len(losses)])
+    return total / count
 
 
 @torch.no_grad()

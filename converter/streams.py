@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 from .activations import Activations
 from .architectures import InputGroup
+from .block_fit import BlockFit
 from .block_forward import TappedBlock
-from .errors import InputError
-from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric
-from .lowrank_linear import LowRankLinear
+from .fit import FitLoss
 from .memory import release_freed
 from .moments import GroupMoments
 from .passes import Pass, RepeatedPass, SleepingPass
@@ -21,17 +20,21 @@ from .refinement import Schedule, refine_block
 
 
 class Streams:
-    """The residual streams of the compressed and, where they are compared, of the dense model between two blocks."""
+    """The residual streams of the compressed and, where they are compared, of the dense model between two blocks.
+
+    Each process of the job carries those of its windows; what it gathers there is added up over all.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.dense: Activations = []
         self.compressed: Activations = []
         self.fitted_chunks = len(job.chunks)
-        self.refines = job.recipe.refine != "none"
+        self.refines = job.refines
+        self.runs = job.method.needs_compressed_stream or self.refines
         # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
         self.counted = {linear.shape.name for linear in job.plan.linears if linear.compressed}
-        if job.method.needs_compressed_stream or self.refines:
+        if self.runs:
             self.compressed = job.keep(job.blocks.embed([*job.chunks, *job.held_out_chunks]))
             self.dense = job.keep(self.compressed) if job.method.aligned or self.refines else []
 
@@ -40,7 +43,8 @@ class Streams:
         family = self.job.source.family
         tapped, beside = TappedBlock(block, family), None
         compressed, dense = self._pass(block, self.compressed), None
-        fisher = self.job.fisher(index)
+        fit = BlockFit(self.job, index, tapped, self.counted)
+        fit.truncate_ahead()
         losses: dict[str, FitLoss] = {}
         in_passing, waiting = self.job.method.installs == "in passing", dict[InputGroup, GroupMoments]()
         for number, group in enumerate(family.groups):
@@ -60,14 +64,12 @@ class Streams:
             if dense and (last_group or self.job.memory.repeats):
                 dense.abandon()
                 dense = beside = None  # the block is read again where it is wanted
+            if self.runs:
+                self._add_up(found, group, tapped)
             waiting[group] = found
             del found, narrow
             if in_passing or last_group:
-                while waiting:
-                    ready = next(iter(waiting))
-                    metric = self._group_metric(index, ready, waiting.pop(ready))
-                    losses.update(self._install_group(index, ready, tapped, metric, fisher))
-                    del metric
+                losses |= fit.install(waiting)
                 release_freed()
         last = index + 1 == self.job.blocks.block_count
         if self.refines:
@@ -122,6 +124,7 @@ class Streams:
             root=root,
             frozen=self._excluded_parameters(index, block),
             schedule=Schedule(recipe.refine_epochs, recipe.refine_rate, recipe.seed),
+            workers=job.workers,
         )
         block.to(job.blocks.dtype)
         progress.note(f"block {index}: held-out {done.before:.4g} -> {done.after:.4g} in {done.epochs} epochs")
@@ -150,47 +153,14 @@ class Streams:
         else:
             found.drift.add_cross(x - y, y)
 
-    def _group_metric(self, index: int, group: InputGroup, moments: GroupMoments) -> GroupMetric:
-        """What the group's linears are fitted with."""
-        method, reduction = self.job.method, self.job.recipe.calibration_reduction
-        try:
-            return group_metric(method, moments, reduction)
-        except ValueError:
-            raise InputError(
-                f"{self.job.recipe.model}: activations at {group.name!r} of block {index} hold NaN or Inf in "
-                f"{self.job.recipe.dtype}; use --dtype float32, or check the model"
-            ) from None
-
-    def _install_group(
-        self,
-        index: int,
-        group: InputGroup,
-        tapped: TappedBlock,
-        metric: GroupMetric,
-        fisher: Mapping[str, Tensor],
-    ) -> dict[str, FitLoss]:
-        """Factor the group's linears and put the factors in their place."""
-        losses = {}
-        for name in group.linears:
-            full_name = self.job.source.family.linear_name(index, name)
-            linear, rank = tapped.linear(name), self.job.plan.ranks.get(full_name)
-            assert isinstance(linear, nn.Linear)
-            if rank is None:
-                if full_name in self.counted:
-                    linear.weight = nn.Parameter(align_dense(linear.weight, metric), requires_grad=False)
-                continue
-            factors, loss = fit_linear(
-                linear.weight,
-                rank,
-                metric,
-                iterations=self.job.recipe.iterations,
-                outputs=self.job.output_root(index, name) if self.job.method.two_sided else None,
-                fisher=fisher.get(name),
-            )
-            tapped.install(name, _as_module(linear, factors.u, factors.v))
-            if loss is not None:
-                losses[full_name] = loss
-        return losses
+    def _add_up(self, found: GroupMoments, group: InputGroup, tapped: TappedBlock) -> None:
+        """Add what the other processes gathered."""
+        workers, device = self.job.workers, self.job.blocks.device
+        weight: Tensor = tapped.linear(group.linears[0]).weight  # type: ignore[assignment]
+        outputs, features = weight.shape
+        for moment in (found.compressed, found.drift, found.stacked, found.held_out):
+            moment.add_up((features, features), workers, device)
+        found.output_drift.add_up((outputs, features), workers, device)
 
 
 def _narrow(dense: TappedBlock | None, group: InputGroup) -> Tensor | None:
@@ -199,12 +169,3 @@ def _narrow(dense: TappedBlock | None, group: InputGroup) -> Tensor | None:
         return None
     weight: Tensor = dense.linear(group.linears[0]).weight  # type: ignore[assignment]
     return weight if weight.shape[0] < weight.shape[1] else None
-
-
-def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:
-    weight = linear.weight
-    module = LowRankLinear(linear.in_features, linear.out_features, u.shape[1], bias=False, device="meta")
-    module.lowrank_u.weight = nn.Parameter(u.to(weight.dtype), requires_grad=False)
-    module.lowrank_v.weight = nn.Parameter(v.to(weight.dtype), requires_grad=False)
-    module.bias = linear.bias
-    return module

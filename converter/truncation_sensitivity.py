@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,10 @@ from .factorisation import factor
 from .gathering import MEAN_ABS
 from .layouts import Layout, rank_for
 from .progress import Progress
+from .sensitivity import finite_activations
 from .statistics import Statistics
 from .whitening import activation_scale
+from .workers import ALONE, Workers
 
 HEAD_ROWS = 256  # tokens whose logits are in memory at once
 
@@ -26,12 +29,14 @@ def truncation_losses(
     layout: Layout,
     store: Statistics,
     progress: Progress,
+    workers: Workers = ALONE,
 ) -> dict[str, list[float]]:
     """Full linear name -> mean token loss of the model with this linear alone truncated, per retention.
 
     The truncation is ASVD's, in the scale of mean absolute activations. Blocks before the changed one are run once,
     those after it once per variant, all variants of a block together, so that weights are read once per block and
-    changed block. Finished blocks are kept in the statistics, and a job that was stopped goes on after them.
+    changed block. Finished blocks are kept in the statistics, and a job that was stopped goes on after them. Workers
+    share the variants of a block.
 
     Memory: one block, and a residual stream per linear of a block, retention and window.
 
@@ -42,6 +47,7 @@ def truncation_losses(
         layout: says which rank a retention is.
         store: read for kind "dense"; filled with kind "sensitivity".
         progress: told about every block that the variants of a block run through.
+        workers: of the job.
     """
     count = blocks.block_count
     (stream,) = blocks.embed([windows])
@@ -52,7 +58,8 @@ def truncation_losses(
             ranks = _ranks(blocks, block, retentions, layout)
             stored = _stored(store, index, blocks, ranks)
             if stored is None:
-                streams = _variants(blocks, block, index, stream, ranks, store)
+                mine = workers.part([(name, rank) for name, row in ranks.items() for rank in row])
+                streams = _variants(blocks, block, index, stream, mine, store)
                 advance(1)
                 for later in range(index + 1, count):
                     after = blocks.block(later)
@@ -60,7 +67,8 @@ def truncation_losses(
                         streams[key] = blocks.run(after, x)
                     del after
                     advance(1)
-                losses = {key: _mean_loss(blocks, x, windows) for key, x in streams.items()}
+                measured = workers.gathered({key: _mean_loss(blocks, x, windows) for key, x in streams.items()})
+                losses = dict(ChainMap(*measured))
                 found = {name: torch.tensor([row, [losses[name, rank] for rank in row]]) for name, row in ranks.items()}
                 store.save("sensitivity", index, found)
                 stored = {name: rows[1].tolist() for name, rows in found.items()}  # float32, as it is read back
@@ -96,19 +104,27 @@ def _stored(
 
 
 def _variants(
-    blocks: BlockSource, block: nn.Module, index: int, x: Tensor, ranks: dict[str, list[int]], store: Statistics
+    blocks: BlockSource,
+    block: nn.Module,
+    index: int,
+    x: Tensor,
+    wanted: Sequence[tuple[str, int]],
+    store: Statistics,
 ) -> dict[tuple[str, int], Tensor]:
-    """(linear, rank) -> output of the block with that linear truncated."""
+    """(linear, rank) -> output of the block with that linear truncated, for those wanted."""
     found = store.read("dense", index, blocks.device)
     outputs = {}
     for group in blocks.family.groups:
-        whitener = activation_scale(found[MEAN_ABS + group.name])
+        with finite_activations(blocks, index):
+            whitener = activation_scale(found[MEAN_ABS + group.name])
         for name in group.linears:
-            linear = block.get_submodule(name)
+            linear, ranks = block.get_submodule(name), [rank for linear, rank in wanted if linear == name]
             assert isinstance(linear, nn.Linear)
+            if not ranks:
+                continue
             dense = linear.weight
-            factors, _ = factor(dense, max(ranks[name]), whitener)
-            for rank in ranks[name]:  # U is orthonormal: its leading columns are the smaller truncation
+            factors, _ = factor(dense, max(ranks), whitener)
+            for rank in ranks:  # U is orthonormal: its leading columns are the smaller truncation
                 truncated = (factors.u[:, :rank] @ factors.v[:rank]).to(dense.dtype)
                 linear.weight = nn.Parameter(truncated, requires_grad=False)
                 outputs[name, rank] = blocks.run(block, x)

@@ -37,8 +37,8 @@ def artifact_table(artifact: Artifact) -> RenderableType:
         sums[1] += prod(tensor.shape)
         sums[2] += tensor.bytes
         type = tensor.type if tensor.wanted is None else f"{tensor.type} (for {tensor.wanted})"
-        name = Text(printable(tensor.name, LONGEST_NAME))
-        tensors.add_row(name, " x ".join(map(str, tensor.shape)), Text(type), f"{tensor.bytes:,}")
+        shown = Text(printable(tensor.name, LONGEST_NAME))
+        tensors.add_row(shown, " x ".join(map(str, tensor.shape)), Text(type), f"{tensor.bytes:,}")
     types = Table(title="Storage types", title_justify="left")
     for column in ("type", "tensors", "elements", "bytes", "bits per element"):
         types.add_column(column, justify="left" if column == "type" else "right")

@@ -51,7 +51,7 @@ def run_child(arguments: Sequence[str], log: Path) -> tuple[dict[str, Any], Cost
         LowRankError: the child's error, with its exit code.
         KeyboardInterrupt: this process or the child was interrupted; the child has ended.
     """
-    command = [sys.executable, "-m", "lowrank_export", *arguments, "--json"]
+    command = [sys.executable, "-P", "-m", "lowrank_export", *arguments, "--json"]
     started = time.perf_counter()
     with log.open("w", encoding="utf-8") as errors:
         child = subprocess.Popen(  # noqa: S603

@@ -46,7 +46,7 @@ def measure_footprint(path: Path, name: str, *, threads: int, context: int, prom
         ResourceError: that process ended otherwise, most likely for want of memory.
     """
     task = {"path": str(path), "name": name, "threads": threads, "context": context, "prompt_tokens": prompt_tokens}
-    command = [sys.executable, "-m", __spec__.name, json.dumps(task)]
+    command = [sys.executable, "-P", "-m", __spec__.name, json.dumps(task)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

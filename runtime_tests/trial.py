@@ -43,7 +43,7 @@ def check_survives(path: Path, name: str) -> None:
 def _tried(path: Path, name: str, state: tuple[tuple[str, int, int], ...]) -> None:
     allowed = CPU_SECONDS + sum(size for _, _, size in state) // BYTES_PER_SECOND
     task = json.dumps({"path": str(path), "name": name, "seconds": allowed})
-    command = [sys.executable, "-m", __spec__.name, task]
+    command = [sys.executable, "-P", "-m", __spec__.name, task]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
     said = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()] or [""]
     if done.returncode == 0:

@@ -37,6 +37,16 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with "dense", "deep" (many blocks) and "text.txt", to be read only; some files have one of their own."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save_dense(folder / "dense", "llama")
+    tiny.save_dense(folder / "deep", "llama", blocks=48)
+    (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def stock() -> ModuleType:
     """tests/stock.py: a llama.cpp without the patch."""
     module = _load("stock")

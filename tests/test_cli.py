@@ -117,7 +117,7 @@ def test_bad_options(quick: list[str], empty_folder: Path, options: list[str], c
     [
         (["--format", "ggfu"], ["unknown format", "did you mean 'gguf'"]),
         (["--format", "gguf", "--gguf-type", "q8"], ["--gguf-type q8", "did you mean 'q8_0'"]),
-        (["--format", "onnx", "--onnx-type", "int4"], ["--onnx-type int4", "unknown type"]),
+        (["--format", "onnx", "--onnx-type", "int3"], ["--onnx-type int3", "unknown type"]),
     ],
 )
 def test_unknown_formats(
@@ -144,6 +144,24 @@ def test_what_rounding_is_told(
 ) -> None:
     result = run("export", models / "factored", "--out", "out", "--gguf-type", "q8_0", *options)
     assert_one_line(result, code, *needles, work_began="stored as" in result.stderr)
+    assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "needles"),
+    [
+        (["--onnx-rounding", "awar"], 2, ["--onnx-rounding awar", "did you mean 'aware'"]),
+        (["--onnx-rounding", "aware"], 2, ["factored: records no calibration text", "--calibration"]),
+        (["--onnx-rounding", "aware", "--calibration", "none.txt"], 3, ["none.txt", "no such text"]),
+        (["--onnx-block-size", "48"], 2, ["--onnx-block-size 48", "16, 32, 64"]),
+        (["--onnx-accuracy-level", "3"], 2, ["--onnx-accuracy-level 3"]),
+    ],
+)
+def test_how_onnx_is_encoded(
+    models: Path, empty_folder: Path, options: list[str], code: int, needles: list[str]
+) -> None:
+    words = ["export", models / "factored", "--out", "out", "--format", "onnx", "--onnx-type", "int4-mix"]
+    assert_one_line(run(*words, *options), code, *needles)
     assert not list(empty_folder.iterdir())
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,16 +20,6 @@ from lowrank_export.cli import app
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests import release
 from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
-
-
-@pytest.fixture(scope="module")
-def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with "dense", "deep" (many blocks) and "text.txt"."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny.save_dense(folder / "dense", "llama")
-    tiny.save_dense(folder / "deep", "llama", blocks=48)
-    (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...converter.checkpoint import refusing
 from ...converter.errors import InputError
+from ...converter.links import check_links
+from ...converter.tokenizer_trial import check_tokenizer_file
 from .pretokenisers import pretokeniser_name
 
 if TYPE_CHECKING:
@@ -111,13 +114,13 @@ def add_vocabulary(writer: GGUFWriter, of: Vocabulary) -> None:
 def _load(path: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    try:
+    check_links(path)
+    check_tokenizer_file(path)
+    with refusing(path, "no usable tokenizer"):
         if (path / "tokenizer.json").is_file():
             # Not AutoTokenizer: for some classes it rebuilds the pipeline instead of reading the file.
             return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
         tokeniser = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, tokenizers and sentencepiece each raise their own
-        raise InputError(f"{path}: no usable tokenizer ({str(error).splitlines()[0]})") from None
     if not tokeniser.is_fast:
         raise InputError(f"{path}: the tokenizer has no tokenizer.json and cannot be converted to one")
     return tokeniser

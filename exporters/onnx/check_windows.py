@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...converter.errors import InputError
-from .session import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,12 +144,9 @@ def _facts(module: Any, config: Any) -> AttentionFacts:
 
 
 def _tokenizer(checkpoint: Path) -> Any:
-    from transformers import AutoTokenizer
+    from ...converter.checkpoint import load_tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{checkpoint}: its tokenizer cannot be loaded: {one_line(error)}") from error
+    return load_tokenizer(checkpoint)
 
 
 def _check_tokens(tokens: tuple[tuple[int, ...], ...], vocabulary: int, checkpoint: Path) -> None:

@@ -5,9 +5,8 @@ A trace forgets which matrix belonged to which module, so matrices are found by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .quantise import QuantisedMatrix
 from .stored import StoredWeights
@@ -28,8 +27,7 @@ def store_codes(model: ir.Model, weights: StoredWeights) -> None:
     """
     graph = model.graph
     model.opset_imports.setdefault(_MICROSOFT, 1)
-    live: Mapping[Any, QuantisedMatrix] = weights.encoded
-    known = {_digest(module.weight.detach().numpy()): matrix for module, matrix in live.items()}
+    known = {_digest(cast(Any, module.weight).detach().numpy()): matrix for module, matrix in weights.encoded.items()}
     stored: dict[int, list[Any]] = {}
     for node in list(graph):
         found = _matrix(node)
@@ -151,8 +149,8 @@ def _replace(graph: Any, node: Any, new: list[Any]) -> None:
 def _initializer(graph: Any, name: str, values: Any) -> Any:
     import onnx_ir as ir
 
-    tensor: Any = ir.tensor(values, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    tensor = ir.tensor(values, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

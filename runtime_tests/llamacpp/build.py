@@ -82,7 +82,7 @@ def check_compiler() -> None:
 
 def _compile(source: Path, wheels: Path, log: Path) -> Iterator[int]:
     """Build one wheel with pip and scikit-build-core; yields percentages, non-decreasing."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--verbose"]
+    command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--verbose"]
     command += ["--wheel-dir", str(wheels), "--config-settings", f"cmake.args={';'.join(CMAKE_OPTIONS)}", str(source)]
     log.unlink(missing_ok=True)
     yield from run_steps(command, log)

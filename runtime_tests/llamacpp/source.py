@@ -59,7 +59,16 @@ def download(folder: Path) -> None:
         f"llama-cpp-python=={VERSION} --hash=sha256:{sdist}\ndiskcache=={DISKCACHE} --hash=sha256:{wheel}\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--require-hashes"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "download",
+        "--no-deps",
+        "--require-hashes",
+    ]
     command += ["--no-binary", "llama-cpp-python", "--dest", str(folder), "--requirement", str(requirements)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:

@@ -123,11 +123,11 @@ def find_cmake(folder: Path) -> tuple[list[str], Mapping[str, str]]:
     generators = ("ninja", "make", "gmake", "nmake")
     if shutil.which("cmake") and any(shutil.which(name) for name in generators):
         return ["cmake"], os.environ
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--target", str(folder)]
+    command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "install", "--target", str(folder)]
     command += ["--only-binary", ":all:", "cmake", "ninja"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         raise ResourceError(f"llama.cpp tools: no cmake here, and pip could not get it: {last_error(done.stderr)}")
     path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "CMAKE_GENERATOR": "Ninja"}
-    return [sys.executable, "-m", "cmake"], environment
+    return [sys.executable, "-P", "-m", "cmake"], environment

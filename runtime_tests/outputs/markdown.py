@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ..report import Report, Row
-from .words import EXPLAINED, HEADINGS, cells, one_line
+from ..speed import Rate
+from .words import EXPLAINED, HEADINGS, cells, one_line, share_words
 
 TAGS = ["lowrank-export", "low-rank"]
 
@@ -21,6 +22,7 @@ def markdown(report: Report) -> str:
         "# Release gate",
         _verdict(report),
         _figures(report.rows),
+        *_speed(report.rows),
         *_tasks(report.rows),
         _gates(report.rows),
         *_made(report),
@@ -45,6 +47,7 @@ def card(report: Report, path: Path) -> str:
         f"# {report.provenance.get('base_model', 'Model')}, {own[0].format} {own[0].quantisation}",
         f"{identity} {verdict}",
         _figures(rows),
+        *_speed(rows),
         *_tasks(rows),
         _gates(own),
         *_made(report),
@@ -82,6 +85,40 @@ def _gates(rows: Iterable[Row]) -> str:
         for gate in row.gates
     ]
     return f"## Gates\n\n{_table(('artifact', 'gate', 'value', 'threshold', 'result'), lines)}"
+
+
+def _speed(rows: Iterable[Row]) -> list[str]:
+    lines = [
+        [
+            row.label,
+            f"{speed.threads}, {speed.prompt_tokens}",
+            _spread(speed.prefill, 0),
+            _spread(speed.decode, 1),
+            f"{row.footprint.load_seconds:.2f}",
+            f"{row.footprint.peak_bytes / 1e6:.0f}",
+            f"{row.bytes_per_token / 1e6:.1f}",
+            share_words(row.bandwidth_share),
+        ]
+        for row in rows
+        for speed in row.speeds
+        if row.footprint is not None and row.bandwidth_share is not None
+    ]
+    headings = (
+        "model",
+        "threads, prompt",
+        "prefill tok/s",
+        "decode tok/s",
+        "load s",
+        "peak MB",
+        "MB per token",
+        "of bandwidth",
+    )
+    note = "Median (lowest to highest). Load, memory and share of bandwidth are of the first threads and prompt."
+    return [f"## Speed and memory\n\n{_table(headings, lines)}\n\n{note}"] if lines else []
+
+
+def _spread(rate: Rate, digits: int) -> str:
+    return f"{rate.median:.{digits}f} ({rate.lowest:.{digits}f} to {rate.highest:.{digits}f})"
 
 
 def _tasks(rows: Iterable[Row]) -> list[str]:

@@ -277,16 +277,16 @@ FACTOR = 2.5  # the forecast is a bound: attention, product and saving are count
 @pytest.mark.parametrize("method", ["svd-llm", "loss-aware"])
 def test_the_forecast_is_above_the_peak_and_not_far(tiny: ModuleType, tmp_path: Path, method: str) -> None:
     """A width at which moments and activations are most of the process; in a process of its own."""
-    sizes = {"hidden_size": 512, "intermediate_size": 3072, "blocks": 2, "head_dim": 128}
+    sizes = {"hidden_size": 256, "intermediate_size": 4096, "blocks": 2, "head_dim": 64}
     tiny.save_dense(tmp_path / "dense", "llama", max_position_embeddings=2048, **sizes)
     (tmp_path / "text.txt").write_text(tiny.TEXT * 20, encoding="utf-8")
     asked = {
         "model": str(tmp_path / "dense"),
         "method": method,
         "calibration": str(tmp_path / "text.txt"),
-        "windows": 8,
+        "windows": 9,
         "window_length": 512,
-        "held_out": 2,
+        "held_out": 1,
         "gradient_windows": 2,
     }
     done = subprocess.run(

@@ -41,7 +41,7 @@ def test_logits_are_kept_and_gate_and_up_need_no_permutation(tiny: ModuleType, f
     before = logits(model)
     found = convert(model, family)
     assert set(found) == set(ranks)
-    torch.testing.assert_close(logits(model), before, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=2e-5 * max(1.0, float(before.abs().max())))
     assert permuted(found) == {"q_proj", "k_proj", "v_proj", "o_proj", "down_proj"}
 
 

@@ -16,12 +16,14 @@ from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
+from lowrank_export.exporters import forecast
 from lowrank_export.exporters.export import QUANTISATIONS, export
 from lowrank_export.exporters.forecast import predict_exports, predict_storage
 from lowrank_export.exporters.gguf.imatrix import Importance, write_imatrix
 from lowrank_export.exporters.gguf.mixes import MIXES, fallback_lines
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.types import TYPES
+from lowrank_export.exporters.onnx.types import OnnxOptions
 
 SIZES = {"hidden_size": 256, "intermediate_size": 1280, "head_dim": 64}  # large enough for the vocabulary not to count
 
@@ -43,10 +45,10 @@ def models(
 
 def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
     folder, plan = models
-    forecast = predict_exports(CheckpointReader(folder / "dense"), plan)
+    foretold = predict_exports(CheckpointReader(folder / "dense"), plan)
     expected = [f"{format} {quantisation}" for format, known in QUANTISATIONS.items() for quantisation in known]
-    assert list(forecast) == expected
-    assert all(0 < size["factored"] < size["dense"] for size in forecast.values())
+    assert list(foretold) == expected
+    assert all(0 < size["factored"] < size["dense"] for size in foretold.values())
 
 
 @pytest.mark.parametrize("model", ["dense", "factored"])
@@ -77,11 +79,29 @@ def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, ggml: Path, q
     assert predicted < made.bytes  # metadata and vocabulary come on top
 
 
-def test_onnx_size(models: tuple[Path, RankPlan], tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantisation", QUANTISATIONS["onnx"])
+def test_onnx_size(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: str) -> None:
     folder, plan = models
-    made = export(folder / "factored", tmp_path / "onnx", format="onnx", quantisation="int8")
-    predicted = predict_exports(CheckpointReader(folder / "dense"), plan)["onnx int8"]["factored"]
+    made = export(folder / "factored", tmp_path / "onnx", format="onnx", quantisation=quantisation)
+    reader = CheckpointReader(folder / "dense")
+    predicted = predict_exports(reader, plan)[f"onnx {quantisation}"]["factored"]
     assert predicted == pytest.approx(made.bytes, rel=0.05)
+    bits = predict_storage(reader, plan)[f"onnx {quantisation}"]["bits_per_weight"]
+    stored = sum(t.bytes for t in made.tensors if len(t.shape) > 1 and not t.name.endswith("_cache"))
+    assert bits == pytest.approx(8 * stored / made.parameters, rel=0.01)
+
+
+def test_rank_multiple_suits_every_type(monkeypatch: pytest.MonkeyPatch, models: tuple[Path, RankPlan]) -> None:
+    from lowrank_export.converter.source import open_source
+
+    asked: list[int] = []
+    monkeypatch.setattr(forecast, "rank_multiple_for", lambda *arguments: asked.append(arguments[-1]) or 32)
+    recipe = Recipe(model=str(models[0] / "dense"), method="svd")
+    source = open_source(recipe.model, SilentProgress())
+    for exports in ([("onnx", "int8")], [("onnx", "int4-mix")], [("onnx", "int4"), ("gguf", "q4_k")], []):
+        assert forecast.with_rank_multiple(recipe, source, exports) == recipe
+    assert forecast.with_rank_multiple(recipe, source, [("onnx", "int8")], OnnxOptions(block_size=128)) == recipe
+    assert asked == [32, 64, 256, 1, 128]
 
 
 def test_head_stored_beside_a_tied_embedding_counts_once(tiny: ModuleType, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "many keys": (file([], [], counts=(0, 2**62)), "the number of metadata keys"),
     "negative keys": (file([], [], counts=(0, 2**64 - 1)), "the number of metadata keys"),
     "missing keys": (file([], [ARCHITECTURE], 0, counts=(0, 2)), DAMAGED),
+    "key without a name": (file([], [key("", 4, bytes(4))]), "a metadata key has no name"),
     "long key": (file([], [struct.pack("<Q", 2**60)]), "the length of a metadata key"),
     "key is no text": (file([], [key(b"\xff\xfe", 4, bytes(4))]), "is not UTF-8"),
     "key twice": (file([], [ARCHITECTURE, ARCHITECTURE]), "occurs twice"),

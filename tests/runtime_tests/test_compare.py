@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -35,16 +34,6 @@ from lowrank_export.runtime_tests.compare_table import render, samples
 from lowrank_export.runtime_tests.release import Evaluation
 
 METHODS, RETENTIONS = ("svd-llm", "loss-aware"), (0.8, 0.6)
-
-
-@pytest.fixture(scope="module")
-def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with "dense", "deep" (many blocks) and "text.txt"."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny.save_dense(folder / "dense", "llama")
-    tiny.save_dense(folder / "deep", "llama", blocks=48)
-    (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")

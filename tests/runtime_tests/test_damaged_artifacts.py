@@ -159,33 +159,110 @@ def test_wrong_tokenizer(tiny: ModuleType, models: Path, tmp_path: Path, format:
     assert "at most 0 is allowed (first: " in found["artifact.tokenizer"]
 
 
+def flip_block(file: Path) -> None:
+    """32 weights in the middle of a file change their sign."""
+    weights = np.memmap(file, np.float32, "r+", offset=file.stat().st_size // 2 // 128 * 128, shape=(32,))
+    weights *= -1
+    weights.flush()
+
+
+def swapped(checkpoint: Path) -> None:
+    """U and V of one square linear change places."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    u, v = (f"{LINEAR}.lowrank_{side}.weight" for side in "uv")
+    tensors[u], tensors[v] = tensors[v].T.contiguous(), tensors[u].T.contiguous()
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_rope(checkpoint: Path) -> None:
+    """Another base frequency."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 100.0
+    (checkpoint / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("damage", [swapped, other_rope])
+def test_onnx_of_another_computation(models: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    shutil.copytree(models / "checkpoint", tmp_path / "checkpoint")
+    damage(tmp_path / "checkpoint")
+    export_onnx(tmp_path / "checkpoint", tmp_path / "onnx", quantisation="fp32", progress=SilentProgress())
+    assert "parity.mean_kld" in failures(validate(models, tmp_path / "onnx", "--json"))
+
+
 def test_onnx(models: Path, tmp_path: Path) -> None:
     for name in ("flipped", "truncated"):
         shutil.copytree(models / "onnx", tmp_path / name)
-    data = tmp_path / "flipped" / "model.onnx.data"
-    weights = np.memmap(data, np.float32, "r+", offset=data.stat().st_size // 2 // 128 * 128, shape=(32,))
-    weights *= -1
-    weights.flush()
+    flip_block(tmp_path / "flipped" / "model.onnx.data")
     truncate(tmp_path / "truncated" / "model.onnx.data")
     assert validate(models, models / "onnx", "--json").exit_code == 0
     assert "parity.mean_kld" in failures(validate(models, tmp_path / "flipped", "--json"))
     assert set(failures(validate(models, tmp_path / "truncated", "--json"))) == {"artifact.runs"}
 
 
-def test_checkpoint(models: Path, tmp_path: Path) -> None:
-    for name in ("swapped", "rope", "truncated"):
-        shutil.copytree(models / "checkpoint", tmp_path / name)
-    tensors = load_file(tmp_path / "swapped" / "model.safetensors")
-    u, v = (f"{LINEAR}.lowrank_{side}.weight" for side in "uv")
-    tensors[u], tensors[v] = tensors[v].T.contiguous(), tensors[u].T.contiguous()
-    save_file(tensors, tmp_path / "swapped" / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((tmp_path / "rope" / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] = 100.0
-    (tmp_path / "rope" / "config.json").write_text(json.dumps(config))
-    truncate(tmp_path / "truncated" / "model.safetensors")
-    assert validate(models, models / "checkpoint", "--json").exit_code == 0
-    for name, gate in (("swapped", "parity.mean_kld"), ("rope", "parity.mean_kld"), ("truncated", "artifact.runs")):
-        assert gate in failures(validate(models, tmp_path / name, "--json")), name
+@pytest.mark.parametrize(
+    ("damage", "gate"),
+    [
+        (swapped, "parity.mean_kld"),
+        (other_rope, "parity.mean_kld"),
+        (lambda folder: flip_block(folder / "model.safetensors"), "parity.mean_kld"),
+        (lambda folder: truncate(folder / "model.safetensors"), "artifact.runs"),
+    ],
+    ids=["swapped", "rope", "flipped", "truncated"],
+)
+def test_checkpoint(models: Path, tmp_path: Path, damage: Callable[[Path], None], gate: str) -> None:
+    shutil.copytree(models / "checkpoint", tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    assert gate in failures(validate(models, tmp_path / "damaged", "--json"))
+
+
+def looping(checkpoint: Path) -> None:
+    """The next token is always as good as certain: sampling cannot leave a loop."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"] *= 1000
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_garbage_text(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "dense", tmp_path / "looping")
+    looping(tmp_path / "looping")
+    against = ["--dense", models / "dense", "--json"]
+    assert "generation.repetition_increase" in failures(validate(models, tmp_path / "looping", *against))
+    assert "generation.repetition_increase" not in failures(
+        validate(models, models / "dense", *against, "--gate", "size.bytes=1KB")
+    )
+
+
+@needs_llama_cpp
+def test_limits_of_the_user(models: Path) -> None:
+    """One gate of every section on a sound artifact, each by its name."""
+    wanted = {
+        "parity.max_kld": "0",
+        "quality.top5": "1",
+        "generation.distinct_2": "1",
+        "size.bytes": "1KB",
+        "tasks.mean": "0.5",
+        "speed.decode": "1",
+    }
+    flags = [part for name, value in wanted.items() for part in ("--gate", f"{name}={value}")]
+    found = failures(validate(models, models / "q8_0.gguf", "--dense", models / "dense", "--json", *flags))
+    assert set(found) >= set(wanted)
+    assert "not measured, needs --task" in found["tasks.mean"]
+
+
+def test_models_from_anywhere(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--dense` and `--reference` take what `--model` takes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dense = export_gguf(models / "dense", tmp_path / "dense.gguf", quantisation="f32", progress=SilentProgress()).path
+    result = validate(models, models / "checkpoint", "--dense", dense, "--json")
+    rows = {row["model"]: row for row in json.loads(result.stdout)["rows"]}
+    plain = validate(models, models / "checkpoint", "--dense", models / "dense", "--json")
+    expected = {row["model"]: row for row in json.loads(plain.stdout)["rows"]}
+    assert rows["dense"]["perplexity"]["value"] == pytest.approx(expected["dense"]["perplexity"]["value"], rel=1e-6)
+    again = validate(models, models / "dense", "--reference", dense, "--json")
+    assert again.exit_code == 0, again.stderr
+    for option in ("--dense", "--reference"):
+        missing = validate(models, models / "checkpoint", option, tmp_path / "none")
+        assert missing.exit_code == 3 and "none: no such folder or file; give a Hugging Face folder" in missing.stderr
 
 
 def test_files_for_people_and_ci(models: Path, tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def test_gate(value: float, at_least: bool, passed: bool) -> None:
         ("gguf", "f16", 1e-4),
         ("gguf", "q8_0", 0.02),
         ("onnx", "fp32", 1e-6),
+        ("onnx", "fp16", 1e-4),
         ("onnx", "int8", 0.02),
+        ("onnx", "int4", 1.2),
+        ("onnx", "int4-mix", 1.2),
     ],
 )
 def test_documented_limits(format: str, quantisation: str, kld: float) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,37 +12,19 @@ import pytest
 import torch
 
 from lowrank_export.converter.errors import InputError, ResourceError
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
-from lowrank_export.runtime_tests.backends.protocol import Backend
 
 TOKENS = np.random.default_rng(4).integers(1, 320, 30, dtype=np.int32)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Any:
-    folder = tmp_path_factory.mktemp("exported")
-    model = tiny.save_factored(folder / "in", request.param, rank=40)
-    export_onnx(folder / "in", folder / "out", progress=SilentProgress())
-    return folder / "out", model
+def exported(request: pytest.FixtureRequest, onnx_export: Callable[[str], tuple[Path, Any]]) -> tuple[Path, Any]:
+    return onnx_export(request.param)
 
 
-def test_window_and_feed_agree_with_torch(exported: tuple[Path, Any]) -> None:
+def test_window_and_feed_agree_with_torch(exported: tuple[Path, Any], agrees_with_torch: Any) -> None:
     folder, model = exported
-    with torch.no_grad():
-        reference = model(torch.from_numpy(TOKENS.astype(np.int64))[None]).logits[0].numpy()
-    backend: Backend = GenAiBackend(folder, threads=1)
-    np.testing.assert_allclose(backend.window_logits(TOKENS), reference, atol=1e-4)
-    for _ in range(2):
-        np.testing.assert_allclose(backend.feed(TOKENS[:12]), reference[11], atol=1e-4)
-        backend.window_logits(TOKENS[::-1])
-        np.testing.assert_allclose(backend.feed(TOKENS[12:13]), reference[12], atol=1e-4)
-        np.testing.assert_allclose(backend.feed(TOKENS[13:]), reference[-1], atol=1e-4)
-        backend.reset()
-    backend.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        backend.window_logits(TOKENS)
+    agrees_with_torch(GenAiBackend(folder, threads=1), model, TOKENS)
 
 
 def test_greedy_tokens_are_torchs(exported: tuple[Path, Any]) -> None:

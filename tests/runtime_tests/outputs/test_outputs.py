@@ -87,6 +87,7 @@ def test_markdown(report: Report) -> None:
     text = markdown(report)
     assert "**No:** 1 of 13 gates failed" in text and "quality.mean_kld 0.643, at most 0.5" in text
     assert "lowrank-export validate model-q8_0.gguf --reference checkpoint --dense 'demo model'" in text
+    assert "| llama.cpp q8_0 (factored) | 1, 64 | 1600 (1400 to 1800) | 200.0 (180.0 to 220.0) | 0.80 | 423 |" in text
     for made in (text, markdown(broken(report))):
         tables = re.findall(r"(?:^\|.*\|$\n?)+", made, flags=re.M)
         for table in tables:

@@ -1,0 +1,29 @@
+"""What each process of a divided test runs: several compressions in one process group.
+
+    torchrun --nproc-per-node N divided.py JOBS
+
+JOBS is a JSON file: [[recipe values, output folder], ...].
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from lowrank_export.converter.joining import joined
+from lowrank_export.converter.pipeline import compress
+from lowrank_export.converter.recipe import make_recipe
+
+
+def main() -> None:
+    jobs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    with joined("cpu", threads=1) as workers:
+        for values, out in jobs:
+            done = compress(make_recipe(values, "test"), Path(out), device="cpu", workers=workers)
+            plans = workers.gathered(done.plan)
+            assert all(plan == plans[0] for plan in plans)
+
+
+if __name__ == "__main__":
+    main()

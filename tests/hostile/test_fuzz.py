@@ -1,0 +1,84 @@
+"""Every reader of `benchmarks/fuzz.py` on inputs that hypothesis changes, and shrinks where one is not survived."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+READERS = (
+    "safetensors",
+    "safetensors header",
+    "config",
+    "factored config",
+    "index",
+    "gguf",
+    "imatrix",
+    "recipe",
+    "gates",
+    "text",
+    "json lines",
+    "token windows",
+    "onnx",
+    "genai",
+    "sweep",
+    "journal",
+    "claim",
+    "statistics",
+    "card",
+    "kept recipe",
+)
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
+    """benchmarks/fuzz.py."""
+    place = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
+    spec = importlib.util.spec_from_file_location("lowrank_benchmarks_fuzz", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def targets(fuzz: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {target.name: target for target in fuzz.targets(tmp_path_factory.mktemp("fuzz"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_reader(fuzz: ModuleType, targets: dict[str, Any], name: str) -> None:
+    target = targets[name]
+
+    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(chance=st.randoms(use_true_random=False))
+    def survives(chance: random.Random) -> None:
+        fuzz.meet(target, fuzz.mutate(chance.choice(target.seeds), target.kind, chance), found := fuzz.Found())
+        assert not found.findings
+
+    survives()
+
+
+def test_a_finding_is_found(fuzz: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fuzzer sees what readers must not do."""
+    from lowrank_export.converter.errors import InputError
+
+    def reader(data: bytes) -> None:
+        if b"\xff" in data:
+            raise ZeroDivisionError("here")
+        if data != b"sound":
+            raise InputError("one line")
+
+    found = fuzz.fuzz(fuzz.Target("x", (b"sound",), "bytes", reader), 0.2, 0)
+    assert found.inputs > 20 and 0 < found.refused < found.inputs
+    assert found.findings and all(line.startswith("ZeroDivisionError: here: ") for line in found.findings)
+    assert "ff" in found.findings[0]
