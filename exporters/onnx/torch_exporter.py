@@ -20,6 +20,7 @@ from .contents import MODEL_FILE, save_model
 from .session import one_line
 from .stored import StoredWeights
 from .traced_weights import store_codes, store_half
+from .upstream import torch_exporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,10 +77,7 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
     import torch
     from torch.export import Dim
 
-    try:
-        from transformers.exporters import OnnxConfig, OnnxExporter  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise ResourceError(f"this transformers has no ONNX exporter ({error}); install transformers 5.23") from error
+    exporters = torch_exporter()
     cached, new = _SAMPLE
     cache = _cache(model, cached)
     ids = torch.arange(1, 1 + new)[None]
@@ -89,10 +87,10 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
     free = Dim.AUTO
     shapes: dict[str, Any] = {name: {0: free, 1: free} for name in _INPUTS}
     shapes["past_key_values"] = [{0: free, 2: free}] * (2 * int(model.config.num_hidden_layers))
-    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
+    config = exporters.OnnxConfig(dynamic=True, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
     try:
         with _silent():
-            return OnnxExporter().export(model, inputs, config).program  # type: ignore[no-untyped-call]
+            return exporters.OnnxExporter().export(model, inputs, config).program
     except ImportError as error:
         raise ResourceError(
             f"the ONNX exporter of transformers cannot run ({one_line(error)}); `pip install onnxscript`"
