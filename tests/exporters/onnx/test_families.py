@@ -78,6 +78,17 @@ def test_logits_agree_with_torch(tmp_path: Path, tiny: ModuleType, case: str, fa
     assert np.median(kld(reference, logits)) < 0.01
 
 
+@pytest.mark.parametrize(("type", "limit"), [("fp16", 1e-5), ("int4-mix", 0.3), ("int4", 0.5)])
+@pytest.mark.parametrize("case", CASES)
+def test_narrow_types(tmp_path: Path, tiny: ModuleType, case: str, type: str, limit: float) -> None:
+    family, options = CASES[case]
+    model = tiny.save_factored(tmp_path / "in", family, rank=37, **options)
+    export_onnx(tmp_path / "in", tmp_path / "out", quantisation=type, progress=SilentProgress())
+    decoder = open_decoder(tmp_path / "out", threads=1)
+    logits, _ = decoder.run(TOKENS, decoder.empty_cache, keep_cache=False)
+    assert np.median(kld(torch_logits(model, TOKENS), logits)) < limit
+
+
 def test_every_family_has_a_case_here_or_in_test_export() -> None:
     assert {family for family, _ in CASES.values()} | {"llama", "mistral", "qwen2", "qwen3"} == set(FAMILIES)
 
