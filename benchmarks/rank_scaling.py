@@ -125,8 +125,7 @@ def timed(function: Callable[..., Any], spent: dict[str, float], part: str) -> C
 def table(title: str, runs: Sequence[list[dict[str, float]]]) -> list[str]:
     """A line per process."""
     columns = ("processes", "seconds", "speed-up", "process", "fits", "exchanges", "writing", "the rest", "peak MB")
-    lines = [title, "| " + " | ".join(columns) + " |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    lines = [title, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     first = max(each["seconds"] for each in runs[0])
     for found in runs:
         seconds = max(each["seconds"] for each in found)

@@ -14,10 +14,9 @@ from .architectures import Family
 from .checkpoint import CheckpointReader, quiet_transformers, refusing
 from .config_check import check_config
 from .errors import InputError
+from .finite import all_finite
 from .layouts import PERM_SUFFIX, Layout
 from .lowrank_linear import replace_linears
-
-CHECKED_ROWS = 1024  # of a tensor, at once
 
 
 class BlockSource:
@@ -130,7 +129,7 @@ class BlockSource:
             found = self.reader.shape(name)
             raise InputError(f"{self.reader.path}: {name} has shape {found}, but config.json says {expected}")
         tensor = self.reader.tensor(name)
-        if not all(bool(torch.isfinite(rows).all()) for rows in tensor.split(CHECKED_ROWS)):  # type: ignore[no-untyped-call]
+        if not all_finite(tensor):
             raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
         return tensor
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .checkpoint import SAFETENSORS_INDEX, CheckpointReader
 from .errors import InputError
+from .finite import all_finite
 
 SIDE_FILES = (
     "tokenizer*",
@@ -45,7 +45,7 @@ class CheckpointWriter:
 
         stored = {}
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if tensor.is_floating_point() and not all_finite(tensor):
                 raise InputError(f"{name}: holds NaN or Inf in {tensor.dtype}; choose a wider --dtype")
             stored[name] = tensor.detach().cpu().contiguous()
         shard = f"model-{label}.safetensors"

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .finite import all_finite
+
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
 SCALE_FLOOR = 1e-6  # smallest weight of an input feature, relative to the mean
 ACTIVATION_POWER = 0.5  # ASVD's alpha
@@ -49,7 +51,7 @@ def whiten(sigma: Tensor) -> Whitener:
     Raises:
         ValueError: sigma holds NaN or Inf.
     """
-    if not bool(torch.isfinite(sigma).all()):
+    if not all_finite(sigma):
         raise ValueError("second moment is not finite")
     if sigma.diagonal().mean() <= 0:
         return Whitener(torch.eye(len(sigma), dtype=sigma.dtype, device=sigma.device))
@@ -154,7 +156,7 @@ def regression(sigma: Tensor, damping: float) -> Regression:
 
 def _damped(moment: Tensor, damping: float) -> Tensor:
     """moment + d I, d = damping x mean; the identity in place of a moment of zero."""
-    if not bool(torch.isfinite(moment).all()):
+    if not all_finite(moment):
         raise ValueError("second moment is not finite")
     mean = float(moment.diagonal().mean())
     if mean <= 0:

@@ -44,6 +44,6 @@ def artifact_table(artifact: Artifact) -> RenderableType:
         types.add_column(column, justify="left" if column == "type" else "right")
     for name, (count, elements, size) in sorted(totals.items()):
         types.add_row(Text(name), str(count), f"{elements:,}", f"{size:,}", f"{8 * size / max(elements, 1):.3f}")
-    said = ", ".join(f"{key} {value}" for key, value in sorted(artifact.facts.items()))
-    facts = [Text(printable(said))] if said else []
+    named = ", ".join(f"{key} {value}" for key, value in sorted(artifact.facts.items()))
+    facts = [Text(printable(named))] if named else []
     return Group(tensors, types, head, *facts, *(Text(printable(line)) for line in fallback_lines(artifact.tensors)))

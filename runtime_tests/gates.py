@@ -35,7 +35,7 @@ class Gate:
     @property
     def measured(self) -> str:
         """The value in words, with its error where it has one."""
-        return f"{self.value:.4g}{f' ± {self.error:.2g}' if self.error else ''}"
+        return f"{self.value:.3g} ± {self.error:.1g}" if self.error else f"{self.value:.4g}"
 
     @property
     def words(self) -> str:

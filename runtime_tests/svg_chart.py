@@ -101,7 +101,8 @@ def axis(values: Sequence[float], *, log: bool | None = None) -> Axis:
         factor = max((high / low) ** 0.06, 1.05)
         low, high = low / factor, high * factor
         return Axis(low, high, True, log_ticks(low, high))
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    apart = high - low > 1e-9 * max(abs(low), abs(high))  # else they are equal but for rounding
+    margin = 0.06 * (high - low) if apart else 0.05 * abs(high) or 0.5
     low, high = low - margin, high + margin
     return Axis(low, high, False, linear_ticks(low, high))
 
@@ -111,7 +112,7 @@ def linear_ticks(low: float, high: float) -> tuple[float, ...]:
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    return tuple(round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1))
+    return tuple(float(f"{i * step:.12g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1))
 
 
 def log_ticks(low: float, high: float) -> tuple[float, ...]:

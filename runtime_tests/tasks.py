@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -121,6 +123,7 @@ def run_tasks(
     with (
         progress.stage(f"{label}: tasks", len(tasks)) as advance,
         TemporaryDirectory(prefix="lowrank-tasks-") as scratch,
+        _quiet_harness(),
     ):
         for task in tasks:
             try:
@@ -151,6 +154,29 @@ def _manager() -> Any:
     except ImportError:
         raise ResourceError("tasks need lm-evaluation-harness: pip install 'lowrank-export[tasks]'") from None
     return TaskManager()
+
+
+@contextmanager
+def _quiet_harness() -> Iterator[None]:
+    """No progress bars and notes of the harness's own, nor its look for a git checkout: progress is shown once."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from lm_eval import evaluator
+    from lm_eval.api import task
+
+    bars, hash_of, count = are_progress_bars_disabled(), evaluator.get_git_commit_hash, task.tqdm
+    log = logging.getLogger("lm_eval")
+    level = log.level
+    disable_progress_bars()
+    evaluator.get_git_commit_hash = lambda: None
+    task.tqdm = lambda items, **_: items
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        evaluator.get_git_commit_hash, task.tqdm = hash_of, count
+        if not bars:
+            enable_progress_bars()
 
 
 def _configured(task: Task, manager: Any, scratch: Path) -> str:

@@ -47,10 +47,13 @@ def check_folder(folder: Path) -> ModelProto:
         model = onnx.load(str(path), load_external_data=False)
     except Exception:  # protobuf's DecodeError
         raise InputError(f"{path}: not an ONNX model, or truncated") from None
-    for tensor in model_tensors(model):
-        _check_tensor(path, tensor)
-    if (folder / GENAI_CONFIG).exists():
-        _check_config(folder / GENAI_CONFIG, model.graph)
+    try:
+        for tensor in model_tensors(model):
+            _check_tensor(path, tensor)
+        if (folder / GENAI_CONFIG).exists():
+            _check_config(folder / GENAI_CONFIG, model.graph)
+    except (TypeError, ValueError, AttributeError) as error:  # protobuf gives bytes where a text is none
+        raise InputError(f"{path}: damaged ONNX model ({error})") from None
     return model
 
 
@@ -95,6 +98,8 @@ def _check_tensor(path: Path, tensor: TensorProto) -> None:
     """Its shape is one, and its external data lie in a file of the folder, as many as the shape takes."""
     from onnx import helper
 
+    if not isinstance(tensor.name, str):
+        raise ValueError("a tensor's name is no text")
     if any(n < 0 for n in tensor.dims):
         raise InputError(f"{path}: tensor {shown(tensor.name)} has shape {shown(tuple(tensor.dims))}")
     entry = {item.key: item.value for item in tensor.external_data}

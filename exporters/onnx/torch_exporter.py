@@ -20,6 +20,7 @@ from .contents import MODEL_FILE, save_model
 from .session import one_line
 from .stored import StoredWeights
 from .traced_weights import store_codes, store_half
+from .upstream import torch_exporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,7 +68,9 @@ def build(
     elif weights.half:
         store_half(traced)
     save_model(traced, folder, metadata)
-    (folder / "genai_config.json").write_text(json.dumps(_genai_config(model), indent=4), encoding="utf-8")
+    (folder / "genai_config.json").write_text(
+        json.dumps(_genai_config(model, traced.graph), indent=4), encoding="utf-8"
+    )
     _save_tokenizer(checkpoint, folder)
 
 
@@ -76,10 +79,7 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
     import torch
     from torch.export import Dim
 
-    try:
-        from transformers.exporters import OnnxConfig, OnnxExporter  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise ResourceError(f"this transformers has no ONNX exporter ({error}); install transformers 5.23") from error
+    exporters = torch_exporter()
     cached, new = _SAMPLE
     cache = _cache(model, cached)
     ids = torch.arange(1, 1 + new)[None]
@@ -89,10 +89,10 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
     free = Dim.AUTO
     shapes: dict[str, Any] = {name: {0: free, 1: free} for name in _INPUTS}
     shapes["past_key_values"] = [{0: free, 2: free}] * (2 * int(model.config.num_hidden_layers))
-    config = OnnxConfig(dynamic=True, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
+    config = exporters.OnnxConfig(dynamic=True, dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
     try:
         with _silent():
-            return OnnxExporter().export(model, inputs, config).program  # type: ignore[no-untyped-call]
+            return exporters.OnnxExporter().export(model, inputs, config).program
     except ImportError as error:
         raise ResourceError(
             f"the ONNX exporter of transformers cannot run ({one_line(error)}); `pip install onnxscript`"
@@ -155,13 +155,14 @@ def _forget_sources(traced: Any) -> None:
         item.doc_string = None
 
 
-def _genai_config(model: PreTrainedModel) -> dict[str, Any]:
+def _genai_config(model: PreTrainedModel, graph: Any) -> dict[str, Any]:
+    """What GenAI reads; the cache's sizes are the graph's own, since families disagree on what they call them."""
+    cache = next(value for value in graph.inputs if value.name == "past_key_values.0.key")
     config: Any = model.config
-    heads = int(config.num_attention_heads)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": MODEL_FILE,
-        "head_size": int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        "head_size": int(cache.shape[3]),
         "hidden_size": int(config.hidden_size),
         "inputs": {
             **{name: name for name in _INPUTS},
@@ -173,9 +174,9 @@ def _genai_config(model: PreTrainedModel) -> dict[str, Any]:
             "present_key_names": "present.%d.key",
             "present_value_names": "present.%d.value",
         },
-        "num_attention_heads": heads,
+        "num_attention_heads": int(config.num_attention_heads),
         "num_hidden_layers": int(config.num_hidden_layers),
-        "num_key_value_heads": int(getattr(config, "num_key_value_heads", None) or heads),
+        "num_key_value_heads": int(cache.shape[1]),
     }
     end = config.eos_token_id
     fallback = end[0] if isinstance(end, list) else end

@@ -78,6 +78,14 @@ METHODS: dict[str, tuple[str, ...]] = {
 CLASS_METHODS: dict[str, tuple[str, ...]] = {"Gemma3Model.make_rotary_embedding_multi_cache": ()}
 """Overridden in one class only."""
 
+TESTED_TRANSFORMERS = "5.23"
+
+EXPORTER = ("model", "sample_inputs", "config")
+"""Parameters of `transformers.exporters.OnnxExporter.export`."""
+
+EXPORTER_OPTIONS = ("dynamic", "dynamic_shapes", "prefer_deferred_runtime_asserts_over_guards")
+"""Of `transformers.exporters.OnnxConfig`."""
+
 _TOP_LEVEL_NAMES = ("quantization", "loaders", "builders", "builder_config")  # what importing the builder adds
 
 
@@ -112,6 +120,47 @@ def differences(builders: Any) -> list[str]:
         elif (actual := _parameters(method)) != expected:
             found.append(f"{path} takes ({', '.join(actual)}), not ({', '.join(expected)})")
     return found
+
+
+def torch_exporter() -> Any:
+    """The module `transformers.exporters`, checked.
+
+    Raises:
+        ResourceError: it is not there.
+        LowRankError: it does not look like the version this was written for.
+    """
+    from importlib import import_module
+
+    try:
+        exporters = import_module("transformers.exporters")
+    except ImportError as error:
+        raise ResourceError(
+            f"this transformers has no ONNX exporter ({error}); install transformers {TESTED_TRANSFORMERS}"
+        ) from error
+    check_torch_exporter(exporters)
+    return exporters
+
+
+def check_torch_exporter(exporters: Any) -> None:
+    """Check the names and signatures used of `transformers.exporters`.
+
+    Raises:
+        LowRankError: something is gone or takes other parameters; one line names all of it.
+    """
+    problems = []
+    export = getattr(getattr(exporters, "OnnxExporter", None), "export", None)
+    if export is None:
+        problems.append("it has no OnnxExporter.export")
+    elif (actual := _parameters(export)) != EXPORTER:
+        problems.append(f"OnnxExporter.export takes ({', '.join(actual)}), not ({', '.join(EXPORTER)})")
+    options = getattr(exporters, "OnnxConfig", None)
+    known = () if options is None else tuple(inspect.signature(options).parameters)
+    problems += [f"OnnxConfig has no {name}" for name in EXPORTER_OPTIONS if name not in known]
+    if problems:
+        raise LowRankError(
+            f"transformers' ONNX exporter has changed: {'; '.join(problems)}: this version was written for "
+            f"transformers {TESTED_TRANSFORMERS}; install that one"
+        )
 
 
 def _parameters(method: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Hostile numbers in models and text: every method ends with finite factors within the budget, or in one line."""
+"""Models and text whose numbers are hostile: every method ends with finite factors within budget, or in one line."""
 
 from __future__ import annotations
 

@@ -29,6 +29,15 @@ def test_truncated(copied: Copy, refused: Refused, share: float) -> None:
     refused("inspect", folder, code=3, needle="not an ONNX model, or truncated")
 
 
+def test_names_that_are_no_text(copied: Copy, refused: Refused) -> None:
+    """Protobuf gives bytes for them."""
+    path = (folder := copied("onnx")) / "model.onnx"
+    data = path.read_bytes()
+    for name in (b"model.layers.0.input_layernorm.weight", b"past_key_values.0.key", b"model.onnx.data"):
+        path.write_bytes(data.replace(name, b"\xff" + name[1:]))
+        refused("inspect", folder, code=3, needle="onnx")
+
+
 def changed(folder: Path, change: Change) -> Path:
     model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
     change(model)

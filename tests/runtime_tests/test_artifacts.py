@@ -47,5 +47,5 @@ def test_damage_is_named(tmp_path: Path) -> None:
         describe(tmp_path / "m.gguf")
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"\xff\xff")
-    with pytest.raises(InputError, match="damaged ONNX"):
+    with pytest.raises(InputError, match="not an ONNX model, or truncated"):
         describe(tmp_path / "onnx")

@@ -194,7 +194,7 @@ def test_rows_of_something_else_are_refused(
     compare(recipe_grid(renamed, ["svd"], [0.8], "here"), tmp_path / "own", evaluation=evaluation)
     children.clear()
     text.write_text(text.read_text(encoding="utf-8") + " And more.", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"svd-0.8.json: was made with text_sha256.calibration [0-9a-f]{64}, not"):
+    with pytest.raises(UsageError, match=r"svd-0.8.json: was made with text_sha256.calibration '[0-9a-f]{64}', not"):
         compare(recipe_grid(renamed, ["svd"], [0.8], "here"), tmp_path / "own", evaluation=evaluation)
     assert {path: path.stat().st_mtime_ns for path in again.rglob("*")} == before and not children
     (again / "rows" / "svd-llm-0.8.json").write_text("{}")

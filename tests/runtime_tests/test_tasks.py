@@ -58,7 +58,9 @@ def test_words_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         check_tasks([Task("piqa")])
 
 
-def test_task_of_the_harness_on_a_file(tiny: ModuleType, tmp_path: Path) -> None:
+def test_task_of_the_harness_on_a_file(
+    tiny: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("lm_eval")
     with pytest.raises(UsageError, match="did you mean 'piqa'"):
         check_tasks([Task("piqaa")])
@@ -79,6 +81,7 @@ def test_task_of_the_harness_on_a_file(tiny: ModuleType, tmp_path: Path) -> None
         )
 
     (score,) = scored(None)
+    assert capfd.readouterr() == ("", "") and not caplog.records  # progress is shown in one place
     right = 0
     for example in EXAMPLES:
         context = tokenizer(f"Question: {example['goal']}\nAnswer:")["input_ids"]

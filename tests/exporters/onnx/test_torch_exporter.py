@@ -36,7 +36,7 @@ def test_opt(tmp_path: Path, tiny: ModuleType, factored: bool) -> None:
         model = tiny.save_dense(tmp_path / "in", "opt", tied=False, **OPT)
     with torch.no_grad():
         reference = model(torch.from_numpy(TOKENS.astype(np.int64))[None]).logits[0].numpy()
-    for quantisation in ("fp32", "fp16", "int8"):
+    for quantisation in ("fp32", "fp16", "int4-mix", "int8"):
         artifact = export_onnx(
             tmp_path / "in", tmp_path / quantisation, quantisation=quantisation, progress=SilentProgress()
         )
@@ -46,8 +46,8 @@ def test_opt(tmp_path: Path, tiny: ModuleType, factored: bool) -> None:
         logits = np.concatenate([first, last])
         if quantisation == "fp32":
             np.testing.assert_allclose(logits, reference, atol=1e-4)
-        else:
-            assert np.median(kld(reference, logits)) < 0.005
+        else:  # rounded weights; what the graph adds to them was compared by the export itself
+            assert np.median(kld(reference, logits)) < {"fp16": 1e-5, "int4-mix": 0.5, "int8": 0.005}[quantisation]
         assert artifact.facts["exporter"].startswith("transformers ")
         stored = onnx.load(str(tmp_path / quantisation / "model.onnx"), load_external_data=False)
         assert str(Path(torch.__file__).parent) not in str(stored), "no paths of this machine"

@@ -58,6 +58,25 @@ def test_moved_method_and_changed_signature_are_named() -> None:
     )
 
 
+def test_installed_exporter_of_transformers_is_the_one_this_was_written_for() -> None:
+    upstream.check_torch_exporter(upstream.torch_exporter())
+
+
+def test_moved_exporter_is_named() -> None:
+    class Moved:
+        def export(self, model: Any) -> None: ...
+
+    class Fewer:
+        def __init__(self, dynamic: bool) -> None: ...
+
+    with pytest.raises(LowRankError) as error:
+        upstream.check_torch_exporter(SimpleNamespace(OnnxExporter=Moved, OnnxConfig=Fewer))
+    assert "OnnxExporter.export takes (model), not (model, sample_inputs, config)" in str(error.value)
+    assert "OnnxConfig has no dynamic_shapes" in str(error.value)
+    with pytest.raises(LowRankError, match=r"it has no OnnxExporter\.export; OnnxConfig has no dynamic;"):
+        upstream.check_torch_exporter(SimpleNamespace())
+
+
 def test_import_leaves_no_top_level_modules_and_keeps_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = ModuleType("quantization")
     monkeypatch.setitem(sys.modules, "quantization", mine)

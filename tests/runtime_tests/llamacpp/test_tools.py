@@ -93,7 +93,7 @@ def test_cmake_from_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(tools.subprocess, "run", pip)
     command, environment = tools.find_cmake(tmp_path / "own")
-    assert command[1:] == ["-m", "cmake"] and environment["CMAKE_GENERATOR"] == "Ninja"
+    assert command[1:] == ["-P", "-m", "cmake"] and environment["CMAKE_GENERATOR"] == "Ninja"
     assert environment["PATH"].startswith(str(tmp_path / "own" / "bin"))
     assert commands[0][-2:] == ["cmake", "ninja"] and str(tmp_path / "own") in commands[0]
     with pytest.raises(ResourceError, match="pip could not get it: ERROR: no network"):
