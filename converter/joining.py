@@ -70,7 +70,8 @@ def joined(device: str, threads: int | None = None) -> Iterator[Workers]:
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
         # with --max-restarts the store still holds what the attempt before left there
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=workers.index, world_size=workers.count, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
