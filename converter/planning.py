@@ -129,8 +129,9 @@ class Job:
 
     def output_root(self, block: int, linear: str) -> OutputRoot:
         """R of a linear (path inside the block), where gradients were gathered."""
-        gradient = self.statistics.read_one("gradients", block, self.blocks.device, GRADIENT + linear)
-        return OutputRoot(gradient_metric(gradient).root)
+        read = self.statistics.read_one
+        # in one expression: G is let go before its root is taken
+        return OutputRoot(gradient_metric(read("gradients", block, self.blocks.device, GRADIENT + linear)).root)
 
     def fisher(self, block: int) -> dict[str, Tensor]:
         """Linear (path inside the block) -> Fisher information per input feature, where the truncation sees it."""
