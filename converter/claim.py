@@ -37,11 +37,6 @@ def claim(path: Path, identity: Mapping[str, Any], *, holds: str, otherwise: str
     if different:
         key = different[0]
         raise UsageError(
-            f"{path.parent}: holds {holds} made with another {key} ({_said(found.get(key))}, here "
-            f"{_said(identity.get(key))}); "
-            f"{otherwise}"
+            f"{path.parent}: holds {holds} made with another {key} ({shown(found.get(key))}, here "
+            f"{shown(identity.get(key))}); {otherwise}"
         )
-
-
-def _said(value: Any) -> str:
-    return value if isinstance(value, str) and len(value) <= 80 else shown(value)
