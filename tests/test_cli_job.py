@@ -141,7 +141,7 @@ def test_interrupted_job_goes_on(job: list[str], tmp_path: Path, monkeypatch: py
         assert other.exit_code == 2 and "unfinished job of another" in other.stderr
     with monkeypatch.context() as patch:
         patch.setattr(release, "compress", interrupted)
-        patch.setattr("lowrank_export.exporters.onnx.export.build", interrupted)
+        patch.setattr("lowrank_export.exporters.onnx.genai_builder.build", interrupted)
         patch.setattr(release, "validate", lambda *_, **__: pytest.fail("went on too far"))
         shutil.rmtree(tmp_path / "out" / "onnx-int8")
         stopped = run(*onnx)
