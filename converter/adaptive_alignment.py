@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .eigen import symmetric_eigen
+
 ALPHA_MIN, ALPHA_MAX = 0.2, 3 / 7
 """Guard rails of the public re-implementation; whether the paper has them is not known."""
 
@@ -49,7 +51,7 @@ def adaptive_alpha(
 def _leading(matrix: Tensor, rank: int) -> Tensor:
     """Orthonormal basis (m, r) of the leading left singular vectors."""
     m, n = matrix.shape
-    vectors: Tensor = torch.linalg.eigh(matrix @ matrix.T if m <= n else matrix.T @ matrix).eigenvectors[:, -rank:]
+    vectors = symmetric_eigen(matrix @ matrix.T if m <= n else matrix.T @ matrix)[1][:, -rank:]
     return vectors if m <= n else torch.linalg.qr(matrix @ vectors).Q
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from .eigen import symmetric_pseudoinverse
 from .factorisation import LowRankFactors
 from .methods import Compensation
 
@@ -25,14 +25,14 @@ def update_u(weight: Tensor, factors: LowRankFactors, sigma: Tensor, cutoff: flo
     """
     projected = factors.v @ sigma  # (r, n)
     normal = projected @ factors.v.T  # (r, r)
-    inverse = torch.linalg.pinv(normal, rtol=cutoff**2, hermitian=True)
+    inverse = symmetric_pseudoinverse(normal, cutoff**2)
     return LowRankFactors(weight @ projected.T @ inverse, factors.v)
 
 
 def update_v(weight: Tensor, factors: LowRankFactors, cutoff: float = CUTOFF) -> LowRankFactors:
     """V^T <- U^+ W (AdaSVD eq. 13): the best V^T for a fixed U, whatever the activations."""
     u = factors.u
-    inverse = torch.linalg.pinv(u.T @ u, rtol=cutoff**2, hermitian=True)
+    inverse = symmetric_pseudoinverse(u.T @ u, cutoff**2)
     return LowRankFactors(u, inverse @ (u.T @ weight))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .eigen import symmetric_eigen
 from .whitening import OutputMetric, OutputRoot, Whitener
 
 
@@ -60,7 +61,7 @@ def factor(
         raise ValueError(f"rank {rank} is outside 1..{min(m, n)}")
     rooted = weight if outputs is None else outputs.root @ weight
     gram = _outer_gram(rooted, inputs) if m <= n else _inner_gram(rooted.T @ rooted, inputs)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = symmetric_eigen(gram)
     u = vectors[:, -rank:].flip(1).contiguous()
     if m > n:
         u = torch.linalg.qr(rooted @ (u if inputs is None else inputs.matrix @ u)).Q

