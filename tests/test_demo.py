@@ -82,7 +82,7 @@ def test_every_faithful_export_computes_what_the_factored_model_computes(tmp_pat
         reference=checkpoint,
         windows=load_windows(Evaluation(), checkpoint),
         threads=2,
-        settings=Settings(speed=False),
+        settings=Settings(speed=False, pieces=2, sample_tokens=16),
         progress=SilentProgress(),
     )
     assert len(report.rows) == 1 + len(FAITHFUL["gguf"]) + 2 * len(FAITHFUL["onnx"])
