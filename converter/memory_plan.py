@@ -130,7 +130,7 @@ def _too_little(recipe: Recipe, plan: MemoryPlan, found: Forecast, shape: ModelS
         advice = ", or fewer --sensitivity-windows"
     elif shape.block > plan.limit // 4:
         advice = ": one block alone is " + gigabytes(shape.block)
-    elif recipe.window_length > 512:
+    elif recipe.window_length > 512 and "embedding" not in stage:
         advice = ", or a smaller --window-length"
     return (
         f"--max-memory {gigabytes(plan.limit)}: {stage} takes about {gigabytes(plan.peak)}, even with activations on "
