@@ -114,7 +114,7 @@ def test_a_refinement_goes_on_with_its_next_epoch(
 
 
 def test_statistics_are_not_gathered_twice(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowrank_export.converter import gathering
+    from lowrank_export.converter.statistics import gathering
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(patch, 0, Streams, "compress_block")
