@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from ...converter.checkpoint.folder import CheckpointReader
@@ -62,11 +62,15 @@ def encode_model(
 
 
 def aware_matrices(
-    reader: CheckpointReader, quantisation: str, options: OnnxOptions, progress: Progress
+    reader: CheckpointReader,
+    quantisation: str,
+    options: OnnxOptions,
+    merged: Collection[str],
+    progress: Progress,
 ) -> dict[str, QuantisedMatrix]:
     """The linears of a checkpoint's blocks, rounded with `exporters.aware`: tensor name -> matrix.
 
-    Nothing where the rounding is plain or the type has no codes.
+    Factored linears named by `merged` are multiplied out. Nothing where the rounding is plain or the type has no codes.
 
     Raises:
         UsageError, InputError: as `open_calibrated` says.
@@ -76,7 +80,7 @@ def aware_matrices(
     parts = (C, P) if reader.layout == "pivot" else (U, V)
 
     def types(linear: str) -> dict[str, BlockFormat]:
-        stored = parts if linear in reader.ranks else (WEIGHT,)
+        stored = parts if linear in reader.ranks and linear not in merged else (WEIGHT,)
         formats = {part: block_format(f"{linear}.{part}", quantisation, options) for part in stored}
         return {part: format for part, format in formats.items() if format is not None}
 
