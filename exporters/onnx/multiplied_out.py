@@ -6,7 +6,7 @@ factors save: a k of 192 x 576 at rank 96 has 74,000 weights instead of 111,000,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-MATMUL, SPLIT, CONCAT, REORDER = 4.0, 3.0, 3.0, 7.0
+MATMUL, SPLIT, CONCAT, REORDER = 3.0, 2.0, 2.0, 5.0
 """Microseconds that a node takes besides its weights; all three nodes of a permutation. Measured in docs/onnx.md."""
 PER_MILLION_WEIGHTS = {32: 85.0, 16: 85.0, 8: 20.0, 4: 13.0}
 """Bits of a weight -> microseconds, for one token."""
@@ -116,11 +116,12 @@ def _linear(name: str, shapes: Shapes) -> _Linear | None:
         others = CONCAT + (REORDER if name + PERM_SUFFIX in shapes else 0.0)
         return _Linear(name, outer[name + C_SUFFIX][0] + rank, n, inner, outer, others)
     if f"{name}.weight" in shapes:
-        return _Linear(name, *shapes[f"{name}.weight"])
+        m, n = shapes[f"{name}.weight"]
+        return _Linear(name, m, n)
     return None
 
 
-def _cost(group: list[_Linear], out: set[str], quantisation: str, options: OnnxOptions) -> float:
+def _cost(group: list[_Linear], out: Set[str], quantisation: str, options: OnnxOptions) -> float:
     """Of a group, in microseconds. What meets the input is one matmul where its types agree, as the graph has it."""
     factored = [linear for linear in group if linear.inner and linear.name not in out]
     dense = [linear for linear in group if linear not in factored]

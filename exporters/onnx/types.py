@@ -15,6 +15,8 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
+NARROWING = ("down_proj", "fc2")
+"""Linears with more columns than rows: V is their larger factor, and gets the bits that U has elsewhere."""
 EVEN_BLOCKS = 64
 """Two zero points share a byte; and other tools' quantisers fail on an odd number of 4-bit blocks of 32."""
 How = Literal["plain", "aware"]
@@ -26,8 +28,8 @@ class OnnxType:
     """Bits per weight of each kind of matrix: 32 and 16 are floats, 8 and 4 codes.
 
     Attributes:
-        inner: the factor that meets the input: V, or P.
-        outer: the other factor: U, or C.
+        inner: the factor that meets the input: V, or P; of `NARROWING` linears U.
+        outer: the other factor: U, or C; of `NARROWING` linears V.
         dense: a linear that is not factored.
         head: embedding and output head, where they are not factored.
     """
@@ -103,6 +105,10 @@ def has_codes(quantisation: str) -> bool:
 def bits_of(name: str, quantisation: str) -> int:
     """Bits per weight of a matrix, by its name in the checkpoint."""
     type = QUANTISATIONS[quantisation]
+    if name.endswith(tuple(linear + V_SUFFIX for linear in NARROWING)):
+        return type.outer
+    if name.endswith(tuple(linear + U_SUFFIX for linear in NARROWING)):
+        return type.inner
     if name.endswith((V_SUFFIX, P_SUFFIX)):
         return type.inner
     if name.endswith((U_SUFFIX, C_SUFFIX)):
