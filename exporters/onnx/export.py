@@ -128,6 +128,7 @@ def _metadata(
 
     lowrank: dict[str, Any] = reader.lowrank
     factored = len(reader.ranks) > len(merged)
+    said = {"lowrank.multiplied_out": f"{len(merged)} of {len(reader.ranks)} factored linears"} if reader.ranks else {}
     return {
         "lowrank.version": FORMAT_VERSION,
         "lowrank.producer": __version__,
@@ -137,7 +138,7 @@ def _metadata(
         "lowrank.recipe": reader.recipe_text,
         QUANTISATION_KEY: quantisation,
         ENCODING_KEY: options.said(quantisation),
-        "lowrank.multiplied_out": f"{len(merged)} of {len(reader.ranks)} factored linears",
+        **said,
     }
 
 

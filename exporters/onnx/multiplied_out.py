@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 MATMUL, SPLIT, CONCAT, REORDER = 3.0, 2.0, 2.0, 5.0
-"""Microseconds that a node takes besides its weights; all three nodes of a permutation. Measured in docs/onnx.md."""
+"""Microseconds that a node takes besides its weights; all three nodes of a permutation. See docs/onnx.md."""
 PER_MILLION_WEIGHTS = {32: 85.0, 16: 85.0, 8: 20.0, 4: 13.0}
-"""Bits of a weight -> microseconds, for one token."""
+"""Bits of a weight -> microseconds, for one token on two threads."""
 PER_MEGABYTE = 25.0
 """What saving a megabyte is worth in microseconds, besides the time it saves: what reading it once more would take."""
 

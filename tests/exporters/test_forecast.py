@@ -48,9 +48,9 @@ def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
     foretold = predict_exports(CheckpointReader(folder / "dense"), plan)
     expected = [f"{format} {quantisation}" for format, known in QUANTISATIONS.items() for quantisation in known]
     assert list(foretold) == expected
-    # in a model as narrow as this one, some types of ONNX have every linear multiplied out
-    assert all(0 < size["factored"] <= size["dense"] for size in foretold.values())
-    assert all(foretold[name]["factored"] < foretold[name]["dense"] for name in expected if name != "onnx int4")
+    for name, size in foretold.items():
+        narrow = name.startswith("onnx")  # where most linears are multiplied out again, in some types all
+        assert 0 < size["factored"] < size["dense"] + narrow, name
 
 
 @pytest.mark.parametrize("model", ["dense", "factored"])
