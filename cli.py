@@ -229,7 +229,7 @@ def statistics(
     _wait_passively()
     with _one_line_errors():
         from .converter.machine.joining import joined
-        from .converter.planning import gather_statistics
+        from .converter.preparation import gather_statistics
         from .converter.storage.byte_size import memory_limit
         from .runtime_tests.environment import process_cost
 
@@ -264,7 +264,7 @@ def plan(
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         from .converter.model.source import open_source
-        from .converter.planning import prepared
+        from .converter.preparation import prepared
         from .converter.progress import ConsoleProgress
         from .converter.storage.byte_size import memory_limit
         from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple

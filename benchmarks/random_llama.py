@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from lowrank_export.converter.checkpoint.lowrank_linear import replace_linears
 from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
-from lowrank_export.converter.planning import prepared
+from lowrank_export.converter.preparation import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.artifact import Artifact

@@ -16,7 +16,7 @@ from .factors.whitening import OutputRoot, Whitener
 from .machine.workers import Parcel
 from .model.architectures import InputGroup
 from .model.block_forward import TappedBlock
-from .planning import Job
+from .preparation import Job
 from .statistics.moments import GroupMoments
 
 

@@ -28,7 +28,7 @@ from .machine.device import fast_matmul, pick_device
 from .machine.memory import release_freed
 from .machine.workers import ALONE, Workers
 from .model.source import Source, check_same, open_source
-from .planning import Job, prepared
+from .preparation import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
 from .storage.files import check_output, replacing
