@@ -269,6 +269,7 @@ def plan(
         from .converter.source import open_source
         from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
+        from .runtime_tests.environment import process_cost
 
         limit, progress = memory_limit(max_memory), ConsoleProgress()
         source = open_source(chosen.model, progress)
@@ -278,6 +279,7 @@ def plan(
             storage = predict_storage(job.blocks.reader, job.plan)
             memory = job.memory.to_json()
             document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage, "memory": memory}
+            document["process"] = process_cost()
             _show(plan_table(job.plan, forecast, storage), document, as_json)
             for line in job.memory.lines():
                 _tell(line)

@@ -81,7 +81,9 @@ def save_random_llama(path: Path, width: int, blocks: int, context: int) -> None
     model.save_pretrained(path)
 
 
-def save_sharded_llama(path: Path, width: int, inner: int, blocks: int, vocabulary: int, context: int) -> None:
+def save_sharded_llama(
+    path: Path, width: int, inner: int, head_size: int, blocks: int, vocabulary: int, context: int
+) -> None:
     """A llama of random weights in bfloat16, a shard per block: a block is in memory at a time."""
     path.mkdir(parents=True)
     save_tokenizer(path)
@@ -91,9 +93,9 @@ def save_sharded_llama(path: Path, width: int, inner: int, blocks: int, vocabula
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=blocks,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-        head_dim=64,
+        num_attention_heads=width // head_size,
+        num_key_value_heads=width // head_size,
+        head_dim=head_size,
         max_position_embeddings=context,
         bos_token_id=0,
         eos_token_id=0,
