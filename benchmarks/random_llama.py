@@ -47,9 +47,13 @@ def fill(parameter: torch.Tensor) -> None:
     parameter.normal_(std=parameter.shape[-1] ** -0.5)
 
 
-def save_tokenizer(path: Path) -> int:
-    """A tokenizer that knows 256 bytes and one merge, without which llama.cpp loads none; returns its size."""
+def save_tokenizer(path: Path, size: int = 0) -> int:
+    """A tokenizer that knows 256 bytes and one merge, without which llama.cpp loads none; returns its size.
+
+    Up to `size`, tokens that no text has follow.
+    """
     symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    symbols += [f"<{index}>" for index in range(len(symbols), size)]
     raw = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[("t", "h")]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -86,7 +90,7 @@ def save_sharded_llama(
 ) -> None:
     """A llama of random weights in bfloat16, a shard per block: a block is in memory at a time."""
     path.mkdir(parents=True)
-    save_tokenizer(path)
+    save_tokenizer(path, vocabulary)
     config = AutoConfig.for_model(
         "llama",
         vocab_size=vocabulary,
