@@ -10,13 +10,13 @@ import wrapt
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .converter.checkpoint import load as load
+    from .converter.checkpoint.folder import load as load
     from .converter.pipeline import compress as compress
     from .runtime_tests.exporting import export as export
     from .runtime_tests.validate import validate as validate
 
 _LAZY = {
-    "load": ".converter.checkpoint",
+    "load": ".converter.checkpoint.folder",
     "compress": ".converter.pipeline",
     "export": ".runtime_tests.exporting",
     "validate": ".runtime_tests.validate",
@@ -36,4 +36,4 @@ def __getattr__(name: str) -> Any:
 @wrapt.when_imported("transformers.quantizers.auto")
 def _register(module: ModuleType) -> None:
     """Register the factored checkpoint with transformers as soon as, and only if, transformers is imported."""
-    from .converter import transformers_integration  # noqa: F401
+    from .converter.checkpoint import transformers_integration  # noqa: F401

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .converter.errors import LowRankError, ToldError, UsageError
-from .converter.printable import printable
 from .converter.recipe_options import Given, RecipeFile, chosen_recipe, chosen_recipes, listed, numbers, recipe_options
+from .converter.storage.printable import printable
 from .exporters.export_options import (
     Calibration,
     GgufEmbeddingType,
@@ -54,8 +54,8 @@ from .runtime_tests.evaluation_options import (
 )
 
 if TYPE_CHECKING:
+    from .converter.machine.workers import Workers
     from .converter.progress import Progress
-    from .converter.workers import Workers
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, "
@@ -122,7 +122,7 @@ def run(
     """Compress, export and validate in one go. Sub-commands do the single steps."""
     if context.invoked_subcommand not in DIVIDED:
         with _one_line_errors():
-            from .converter.joining import refuse_company
+            from .converter.machine.joining import refuse_company
 
             refuse_company(context.invoked_subcommand or "the whole job")
     if context.invoked_subcommand is not None:
@@ -180,9 +180,9 @@ def compress(
     """Make a factored checkpoint; torchrun divides the work among processes, see docs/large-models.md."""
     _wait_passively()
     with _one_line_errors():
-        from .converter.byte_size import memory_limit
-        from .converter.joining import joined
+        from .converter.machine.joining import joined
         from .converter.pipeline import compress as run_compress
+        from .converter.storage.byte_size import memory_limit
         from .runtime_tests.environment import process_cost
 
         with joined(device, threads) as workers:
@@ -228,9 +228,9 @@ def statistics(
     """Gather what a method wants to know of the dense model, for `compress --statistics`."""
     _wait_passively()
     with _one_line_errors():
-        from .converter.byte_size import memory_limit
-        from .converter.joining import joined
+        from .converter.machine.joining import joined
         from .converter.planning import gather_statistics
+        from .converter.storage.byte_size import memory_limit
         from .runtime_tests.environment import process_cost
 
         with joined(device, threads) as workers:
@@ -263,10 +263,10 @@ def plan(
     _wait_passively()
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
-        from .converter.byte_size import memory_limit
+        from .converter.model.source import open_source
         from .converter.planning import prepared
         from .converter.progress import ConsoleProgress
-        from .converter.source import open_source
+        from .converter.storage.byte_size import memory_limit
         from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
         from .runtime_tests.environment import process_cost
@@ -390,7 +390,7 @@ def recommend(
 ) -> None:
     """Pick from a sweep: the smallest export within --max-kld, else the best within size and speed; and why."""
     with _one_line_errors():
-        from .converter.byte_size import parse_bytes
+        from .converter.storage.byte_size import parse_bytes
         from .runtime_tests.sweep_results import Limits, read_rows
         from .runtime_tests.sweep_results import recommend as pick
 
@@ -438,8 +438,8 @@ def export(
     """Export a checkpoint to GGUF and ONNX."""
     _wait_passively()
     with _one_line_errors():
-        from .converter.files import check_output
         from .converter.progress import ConsoleProgress
+        from .converter.storage.files import check_output
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
         from .runtime_tests.environment import process_cost
@@ -529,8 +529,8 @@ def validate(
     """The release gate: measure artifacts in their runtimes; exit code 4 if a gate fails."""
     with _one_line_errors():
         thresholds = _thresholds(gates, gate)
+        from .converter.model.source import open_checkpoint, open_source
         from .converter.progress import ConsoleProgress
-        from .converter.source import open_checkpoint, open_source
         from .runtime_tests.artifacts import find_artifacts
         from .runtime_tests.outputs.files import check_outputs, write_outputs
         from .runtime_tests.release import Evaluation, load_windows

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.progress import ConsoleProgress, Progress
 from lowrank_export.converter.recipe import RECIPE_FILE, Recipe, read_recipe
-from lowrank_export.converter.source import open_source
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, TORCH, open_backend

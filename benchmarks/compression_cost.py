@@ -77,8 +77,8 @@ def _published(spec: str, retention: float, data: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from lowrank_export.converter.model.source import open_source
     from lowrank_export.converter.progress import SilentProgress
-    from lowrank_export.converter.source import open_source
     from lowrank_export.runtime_tests.environment import process_cost
     from lowrank_export.runtime_tests.perplexity import perplexity
 

@@ -123,7 +123,7 @@ def perplexities_of(checkpoint: Path, data: Path) -> dict[str, float]:
     import numpy as np
     from transformers import AutoTokenizer
 
-    from lowrank_export.converter.calibration import draw_windows, read_text, tokenize
+    from lowrank_export.converter.statistics.calibration import draw_windows, read_text, tokenize
     from lowrank_export.runtime_tests.backends.torch_reference import open_torch
     from lowrank_export.runtime_tests.perplexity import perplexity, token_losses
 

@@ -197,14 +197,14 @@ def targets(folder: Path) -> list[Target]:
     """Every reader, with sound inputs made in `folder`."""
     import yaml
 
-    from lowrank_export.converter.calibration import read_text, read_token_windows
-    from lowrank_export.converter.checkpoint import CheckpointReader, load_tokenizer
-    from lowrank_export.converter.claim import claim
-    from lowrank_export.converter.gguf_header import read_header as read_gguf
+    from lowrank_export.converter.checkpoint.folder import CheckpointReader, load_tokenizer
     from lowrank_export.converter.journal import Journal
     from lowrank_export.converter.recipe import Recipe, read_recipe
-    from lowrank_export.converter.safetensors_header import read_header
-    from lowrank_export.converter.statistics import Statistics
+    from lowrank_export.converter.statistics.calibration import read_text, read_token_windows
+    from lowrank_export.converter.statistics.store import Statistics
+    from lowrank_export.converter.storage.claim import claim
+    from lowrank_export.converter.storage.gguf_header import read_header as read_gguf
+    from lowrank_export.converter.storage.safetensors_header import read_header
     from lowrank_export.exporters.export import export
     from lowrank_export.exporters.gguf.imatrix import Importance, read_imatrix, write_imatrix
     from lowrank_export.exporters.onnx.folder_check import check_folder
@@ -351,7 +351,7 @@ def _header(folder: Path) -> bytes:
 
 def _reads_header(path: Path) -> None:
     """The input is the header alone: put its length before it and room for the data behind."""
-    from lowrank_export.converter.safetensors_header import read_header
+    from lowrank_export.converter.storage.safetensors_header import read_header
 
     header = path.read_bytes()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
@@ -363,9 +363,9 @@ def _reads_header(path: Path) -> None:
 def _skeleton(folder: Path) -> None:
     import torch
 
-    from lowrank_export.converter.architectures import family_of
-    from lowrank_export.converter.blocks import BlockSource
-    from lowrank_export.converter.checkpoint import CheckpointReader
+    from lowrank_export.converter.checkpoint.folder import CheckpointReader
+    from lowrank_export.converter.model.architectures import family_of
+    from lowrank_export.converter.model.blocks import BlockSource
 
     reader = CheckpointReader(folder)
     BlockSource(reader, family_of(reader.config, str(folder)), torch.device("cpu"), torch.float32)

@@ -104,9 +104,9 @@ def main() -> None:
 
 def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
     """The forecast of a llama of this shape, without what Python and its libraries take, and without a margin."""
-    from lowrank_export.converter.architectures import FAMILIES
-    from lowrank_export.converter.memory_forecast import HOLDINGS, ModelShape, Windows, forecast
+    from lowrank_export.converter.machine.memory_forecast import HOLDINGS, ModelShape, Windows, forecast
     from lowrank_export.converter.methods import METHODS
+    from lowrank_export.converter.model.architectures import FAMILIES
     from lowrank_export.converter.recipe import Recipe
 
     width, inner, family = options.width, options.inner, FAMILIES["llama"]

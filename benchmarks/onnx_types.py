@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from random_llama import save_random_factors, save_random_llama, speed_options, timed
 
-from lowrank_export.converter.checkpoint import load_tokenizer, quiet_transformers
+from lowrank_export.converter.checkpoint.folder import load_tokenizer, quiet_transformers
+from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.progress import ConsoleProgress, Progress
 from lowrank_export.converter.recipe import Recipe
-from lowrank_export.converter.source import open_source
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx.contents import MODEL_FILE

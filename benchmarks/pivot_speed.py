@@ -16,7 +16,7 @@ from pathlib import Path
 
 from random_llama import said, save_random_factors, save_random_llama, speed_options, timed
 
-from lowrank_export.converter.checkpoint import quiet_transformers
+from lowrank_export.converter.checkpoint.folder import quiet_transformers
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, ONNXRUNTIME

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lowrank_export.converter.lowrank_linear import replace_linears
+from lowrank_export.converter.checkpoint.lowrank_linear import replace_linears
+from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
 from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
-from lowrank_export.converter.transformers_integration import LowRankConfig
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.runtime_tests.backends.open import open_backend
 from lowrank_export.runtime_tests.speed import Rate, Speed, measure_speed

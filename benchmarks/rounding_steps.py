@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lowrank_export.converter.calibration import read_text
-from lowrank_export.converter.checkpoint import CheckpointReader, load, load_tokenizer
-from lowrank_export.converter.input_moments import input_moments
-from lowrank_export.converter.lowrank_linear import LowRankLinear
+from lowrank_export.converter.checkpoint.folder import CheckpointReader, load, load_tokenizer
+from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear
 from lowrank_export.converter.progress import ConsoleProgress
+from lowrank_export.converter.statistics.calibration import read_text
+from lowrank_export.converter.statistics.input_moments import input_moments
 from lowrank_export.exporters.calibrated import open_calibrated
 from lowrank_export.exporters.gauge import mixed, resolved
 from lowrank_export.exporters.gguf.rounding import round_nearest, round_rows

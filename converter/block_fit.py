@@ -8,16 +8,16 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from .architectures import InputGroup
-from .block_forward import TappedBlock
+from .checkpoint.lowrank_linear import LowRankLinear
 from .errors import InputError
-from .factorisation import LowRankFactors
-from .fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric, group_whitener, truncate
-from .lowrank_linear import LowRankLinear
-from .moments import GroupMoments
+from .factors.factorisation import LowRankFactors
+from .factors.fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric, group_whitener, truncate
+from .factors.whitening import OutputRoot, Whitener
+from .machine.workers import Parcel
+from .model.architectures import InputGroup
+from .model.block_forward import TappedBlock
 from .planning import Job
-from .whitening import OutputRoot, Whitener
-from .workers import Parcel
+from .statistics.moments import GroupMoments
 
 
 class BlockFit:

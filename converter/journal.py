@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .claim import claim
-from .documents import parse_json
 from .errors import InputError, UsageError
-from .files import parent_folder, remove, replacing
-from .workers import ALONE, Workers
+from .machine.workers import ALONE, Workers
+from .storage.claim import claim
+from .storage.documents import parse_json
+from .storage.files import parent_folder, remove, replacing
 
 RECIPE, CALIBRATION, STATISTICS, REFINEMENT = "recipe.json", "calibration.json", "statistics", "refinement.safetensors"
 START_OVER = "finish it with that, or start over with --force"

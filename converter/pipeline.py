@@ -16,23 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load
-from .checkpoint_writer import CheckpointWriter
-from .device import fast_matmul, pick_device
-from .files import check_output, replacing
-from .fit import FitLoss
+from .checkpoint.folder import load
+from .checkpoint.lowrank_linear import replace_linears
+from .checkpoint.model_card import model_card
+from .checkpoint.writer import CheckpointWriter
+from .factors.fit import FitLoss
+from .factors.pivot_block import pivot_block
+from .factors.refinement import BATCH_TOKENS, Schedule, refine_model
 from .journal import Journal, forget_finished, unfinished
-from .lowrank_linear import replace_linears
-from .memory import release_freed
-from .model_card import model_card
-from .pivot_block import pivot_block
+from .machine.device import fast_matmul, pick_device
+from .machine.memory import release_freed
+from .machine.workers import ALONE, Workers
+from .model.source import Source, check_same, open_source
 from .planning import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
-from .refinement import BATCH_TOKENS, Schedule, refine_model
-from .source import Source, check_same, open_source
+from .storage.files import check_output, replacing
 from .streams import Streams
-from .workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def compress(
         max_memory: bytes that this process may take. Activations that do not fit go to a file beside `out`; the result
             is the same.
         progress: told about stages.
-        workers: the processes that share the job (converter.joining); all call this alike, on a folder that all see,
+        workers: the processes that share the job (machine/joining.py); all call this alike, on a folder that all see,
             and one of them writes.
 
     Raises:

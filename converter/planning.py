@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .activations import Keep
 from .allocation.adacr import adacr, normalise
 from .allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from .allocation.plan import LinearShape, RankPlan
@@ -24,26 +23,36 @@ from .allocation.rounding import round_ranks
 from .allocation.threshold import threshold
 from .allocation.type_loss import type_loss
 from .allocation.uniform import uniform
-from .architectures import InputGroup
-from .blocks import BlockSource
-from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
-from .checkpoint import load, load_tokenizer
-from .device import DTYPES, computes_bfloat16, fast_matmul, pick_device
+from .checkpoint.folder import load, load_tokenizer
 from .errors import InputError, UsageError
-from .gathering import GRADIENT, HELD_OUT, MEAN_ABS, ROWS, SIGMA, gather_dense, gather_fisher, gather_gradients
-from .memory import exempt_loaded, release_freed
-from .memory_forecast import Windows
-from .memory_plan import MemoryPlan, check_by_trial, gigabytes, plan_memory
+from .factors.whitening import OutputRoot, gradient_metric
+from .machine.activations import Keep
+from .machine.device import DTYPES, computes_bfloat16, fast_matmul, pick_device
+from .machine.memory import exempt_loaded, release_freed
+from .machine.memory_forecast import Windows
+from .machine.memory_plan import MemoryPlan, check_by_trial, gigabytes, plan_memory
+from .machine.workers import ALONE, Workers
 from .methods import METHODS, Method
-from .moments import GroupMoments, Moment
+from .model.architectures import InputGroup
+from .model.blocks import BlockSource
+from .model.source import Source, check_same, open_source
 from .progress import Progress
 from .recipe import Recipe, nearest
-from .sensitivity import block_similarities, loss_energies, stable_ranks
-from .source import Source, check_same, open_source
-from .statistics import IDENTITY, Statistics, open_statistics
-from .truncation_sensitivity import truncation_losses
-from .whitening import OutputRoot, gradient_metric
-from .workers import ALONE, Workers
+from .statistics.calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
+from .statistics.gathering import (
+    GRADIENT,
+    HELD_OUT,
+    MEAN_ABS,
+    ROWS,
+    SIGMA,
+    gather_dense,
+    gather_fisher,
+    gather_gradients,
+)
+from .statistics.moments import GroupMoments, Moment
+from .statistics.sensitivity import block_similarities, loss_energies, stable_ranks
+from .statistics.store import IDENTITY, Statistics, open_statistics
+from .statistics.truncation_sensitivity import truncation_losses
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from .printable import printable
+from .storage.printable import printable
 
 Advance = Callable[[int], None]
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .documents import read_yaml_file, shown
+from .checkpoint.layouts import Layout
 from .errors import InputError, UsageError
-from .layouts import Layout
 from .methods import METHODS
+from .storage.documents import read_yaml_file, shown
 
 RECIPE_FILE = "recipe.yaml"
 LARGEST = 10**6  # of anything counted: more is a slip, and would be asked of the memory

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from .activations import Activations
-from .architectures import InputGroup
 from .block_fit import BlockFit
-from .block_forward import TappedBlock
-from .fit import FitLoss
-from .memory import release_freed
-from .moments import GroupMoments
-from .passes import Pass, RepeatedPass, SleepingPass
+from .factors.fit import FitLoss
+from .factors.refinement import Schedule, refine_block
+from .machine.activations import Activations
+from .machine.memory import release_freed
+from .machine.passes import Pass, RepeatedPass, SleepingPass
+from .model.architectures import InputGroup
+from .model.block_forward import TappedBlock
 from .planning import Job
 from .progress import Progress
-from .refinement import Schedule, refine_block
+from .statistics.moments import GroupMoments
 
 
 class Streams:

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from ..converter.blocks import BlockSource
-from ..converter.input_moments import input_moments
-from ..converter.lowrank_linear import LowRankLinear
-from ..converter.pivot_linear import PivotLinear
+from ..converter.checkpoint.lowrank_linear import LowRankLinear
+from ..converter.checkpoint.pivot_linear import PivotLinear
+from ..converter.model.blocks import BlockSource
 from ..converter.progress import Progress
+from ..converter.statistics.input_moments import input_moments
 from .feedback import Encoded, Rounded
 from .gauge import mixed, resolved
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..converter.architectures import family_of
-from ..converter.blocks import BlockSource
-from ..converter.checkpoint import CheckpointReader
+from ..converter.checkpoint.folder import CheckpointReader
+from ..converter.model.architectures import family_of
+from ..converter.model.blocks import BlockSource
 from ..converter.planning import CHUNK_TOKENS
-from ..converter.recorded_windows import recorded_windows
+from ..converter.statistics.recorded_windows import recorded_windows
 
 
 def open_calibrated(reader: CheckpointReader, text: str | None) -> tuple[BlockSource, list[Tensor]]:

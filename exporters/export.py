@@ -118,7 +118,7 @@ def export(
     if layout != "adapter" and (dense or residual):
         raise UsageError("--dense and --gguf-residual-type belong to --layout adapter")
     if format == "gguf" and layout == "adapter":
-        from ..converter.source import open_source
+        from ..converter.model.source import open_source
         from .gguf.adapter import export_adapter
 
         return export_adapter(

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..converter.allocation.plan import RankPlan
 from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
-from ..converter.architectures import family_of
-from ..converter.checkpoint import CheckpointReader
-from ..converter.layouts import PERM_SUFFIX
+from ..converter.checkpoint.folder import CheckpointReader
+from ..converter.checkpoint.layouts import PERM_SUFFIX
+from ..converter.model.architectures import family_of
+from ..converter.model.source import Source
 from ..converter.planning import rank_multiple_for
 from ..converter.recipe import Recipe
-from ..converter.source import Source
 from .export import QUANTISATIONS, knows_family
 from .onnx.types import OnnxOptions
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from math import prod
 from typing import TYPE_CHECKING
 
-from ..converter.printable import printable
+from ..converter.storage.printable import printable
 from ..exporters.artifact import Artifact
 from ..exporters.gguf.mixes import fallback_lines
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converter.errors import InputError
-from ..converter.gguf_header import read_header
+from ..converter.storage.gguf_header import read_header
 from ..exporters.artifact import Artifact, TensorRecord
 from ..exporters.gguf.adapter import LAYOUT as ADAPTER_LAYOUT
 from ..exporters.gguf.adapter import RESIDUAL_KEY, find_adapter, read_records
@@ -132,7 +132,7 @@ def _quantisation(weights: Sequence[TensorRecord], nodes: Iterable[Any]) -> str:
 
 
 def _describe_checkpoint(path: Path) -> Artifact:
-    from ..converter.checkpoint import CheckpointReader
+    from ..converter.checkpoint.folder import CheckpointReader
 
     reader = CheckpointReader(path)
     tensors = tuple(_checkpoint_record(reader.dtype(name), name, reader.shape(name)) for name in reader.names)

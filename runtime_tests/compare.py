@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..converter.checkpoint import load_tokenizer
-from ..converter.device import pick_device
+from ..converter.checkpoint.folder import load_tokenizer
 from ..converter.errors import UsageError
-from ..converter.files import remove
 from ..converter.journal import forget
+from ..converter.machine.device import pick_device
+from ..converter.model.source import Source, open_source
 from ..converter.planning import statistics_kinds
 from ..converter.progress import Advance, Progress, SilentProgress
 from ..converter.recipe import Recipe
-from ..converter.source import Source, open_source
-from ..converter.statistics import Statistics
+from ..converter.statistics.store import Statistics
+from ..converter.storage.files import remove
 from .artifacts import describe
 from .backends.open import TORCH, open_backend, released
 from .backends.protocol import Backend

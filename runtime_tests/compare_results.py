@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..converter.calibration import text_sha256
-from ..converter.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..converter.errors import InputError, UsageError
 from ..converter.recipe import Recipe
+from ..converter.statistics.calibration import text_sha256
+from ..converter.storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from .child import Cost
 from .generation import Sample
 from .parity import Parity

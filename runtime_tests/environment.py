@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..converter.memory import peak_memory
+from ..converter.machine.memory import peak_memory
 
 LIBRARIES = (
     "lowrank-export",

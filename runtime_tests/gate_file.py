@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..converter.byte_size import parse_bytes
-from ..converter.documents import parse_yaml, read_yaml_file, shown
 from ..converter.errors import InputError, UsageError
 from ..converter.recipe import nearest
+from ..converter.storage.byte_size import parse_bytes
+from ..converter.storage.documents import parse_yaml, read_yaml_file, shown
 from ..exporters.export import QUANTISATIONS
 from .gate_metrics import METRICS, RUNS, Context, Metric
 from .gates import Gate, gate

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..converter.errors import UsageError
-from ..converter.files import remove
+from ..converter.storage.files import remove
 
 
 def check_own_folder(out: Path, mark: str) -> None:

@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ..converter.checkpoint import CheckpointReader, read_json
-from ..converter.documents import parse_yaml, read_text_file, read_yaml_file, shown
+from ..converter.checkpoint.folder import CheckpointReader, read_json
+from ..converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ..converter.errors import InputError
-from ..converter.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ..converter.recipe import RECIPE_FILE, Recipe
+from ..converter.storage.documents import parse_yaml, read_text_file, read_yaml_file, shown
 from .report import LinearRank
 
 MAX_CARD_BYTES = 2**22

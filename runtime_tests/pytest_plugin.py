@@ -142,8 +142,8 @@ class Measurement:
     def report(self) -> Report:
         """Measure, the first time."""
         if self._report is None:
+            from ..converter.model.source import open_checkpoint, open_source
             from ..converter.progress import SilentProgress
-            from ..converter.source import open_checkpoint, open_source
             from .release import Evaluation, load_windows
             from .validate import validate
 

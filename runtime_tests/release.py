@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..converter.calibration import SELF, read_text, read_token_windows
-from ..converter.checkpoint import CheckpointReader, load_tokenizer, read_json
+from ..converter.checkpoint.folder import CheckpointReader, load_tokenizer, read_json
 from ..converter.errors import UsageError
-from ..converter.files import check_output, remove
-from ..converter.gguf_header import read_header
+from ..converter.model.source import open_source
 from ..converter.pipeline import compress
 from ..converter.progress import Progress
 from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
-from ..converter.source import open_source
+from ..converter.statistics.calibration import SELF, read_text, read_token_windows
+from ..converter.storage.files import check_output, remove
+from ..converter.storage.gguf_header import read_header
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_family, check_format
 from ..exporters.forecast import with_rank_multiple

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converter.errors import ResourceError
-from ..converter.files import replacing
+from ..converter.storage.files import replacing
 from .footprint import Footprint
 from .gates import Gate, failed
 from .parity import Parity

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..converter.device import pick_device
-from ..converter.files import remove
+from ..converter.machine.device import pick_device
+from ..converter.model.source import Source, open_source
 from ..converter.progress import Advance, Progress, SilentProgress
 from ..converter.recipe import Recipe
-from ..converter.source import Source, open_source
+from ..converter.storage.files import remove
 from ..exporters.export import artifact_name
 from .backends.open import TORCH, backend_names, open_backend, released
 from .backends.protocol import Backend

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..converter.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..converter.errors import GateError, InputError, UsageError
+from ..converter.storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from .compare_results import restored
 from .parity import Parity
 from .perplexity import Perplexity

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..converter.checkpoint import load_tokenizer, read_json
+from ..converter.checkpoint.folder import load_tokenizer, read_json
 from ..converter.errors import InputError
-from ..converter.gguf_header import read_header
+from ..converter.storage.gguf_header import read_header
 from .backends.protocol import Backend
 
 if TYPE_CHECKING:

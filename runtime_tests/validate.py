@@ -200,7 +200,7 @@ def _described(item: Artifact | Path) -> tuple[Artifact, str]:
 
 def _prepare(reference: Path, windows: Windows, threads: int, settings: Settings, progress: Progress) -> _Run:
     """Check windows and settings against the model's configuration before anything is loaded."""
-    from ..converter.checkpoint import CheckpointReader, load_tokenizer
+    from ..converter.checkpoint.folder import CheckpointReader, load_tokenizer
 
     longest = check_windows(windows, CheckpointReader(reference).config)
     decode = min(settings.decode_tokens, max(1, longest // 4))

@@ -58,8 +58,8 @@ def stock() -> ModuleType:
 @pytest.fixture(scope="session")
 def demo() -> Path:
     """The demo model as a dense Hugging Face folder; fetched once into the user's cache."""
+    from lowrank_export.converter.model.source import open_source
     from lowrank_export.converter.progress import SilentProgress
-    from lowrank_export.converter.source import open_source
 
     return open_source("demo", SilentProgress()).path
 

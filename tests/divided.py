@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from lowrank_export.converter.joining import joined
+from lowrank_export.converter.machine.joining import joined
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.recipe import make_recipe
 

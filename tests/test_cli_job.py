@@ -103,7 +103,7 @@ def test_job_in_a_mix(job: list[str], tmp_path: Path) -> None:
 
 def test_job_with_aware_rounding(job: list[str], tmp_path: Path) -> None:
     """Both the factored and the dense file are rounded so."""
-    from lowrank_export.converter.gguf_header import read_header
+    from lowrank_export.converter.storage.gguf_header import read_header
     from lowrank_export.exporters.gguf.mixes import exported_as
 
     ensure_runtime(SilentProgress())
@@ -136,7 +136,7 @@ def test_interrupted_job_goes_on(job: list[str], tmp_path: Path, monkeypatch: py
     other = run(*onnx, "--retention", "0.7")
     assert other.exit_code == 2 and "unfinished job of another recipe" in other.stderr
     with monkeypatch.context() as patch:
-        patch.setattr("lowrank_export.converter.source.Source.fingerprint", lambda _: "other weights")
+        patch.setattr("lowrank_export.converter.model.source.Source.fingerprint", lambda _: "other weights")
         other = run(*onnx)
         assert other.exit_code == 2 and "unfinished job of another" in other.stderr
     with monkeypatch.context() as patch:

@@ -90,7 +90,7 @@ def factored(family: str, *, rank: int | None = None, **options: Any) -> tuple[P
 
     At full rank the factored model computes what `model(family, **options)` computes, up to rounding.
     """
-    from lowrank_export.converter.lowrank_linear import LowRankLinear, replace_linears
+    from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear, replace_linears
 
     built = model(family, **options)
     weights = {
@@ -118,9 +118,9 @@ def save_factored(
     path: Path, family: str, *, rank: int | None = None, layout: Any = "two-factor", **options: Any
 ) -> PreTrainedModel:
     """Write a factored checkpoint, see `factored`; return the model. The pivot layout wants a rank below every side."""
-    from lowrank_export.converter.architectures import FAMILIES as KNOWN
-    from lowrank_export.converter.pivot_block import pivot_block
-    from lowrank_export.converter.transformers_integration import LowRankConfig
+    from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
+    from lowrank_export.converter.factors.pivot_block import pivot_block
+    from lowrank_export.converter.model.architectures import FAMILIES as KNOWN
 
     built, ranks = factored(family, rank=rank, **options)
     if layout == "pivot":

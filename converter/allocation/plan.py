@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import layouts
-from ..layouts import Layout
+from ..checkpoint import layouts
+from ..checkpoint.layouts import Layout
 
 
 @dataclass(frozen=True)

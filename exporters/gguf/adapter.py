@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.checkpoint import CheckpointReader, read_json
+from ...converter.checkpoint.folder import CheckpointReader, read_json
+from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError, UsageError
-from ...converter.files import replacing
-from ...converter.gguf_header import Header, StoredTensor, read_header
-from ...converter.layouts import U_SUFFIX, V_SUFFIX
+from ...converter.model.source import Source as Model
 from ...converter.progress import Progress
 from ...converter.recipe import nearest
-from ...converter.source import Source as Model
+from ...converter.storage.files import replacing
+from ...converter.storage.gguf_header import Header, StoredTensor, read_header
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...converter.blocks import BlockSource
+from ...converter.model.blocks import BlockSource
 from ...converter.progress import Progress
 from .. import aware
 from ..aware import C, P, Round, U, V

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError
-from ...converter.gguf_header import Header
-from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
+from ...converter.storage.gguf_header import Header
 from .metadata import Hyperparameters
 from .names import FAMILIES, Family
 from .shapes import check_shapes

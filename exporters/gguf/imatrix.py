@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.errors import InputError
-from ...converter.files import replacing
-from ...converter.gguf_header import StoredTensor, read_header
+from ...converter.storage.files import replacing
+from ...converter.storage.gguf_header import StoredTensor, read_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 

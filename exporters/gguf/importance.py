@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...converter.blocks import BlockSource
-from ...converter.checkpoint import CheckpointReader
-from ...converter.files import check_output
-from ...converter.input_moments import input_moments
-from ...converter.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
-from ...converter.lowrank_linear import LowRankLinear
-from ...converter.pivot_linear import PivotLinear
+from ...converter.checkpoint.folder import CheckpointReader
+from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
+from ...converter.checkpoint.lowrank_linear import LowRankLinear
+from ...converter.checkpoint.pivot_linear import PivotLinear
+from ...converter.model.blocks import BlockSource
 from ...converter.progress import Progress
+from ...converter.statistics.input_moments import input_moments
+from ...converter.storage.files import check_output
 from ..calibrated import open_calibrated
 from .imatrix import Importance, write_imatrix
 from .names import Family, family, gguf_name

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError, UsageError
-from ...converter.gguf_header import Header
-from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.recipe import nearest
+from ...converter.storage.gguf_header import Header
 from ..artifact import TensorRecord
 from .metadata import EXPORTED_AS
 from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_bytes

@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError
-from ...converter.layouts import C_SUFFIX, P_SUFFIX, V_SUFFIX
 
 Number = TypeVar("Number", bound=np.generic)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.checkpoint import refusing
+from ...converter.checkpoint.folder import refusing
 from ...converter.errors import InputError
-from ...converter.links import check_links
-from ...converter.tokenizer_trial import check_tokenizer_file
+from ...converter.model.tokenizer_trial import check_tokenizer_file
+from ...converter.storage.links import check_links
 from .pretokenisers import pretokeniser_name
 
 if TYPE_CHECKING:

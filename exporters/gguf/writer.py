@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.checkpoint import CheckpointReader
+from ...converter.checkpoint.folder import CheckpointReader
+from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError, UsageError
-from ...converter.files import replacing
-from ...converter.gguf_header import read_header
-from ...converter.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.progress import Advance, Progress
+from ...converter.storage.files import replacing
+from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary

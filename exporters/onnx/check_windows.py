@@ -144,7 +144,7 @@ def _facts(module: Any, config: Any) -> AttentionFacts:
 
 
 def _tokenizer(checkpoint: Path) -> Any:
-    from ...converter.checkpoint import load_tokenizer
+    from ...converter.checkpoint.folder import load_tokenizer
 
     return load_tokenizer(checkpoint)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...converter.checkpoint import CheckpointReader
+from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.errors import InputError
 from ..aware import WEIGHT, C, P, U, V, round_linears
 from ..calibrated import open_calibrated

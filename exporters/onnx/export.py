@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.checkpoint import CheckpointReader, load
+from ...converter.checkpoint.folder import CheckpointReader, load
 from ...converter.errors import InputError, UsageError
-from ...converter.files import replacing
+from ...converter.storage.files import replacing
 from ..artifact import Artifact
 from . import genai_builder, torch_exporter
 from .builder_families import FAMILIES

@@ -8,10 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.checkpoint import read_json
-from ...converter.documents import shown
+from ...converter.checkpoint.folder import read_json
 from ...converter.errors import InputError
-from ...converter.links import check_links
+from ...converter.storage.documents import shown
+from ...converter.storage.links import check_links
 from .contents import model_file
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...converter.checkpoint.lowrank_linear import LowRankLinear
+from ...converter.checkpoint.pivot_linear import PivotLinear
 from ...converter.errors import InputError, LowRankError
-from ...converter.lowrank_linear import LowRankLinear
-from ...converter.pivot_linear import PivotLinear
 from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
 from .contents import save_model
 from .fused_linears import Part, split_attention, split_gate_up

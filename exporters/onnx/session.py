@@ -147,7 +147,7 @@ def _head_size(folder: Path) -> int:
     Raises:
         InputError: genai_config.json is missing or damaged.
     """
-    from ...converter.checkpoint import read_json
+    from ...converter.checkpoint.folder import read_json
 
     path = folder / "genai_config.json"
     try:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.errors import UsageError
-from ...converter.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.recipe import nearest
 from .quantise import BlockFormat
 

@@ -134,7 +134,7 @@ def open_torch(
         UsageError: no such device or dtype.
         ResourceError: the device has not enough memory.
     """
-    from ...converter.checkpoint import load
+    from ...converter.checkpoint.folder import load
 
     wanted = torch_dtype(dtype)
     _device(device)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...converter.checkpoint.layouts import PERM_SUFFIX
 from ...converter.errors import InputError
-from ...converter.gguf_header import StoredTensor, read_header
-from ...converter.layouts import PERM_SUFFIX
+from ...converter.storage.gguf_header import StoredTensor, read_header
 from ...exporters.gguf.adapter import find_adapter
 from ...exporters.gguf.types import INTEGERS
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ...converter.errors import InputError, ResourceError
-from ...converter.files import cache_folder as user_cache
 from ...converter.progress import Progress
+from ...converter.storage.files import cache_folder as user_cache
 from .build import CMAKE_OPTIONS, build_runtime
 from .source import HASHES, PATCH, VERSION
 

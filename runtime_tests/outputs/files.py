@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...converter.files import check_output
+from ...converter.storage.files import check_output
 from ...exporters.artifact import Artifact
 from ..report import Report, write_report, write_text
 from .junit import junit

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lowrank_export.converter.allocation.plan import RankPlan
-from lowrank_export.converter.checkpoint import CheckpointReader
-from lowrank_export.converter.layouts import LAYOUTS
+from lowrank_export.converter.checkpoint.folder import CheckpointReader
+from lowrank_export.converter.checkpoint.layouts import LAYOUTS
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import prepared
 from lowrank_export.converter.progress import SilentProgress
@@ -92,7 +92,7 @@ def test_onnx_size(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: 
 
 
 def test_rank_multiple_suits_every_type(monkeypatch: pytest.MonkeyPatch, models: tuple[Path, RankPlan]) -> None:
-    from lowrank_export.converter.source import open_source
+    from lowrank_export.converter.model.source import open_source
 
     asked: list[int] = []
     monkeypatch.setattr(forecast, "rank_multiple_for", lambda *arguments: asked.append(arguments[-1]) or 32)

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lowrank_export.cli import app
-from lowrank_export.converter.files import cache_folder
+from lowrank_export.converter.storage.files import cache_folder
 from lowrank_export.exporters.export import export
 
 ROOM = 300 * 2**20  # bytes of memory that refusing a file may cost, libraries that are imported for it included

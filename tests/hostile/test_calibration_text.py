@@ -85,7 +85,7 @@ def test_json_lines(models: Path, refused: Refused, tmp_path: Path, case: str) -
 
 
 def test_line_separators_inside_json_are_text(tmp_path: Path) -> None:
-    from lowrank_export.converter.calibration import read_text
+    from lowrank_export.converter.statistics.calibration import read_text
 
     (path := tmp_path / "t.jsonl").write_text('{"text": "a\u2028b\x85c"}\n', encoding="utf-8")
     assert read_text(str(path), "calibration") == "a\u2028b\x85c"

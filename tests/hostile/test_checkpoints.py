@@ -229,7 +229,7 @@ def test_links_out_of_the_folder(copied: Copy, refused: Refused, tmp_path: Path)
 
 def test_links_of_the_hub_cache(copied: Copy, tmp_path: Path) -> None:
     """What huggingface_hub makes is read; what only looks like it is not."""
-    from lowrank_export.converter.checkpoint import CheckpointReader
+    from lowrank_export.converter.checkpoint.folder import CheckpointReader
     from lowrank_export.converter.errors import InputError
 
     sound, cache = copied("dense"), tmp_path / "models--a--b"

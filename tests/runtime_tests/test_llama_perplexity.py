@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_export.converter.calibration import read_text
-from lowrank_export.converter.checkpoint import load_tokenizer
-from lowrank_export.converter.files import cache_folder
+from lowrank_export.converter.checkpoint.folder import load_tokenizer
 from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.statistics.calibration import read_text
+from lowrank_export.converter.storage.files import cache_folder
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 from lowrank_export.runtime_tests.corpora import llama_cpp_windows
 from lowrank_export.runtime_tests.exporting import export

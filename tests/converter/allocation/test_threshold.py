@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lowrank_export.converter.allocation.plan import LinearShape
 from lowrank_export.converter.allocation.threshold import threshold
-from lowrank_export.converter.layouts import Layout
+from lowrank_export.converter.checkpoint.layouts import Layout
 
 
 def energies_of(count: int, seed: int) -> torch.Tensor:

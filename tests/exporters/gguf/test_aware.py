@@ -14,12 +14,12 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from torch import nn
 
-from lowrank_export.converter.calibration import calibrate
-from lowrank_export.converter.checkpoint import CheckpointReader, load, load_tokenizer
+from lowrank_export.converter.checkpoint.folder import CheckpointReader, load, load_tokenizer
+from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear
+from lowrank_export.converter.checkpoint.pivot_linear import PivotLinear
 from lowrank_export.converter.errors import InputError, UsageError
-from lowrank_export.converter.lowrank_linear import LowRankLinear
-from lowrank_export.converter.pivot_linear import PivotLinear
 from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.aware import round_linear
 from lowrank_export.exporters.calibrated import open_calibrated
 from lowrank_export.exporters.gguf import aware
@@ -155,7 +155,7 @@ def divergence(checkpoint: Path, file: Path, windows: np.ndarray) -> float:
 
 
 def test_a_whole_file(checkpoint: Path, tmp_path: Path, ggml: Path) -> None:
-    from lowrank_export.converter.gguf_header import read_header
+    from lowrank_export.converter.storage.gguf_header import read_header
 
     files = {how: export(checkpoint, tmp_path / f"{how}.gguf", ggml, how) for how in ("plain", "aware")}
     windows = calibrate(

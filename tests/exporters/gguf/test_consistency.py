@@ -12,8 +12,8 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.gguf_header import read_header
 from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.adapter import adapter_path, export_adapter
 from lowrank_export.exporters.gguf.consistency import check_consistency
 from lowrank_export.exporters.gguf.writer import export_gguf

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.calibration import calibrate
-from lowrank_export.converter.checkpoint import load_tokenizer
+from lowrank_export.converter.checkpoint.folder import load_tokenizer
 from lowrank_export.converter.errors import UsageError
 from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.gguf.imatrix import read_imatrix
 from lowrank_export.exporters.gguf.importance import export_imatrix
 

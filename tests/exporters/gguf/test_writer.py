@@ -17,7 +17,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from lowrank_export.converter.checkpoint import CheckpointReader, load
+from lowrank_export.converter.checkpoint.folder import CheckpointReader, load
 from lowrank_export.converter.errors import InputError, ResourceError, UsageError
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.artifact import TensorRecord

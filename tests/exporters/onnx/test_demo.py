@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lowrank_export.converter.checkpoint import CheckpointReader, load
+from lowrank_export.converter.checkpoint.folder import CheckpointReader, load
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.exporters.onnx.selfcheck import kld

@@ -15,13 +15,13 @@ import onnx
 import pytest
 import torch
 
-from lowrank_export.converter.calibration import calibrate
-from lowrank_export.converter.checkpoint import CheckpointReader, load, load_tokenizer
+from lowrank_export.converter.checkpoint.folder import CheckpointReader, load, load_tokenizer
+from lowrank_export.converter.checkpoint.layouts import LAYOUTS, Layout
+from lowrank_export.converter.checkpoint.lowrank_linear import replace_linears
+from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
 from lowrank_export.converter.errors import InputError, LowRankError, ResourceError, UsageError
-from lowrank_export.converter.layouts import LAYOUTS, Layout
-from lowrank_export.converter.lowrank_linear import replace_linears
 from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.converter.transformers_integration import LowRankConfig
+from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.onnx import upstream
 from lowrank_export.exporters.onnx.export import export_onnx

@@ -101,7 +101,7 @@ def test_sentencepiece_style(tiny: ModuleType, tmp_path: Path) -> None:
 def test_demo_tokenizer(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from lowrank_export.converter.source import open_source
+    from lowrank_export.converter.model.source import open_source
 
     source = open_source("demo", SilentProgress()).path
     same_tokens(source, tmp_path / "m.gguf", AutoTokenizer.from_pretrained(str(source)))

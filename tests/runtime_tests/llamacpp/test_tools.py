@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lowrank_export.converter.errors import ResourceError, UsageError
-from lowrank_export.converter.gguf_header import read_header
 from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.llamacpp import runtime, source, tools

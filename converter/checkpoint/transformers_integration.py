@@ -1,0 +1,86 @@
+"""Teaches transformers the factored checkpoint: `AutoModelForCausalLM.from_pretrained(dir)` gives the factored model.
+
+transformers lets a package register a quantisation method by name. `lowrank` swaps the named linears for
+`LowRankLinear` or `PivotLinear` before the weights are read, so the model is never at its full size, and
+`save_pretrained` writes the factors back. Importing this module registers the method; `lowrank_export/__init__.py`
+arranges for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..storage.safetensors_header import read_header
+from .layouts import LAYOUTS, PERM_SUFFIX
+from .lowrank_linear import replace_linears
+
+METHOD = "lowrank"
+
+
+@register_quantization_config(METHOD)
+class LowRankConfig(QuantizationConfigMixin):
+    """The `quantization_config` of a factored checkpoint's config.json."""
+
+    def __init__(
+        self,
+        layout: str = "two-factor",
+        ranks: dict[str, int] | None = None,
+        retention: float = 1.0,
+        method: str = "",
+        quant_method: str = METHOD,
+    ) -> None:
+        self.quant_method: Any = quant_method  # transformers types it as an enumeration of its own methods
+        self.layout = layout
+        self.ranks = dict(ranks or {})
+        self.retention = retention
+        self.method = method
+        if layout not in LAYOUTS:
+            raise ValueError(f"factored checkpoint has layout {layout!r}; this version reads: {', '.join(LAYOUTS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "quant_method": self.quant_method,
+            "layout": self.layout,
+            "method": self.method,
+            "retention": self.retention,
+            "ranks": dict(self.ranks),
+        }
+
+
+@register_quantizer(METHOD)
+class LowRankQuantizer(HfQuantizer):
+    """Builds the factored skeleton before weights are read; there is nothing to quantise."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        config: Any = self.quantization_config
+        files = kwargs.get("checkpoint_files") or ()
+        in_order = _in_order(config.ranks, files) if config.layout == "pivot" else frozenset()
+        try:
+            replace_linears(model, config.ranks, config.layout, in_order)
+        except KeyError as error:
+            raise ValueError(f"factored checkpoint names a linear that the model does not have: {error}") from error
+        return model
+
+    def is_serializable(self) -> bool:
+        """`save_pretrained` writes the factors."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Factors are ordinary parameters."""
+        return True
+
+
+def _in_order(linears: Iterable[str], files: Iterable[str]) -> frozenset[str]:
+    """The linears for which the files hold no permutation: it is the identity."""
+    stored = {name for file in files for name in read_header(Path(file))}
+    return frozenset(name for name in linears if name + PERM_SUFFIX not in stored)

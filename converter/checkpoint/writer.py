@@ -1,0 +1,65 @@
+"""Writes a factored checkpoint shard by shard; the folder appears whole or not at all (see files.replacing)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..factors.finite import all_finite
+from .folder import SAFETENSORS_INDEX, CheckpointReader
+
+SIDE_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "*.jinja",
+    "generation_config.json",
+    "LICENSE*",
+)
+
+
+class CheckpointWriter:
+    """Collects tensors into shards of one block each and writes the index and config at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._weight_map: dict[str, str] = {}
+        self._total_bytes = 0
+
+    def write_shard(self, label: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors as `model-LABEL.safetensors`.
+
+        Raises:
+            InputError: a tensor is not finite; nothing is written for it.
+        """
+        from safetensors.torch import save_file
+
+        stored = {}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not all_finite(tensor):
+                raise InputError(f"{name}: holds NaN or Inf in {tensor.dtype}; choose a wider --dtype")
+            stored[name] = tensor.detach().cpu().contiguous()
+        shard = f"model-{label}.safetensors"
+        save_file(stored, self._folder / shard, metadata={"format": "pt"})
+        self._weight_map.update(dict.fromkeys(stored, shard))
+        self._total_bytes += sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+
+    def finish(self, source: CheckpointReader, config: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+        """Write index, config, texts (file name -> content) and the source's tokenizer files."""
+        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": dict(sorted(self._weight_map.items()))}
+        (self._folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (self._folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for pattern in SIDE_FILES:
+            for file in source.path.glob(pattern):
+                shutil.copyfile(file, self._folder / file.name)
+        for name, text in texts.items():
+            (self._folder / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""One linear, its moments and its rank -> factors: tensors in, tensors out."""

@@ -1,0 +1,67 @@
+"""Which device and dtype the converter computes with: always an argument, never assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import ResourceError, UsageError
+from .workers import ALONE, Workers
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str, workers: Workers = ALONE) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; processes that share a machine take a GPU each.
+
+    Raises:
+        UsageError: not a device name, or one GPU for several processes.
+        ResourceError: CUDA was asked for and is not there, or has fewer GPUs than processes.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: expected auto, cpu or cuda (or cuda:N)") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(f"--device {name}: no CUDA device is available to PyTorch here; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: expected auto, cpu or cuda (or cuda:N)")
+    return device if workers.count == 1 or device.type == "cpu" else _own_gpu(device, workers)
+
+
+def _own_gpu(device: torch.device, workers: Workers) -> torch.device:
+    """The GPU of this process."""
+    if device.index is not None:
+        raise UsageError(f"--device {device}: each process takes a GPU of its own; use --device cuda")
+    if workers.local_index >= torch.cuda.device_count():
+        raise ResourceError(
+            f"this machine has {torch.cuda.device_count()} GPUs for more processes; use --nproc-per-node gpu"
+        )
+    return torch.device("cuda", workers.local_index)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware, several times faster than float32 ones."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(has is True and "bf16" in feature for feature, has in torch.cpu.get_capabilities().items())
+
+
+@contextmanager
+def fast_matmul() -> Iterator[None]:
+    """Send float32 matmuls on the CPU to oneDNN, and put the setting back afterwards.
+
+    PyTorch asks oneDNN only where bfloat16 products are allowed. oneDNN takes that freedom on processors with bfloat16
+    matrix units; elsewhere it computes in float32, up to twice as fast as PyTorch's own choice of library.
+    """
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

@@ -1,0 +1,143 @@
+"""A model read block by block: never more than one block's weights in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.folder import CheckpointReader, quiet_transformers, refusing
+from ..checkpoint.layouts import PERM_SUFFIX, Layout
+from ..checkpoint.lowrank_linear import replace_linears
+from ..errors import InputError
+from ..factors.finite import all_finite
+from . import attention
+from .architectures import Family
+from .config_check import check_config
+
+
+class BlockSource:
+    """Gives the embedding and each block of a checkpoint, dense or factored, as modules on a device.
+
+    Args:
+        reader: of the checkpoint.
+        family: its architecture.
+        device: where blocks are put.
+        dtype: of the weights and of the residual stream.
+        bfloat16: whether linears and attention inside a block's forward multiply in bfloat16.
+
+    Raises:
+        InputError: a tensor is missing, has another shape than the config says, or holds NaN or Inf.
+    """
+
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        family: Family,
+        device: torch.device,
+        dtype: torch.dtype,
+        bfloat16: bool = False,
+    ) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
+        self.bfloat16 = bfloat16
+        check_config(reader, family)
+        with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
+            config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
+        self.attention = attention.register() if bfloat16 and device.type == "cpu" else "sdpa"
+        with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
+            factory: Any = AutoModelForCausalLM
+            self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
+        in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
+        layout: Layout = "pivot" if reader.layout == "pivot" else "two-factor"
+        try:
+            replace_linears(self._skeleton, reader.ranks, layout, in_order)
+        except KeyError as name:
+            raise InputError(f"{reader.path}: config.json names a linear that the model lacks: {name}") from None
+        self._skeleton.eval()
+        with refusing(reader.path, "transformers cannot build this model"):
+            self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
+        self._embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
+        self.block_count = int(config.num_hidden_layers)
+        self.window_limit = _window_limit(config)
+
+    def embed(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is mapped in once, and let go."""
+        name = self.family.embedding + ".weight"
+        weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
+        for tokens in chunks:
+            stream = nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
+            yield stream if self._embedding_scale == 1.0 else stream * self._embedding_scale
+
+    def block(self, index: int) -> nn.Module:
+        """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""
+        prefix = f"{self.family.blocks}.{index}"
+        block = copy.deepcopy(self._skeleton.get_submodule(prefix))
+        state = {name: self._tensor(f"{prefix}.{name}", tuple(meta.shape)) for name, meta in block.state_dict().items()}
+        block.load_state_dict(state, strict=True, assign=True)
+        return block.requires_grad_(False)
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """One block's forward over the residual stream (B, T, d), causal attention within each window."""
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        rotary = self._rotary(x, position_ids=positions)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            y = block(x, position_embeddings=rotary, position_ids=positions)
+        result: Tensor = y[0] if isinstance(y, tuple) else y
+        return result
+
+    def project(self, weight: Tensor, x: Tensor) -> Tensor:
+        """x W^T as the forward computes it, (T, m) from (T, n) and W (m, n)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return nn.functional.linear(x, weight)
+
+    def head(self) -> tuple[nn.Module, Tensor]:
+        """The final norm and the head's weight (vocabulary, d), scaled, on the device: logits are their product."""
+        norm_path, head_path = self.family.norm, self.family.head + ".weight"
+        norm = copy.deepcopy(self._skeleton.get_submodule(norm_path))
+        state = {name: self._tensor(f"{norm_path}.{name}", tuple(t.shape)) for name, t in norm.state_dict().items()}
+        norm.load_state_dict(state, strict=True, assign=True)
+        stored = head_path if head_path in self.reader.names else self.family.embedding + ".weight"  # tied
+        weight = self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
+        return norm.requires_grad_(False), weight if self._logit_scale == 1.0 else weight * self._logit_scale
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Full name -> (out, in) of every linear of the blocks, from the file headers."""
+        names = [self.family.linear_name(b, linear) for b in range(self.block_count) for linear in self.family.linears]
+        shapes = {}
+        for name in names:
+            shape = self.reader.shape(name + ".weight")
+            if len(shape) != 2:
+                raise InputError(f"{self.reader.path}: {name}.weight has shape {shape}, expected a matrix")
+            shapes[name] = (shape[0], shape[1])
+        return shapes
+
+    def _tensor(self, name: str, expected: tuple[int, ...]) -> Tensor:
+        tensor = self._stored(name, expected)
+        made = tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+        if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+            raise InputError(f"{self.reader.path}: {name} goes beyond the range of float16; use another --dtype")
+        return made
+
+    def _stored(self, name: str, expected: tuple[int, ...]) -> Tensor:
+        """A tensor as stored, checked; a part of the file mapped into memory."""
+        if self.reader.shape(name) != expected:
+            found = self.reader.shape(name)
+            raise InputError(f"{self.reader.path}: {name} has shape {found}, but config.json says {expected}")
+        tensor = self.reader.tensor(name)
+        if not all_finite(tensor):
+            raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
+        return tensor
+
+
+def _window_limit(config: Any) -> int:
+    """The longest window over which attention is plain causal attention."""
+    limits = [int(config.max_position_embeddings)]
+    sliding = getattr(config, "sliding_window", None)
+    if sliding and getattr(config, "use_sliding_window", True):
+        limits.append(int(sliding))
+    return min(limits)

@@ -1,0 +1,99 @@
+"""config.json held against the tensors' headers, before anything is built in the sizes that it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ..checkpoint.folder import CheckpointReader
+from ..checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
+from ..errors import InputError
+from ..storage.documents import shown
+from .architectures import Family
+
+LONGEST = 2**31  # tokens that a model may claim to hold
+Shape = tuple[int, ...]
+
+
+def check_config(reader: CheckpointReader, family: Family) -> None:
+    """Hold a checkpoint, dense or factored, against its config.json, see `check_sizes`.
+
+    Raises:
+        InputError: what does not agree.
+    """
+    place = re.compile(re.escape(family.blocks) + r"\.(\d{1,9})\.")
+    check_sizes(
+        reader.config,
+        str(reader.path),
+        family,
+        blocks={int(match[1]) for name in reader.names if (match := place.match(name))},
+        stored=lambda module: _stored(reader, module),
+    )
+
+
+def check_sizes(
+    config: Mapping[str, Any], where: str, family: Family, *, blocks: Collection[int], stored: Callable[[str], Shape]
+) -> None:
+    """Blocks, vocabulary and the shape of every linear and of the embedding are what config.json says.
+
+    Args:
+        config: its content.
+        where: named in errors.
+        family: of the model.
+        blocks: numbers of the blocks that there are tensors of.
+        stored: module -> shape of its weight; raises InputError where there is none.
+
+    Raises:
+        InputError: a size is no number of things, or not that of the tensors; names it.
+    """
+
+    def size(key: str, otherwise: int | None = None) -> int:
+        value = config.get(key)
+        if value is None and otherwise is not None:
+            return otherwise
+        if type(value) is not int or not 0 < value < 2**63:
+            raise InputError(f"{where}: config.json says {key} is {shown(value)}, no number of things")
+        return value
+
+    def compare(module: str, expected: tuple[int, int]) -> None:
+        found = stored(module)
+        if found != expected:
+            raise InputError(f"{where}: {module} has shape {shown(found)}, but config.json says {expected}")
+
+    hidden, inner, count = size("hidden_size"), size("intermediate_size"), size("num_hidden_layers")
+    heads = size("num_attention_heads")
+    keys, head_dim = size("num_key_value_heads", heads), size("head_dim", max(1, hidden // heads))
+    if size("max_position_embeddings") > LONGEST:
+        raise InputError(f"{where}: config.json says max_position_embeddings is more than {LONGEST:,}")
+    if heads % keys:
+        raise InputError(
+            f"{where}: config.json says {heads} attention heads share {keys} keys, which does not come out"
+        )
+    compare(family.embedding, (size("vocab_size"), hidden))
+    if len(blocks) != count or set(blocks) != set(range(count)):
+        raise InputError(f"{where}: holds {len(blocks)} blocks, but config.json says {count}")
+    shapes = {
+        "q_proj": (heads * head_dim, hidden),
+        "k_proj": (keys * head_dim, hidden),
+        "v_proj": (keys * head_dim, hidden),
+        "qkv_proj": ((heads + 2 * keys) * head_dim, hidden),
+        "o_proj": (hidden, heads * head_dim),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "gate_up_proj": (2 * inner, hidden),
+        "down_proj": (hidden, inner),
+    }
+    for block in range(count):
+        for linear in family.linears:
+            compare(family.linear_name(block, linear), shapes[linear.rpartition(".")[2]])
+
+
+def _stored(reader: CheckpointReader, module: str) -> Shape:
+    """The shape of a weight, or of the product of its factors."""
+    if module not in reader.ranks:
+        return reader.shape(module + ".weight")
+    if reader.layout == "pivot":
+        (pivots, columns), others = reader.shape(module + P_SUFFIX), reader.shape(module + C_SUFFIX)[0]
+        return pivots + others, columns
+    return reader.shape(module + U_SUFFIX)[0], reader.shape(module + V_SUFFIX)[1]

@@ -1,0 +1,1 @@
+"""Calibration text -> windows, moments, gradients and sensitivities of the dense model."""

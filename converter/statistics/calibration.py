@@ -1,0 +1,252 @@
+"""Calibration text -> token windows, with seed and hash."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, UsageError
+from ..progress import Progress
+from ..storage.documents import parse_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Tokens = NDArray[np.int32]
+PYTHON_DOCS = "python-docs"
+SELF = "self"
+HELD_OUT_SHARE = 16
+EVALUATION_TOPICS = 4  # every fourth topic of the Python documentation is held out for evaluation
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Windows of token ids, (N, T) int32, and where they came from."""
+
+    windows: Tokens
+    held_out: Tokens
+    text: str
+    seed: int
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every token id, calibration and held-out."""
+        return hashlib.sha256(self.windows.tobytes() + self.held_out.tobytes()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What calibration.json holds."""
+        return {
+            "text": self.text,
+            "seed": self.seed,
+            "windows": len(self.windows),
+            "window_length": int(self.windows.shape[1]),
+            "held_out": len(self.held_out),
+            "sha256": self.sha256,
+        }
+
+
+def calibrate(
+    spec: str, tokenizer: PreTrainedTokenizerBase, *, windows: int, length: int, held_out: int, seed: int
+) -> Calibration:
+    """Draw calibration windows from a text (any spec but `self`).
+
+    Raises:
+        InputError: the text cannot be read or is shorter than one window.
+    """
+    if spec.endswith(".npy"):
+        given = read_token_windows(Path(spec), len(tokenizer))
+        return Calibration(given, given[:0], spec, seed)
+    tokens = tokenize(tokenizer, read_text(spec, "calibration"))
+    drawn = draw_windows(tokens, windows + held_out, length, seed, spec)
+    return Calibration(drawn[:windows], drawn[windows:], spec, seed)
+
+
+def hold_out(calibration: Calibration) -> Calibration:
+    """The same windows with one in sixteen, at least one, held out where none is yet.
+
+    Raises:
+        UsageError: only one window.
+    """
+    if len(calibration.held_out):
+        return calibration
+    count = max(1, len(calibration.windows) // HELD_OUT_SHARE)
+    if count >= len(calibration.windows):
+        raise UsageError("--refine needs at least two calibration windows: one tells when to stop")
+    kept, moved = calibration.windows[:-count], calibration.windows[-count:]
+    return Calibration(kept, moved, calibration.text, calibration.seed)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
+    """Token ids (n,) int32 of a text, without special tokens."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return np.asarray(ids, dtype=np.int32)
+
+
+def draw_windows(tokens: Tokens, count: int, length: int, seed: int, where: str) -> Tokens:
+    """`count` windows (count, length) int32 at random places of a token stream.
+
+    Windows do not overlap while the stream is long enough: it is cut into slots of `length` from a random offset and
+    slots are drawn without replacement; a shorter stream gives random starts.
+
+    Raises:
+        InputError: fewer than `length` tokens.
+    """
+    if len(tokens) < length:
+        raise InputError(
+            f"{where}: the text has {len(tokens)} tokens, fewer than one window of {length}; "
+            "give a longer text or a smaller --window-length"
+        )
+    rng = np.random.default_rng(seed)
+    slots = len(tokens) // length
+    if slots >= count:
+        offset = int(rng.integers(len(tokens) - slots * length + 1))
+        starts = offset + length * rng.permutation(slots)[:count]
+    else:
+        starts = rng.integers(len(tokens) - length + 1, size=count)
+    return np.stack([tokens[start : start + length] for start in starts])
+
+
+def read_token_windows(path: Path, vocabulary: int) -> Tokens:
+    """Read ready-made windows from a `.npy` file of integers, (N, T).
+
+    Raises:
+        InputError: missing, not such an array, or a token outside the vocabulary.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")  # .npy only: no archive, no pickle
+    except Exception as error:  # a header is Python's syntax: a hostile one fails in many ways
+        raise InputError(f"{path}: not readable as a numpy array ({_first_line(error)})") from None
+    if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{path}: expected integer token windows (N, T), found {array.dtype} {array.shape}")
+    lowest, highest = int(array.min()), int(array.max())
+    if lowest < 0 or highest >= vocabulary:
+        raise InputError(f"{path}: token ids {lowest} to {highest}, but the model has {vocabulary} tokens")
+    return np.array(array, dtype=np.int32)
+
+
+def read_text(spec: str, split: Literal["calibration", "evaluation"]) -> str:
+    """Read a text.
+
+    Args:
+        spec: `python-docs` (ships with Python); a text file; a `.jsonl` file, its field "text", or the fields named as
+            `file.jsonl#field+field`; or `datasets:NAME` (with the datasets package and a network).
+        split: which half of `python-docs`; train or test of a dataset. A file is one text for both.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if spec == PYTHON_DOCS:
+        return _python_docs(split)
+    if spec.startswith("datasets:"):
+        return _dataset(spec.removeprefix("datasets:"), split)
+    name, _, fields = spec.partition("#")
+    try:
+        path = Path(name).expanduser()
+        if path.is_char_device() or path.is_block_device():
+            raise InputError(f"{path}: is a device, not a text")
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, RuntimeError):  # RuntimeError: the home of nobody
+        raise InputError(
+            f"{spec}: no such text; give a text or .jsonl file, `{PYTHON_DOCS}`, `{SELF}` or `datasets:NAME`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{spec}: not readable as UTF-8 text ({_first_line(error)})") from None
+    return _json_lines(text, fields or "text", path) if path.suffix == ".jsonl" else text
+
+
+def text_sha256(spec: str) -> str | None:
+    """Hash of the calibration text or windows that a spec names: a file may change and keep its name.
+
+    Returns:
+        None for `self`, which the model and the seed decide.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if spec == SELF:
+        return None
+    if spec.endswith(".npy"):
+        return hashlib.sha256(read_token_windows(Path(spec), 2**31).tobytes()).hexdigest()
+    return hashlib.sha256(read_text(spec, "calibration").encode()).hexdigest()
+
+
+def _python_docs(split: str) -> str:
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    held_out = set(names[::EVALUATION_TOPICS])
+    chosen = [name for name in names if (name in held_out) == (split == "evaluation")]
+    return "\n\n".join(topics[name] for name in chosen)
+
+
+def _json_lines(text: str, fields: str, path: Path) -> str:
+    documents = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+            if not isinstance(record, dict):
+                raise ValueError
+            document = "".join(str(record[field]) for field in fields.split("+"))
+            documents.append(document.encode("utf-8").decode("utf-8"))  # JSON can spell what is no text
+        except UnicodeEncodeError:
+            raise InputError(f"{path}: line {number} holds half a surrogate pair, which is no text") from None
+        except ValueError:
+            raise InputError(f"{path}: line {number} is not a JSON object") from None
+        except KeyError as missing:
+            raise InputError(
+                f"{path}: line {number} has no field {missing}; name its text fields: {path.name}#{'+'.join(record)}"
+            ) from None
+    return "\n\n".join(documents)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _dataset(name: str, split: str) -> str:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"datasets:{name}: needs the datasets package; pip install lowrank-export[datasets]") from None
+    owner, _, configuration = name.partition(":")
+    try:
+        rows = datasets.load_dataset(owner, configuration or None, split="train" if split == "calibration" else "test")
+        return "\n\n".join(str(row["text"]) for row in rows)
+    except Exception as error:
+        raise InputError(f"datasets:{name}: cannot be read ({_first_line(error)})") from None
+
+
+def sample_from_model(
+    model: PreTrainedModel, *, windows: int, length: int, held_out: int, seed: int, start: int, progress: Progress
+) -> Calibration:
+    """Windows sampled from the model itself at temperature 1: calibration without any data.
+
+    Args:
+        model: the dense model, on its device.
+        start: the token every window begins with (beginning of text).
+
+    Returns:
+        Windows (N, length) int32; the same seed gives the same windows on the same device.
+    """
+    import torch
+
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    count = windows + held_out
+    tokens = torch.full((count, 1), start, device=model.device)
+    cache, step = None, tokens
+    with torch.no_grad(), progress.stage("sampling calibration text from the model", length - 1) as advance:
+        for _ in range(length - 1):
+            output = model(step, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            step = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
+            tokens = torch.cat([tokens, step], dim=1)
+            advance(1)
+    drawn = tokens.cpu().numpy().astype(np.int32)
+    return Calibration(drawn[:windows], drawn[windows:], SELF, seed)

@@ -1,0 +1,44 @@
+"""A model run block by block computes what transformers computes, in every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from lowrank_export.converter.checkpoint.folder import CheckpointReader
+from lowrank_export.converter.model.architectures import FAMILIES
+from lowrank_export.converter.model.blocks import BlockSource
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gemma": {"hidden_size": 80},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.7,
+        "logits_scaling": 5.0,
+        "residual_multiplier": 0.3,
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embedding_blocks_and_head_make_the_logits(tmp_path: Path, tiny: ModuleType, family: str) -> None:
+    model = tiny.save_dense(tmp_path, family, tied=family != "phi3", **OPTIONS.get(family, {}))
+    tokens = torch.randint(0, tiny.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
+    blocks = BlockSource(CheckpointReader(tmp_path), FAMILIES[family], torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        (x,) = blocks.embed([tokens])
+        for index in range(blocks.block_count):
+            x = blocks.run(blocks.block(index), x)
+        norm, weight = blocks.head()
+        torch.testing.assert_close(norm(x) @ weight.T, model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_every_linear_of_a_family_is_there(tmp_path: Path, tiny: ModuleType) -> None:
+    for family, known in FAMILIES.items():
+        tiny.save_dense(tmp_path / family, family, blocks=1)
+        blocks = BlockSource(CheckpointReader(tmp_path / family), known, torch.device("cpu"), torch.float32)
+        assert len(blocks.linear_shapes()) == len(known.linears)

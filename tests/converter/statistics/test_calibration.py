@@ -1,0 +1,188 @@
+"""Texts, and the token windows drawn from them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.statistics.calibration import (
+    calibrate,
+    draw_windows,
+    read_text,
+    read_token_windows,
+    tokenize,
+)
+
+OPTIONS = {"windows": 4, "length": 16, "held_out": 2, "seed": 3}
+
+
+def test_halves_of_the_python_documentation_are_disjoint() -> None:
+    from pydoc_data.topics import topics
+
+    calibration, evaluation = (read_text("python-docs", split) for split in ("calibration", "evaluation"))
+    held_out = [text for text in topics.values() if text in evaluation]
+    assert len(topics) // 5 < len(held_out) < len(topics) // 3
+    assert not any(text in calibration for text in held_out)
+    assert len(calibration) + len(evaluation) == pytest.approx(sum(map(len, topics.values())), rel=0.01)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "one", "title": "A: ", "n": 7}\n\n{"text": "zwei ü", "title": "B: ", "n": 8}\n', "utf-8")
+    assert read_text(str(path), "calibration") == "one\n\nzwei ü"
+    assert read_text(f"{path}#title+text", "evaluation") == "A: one\n\nB: zwei ü"
+    assert read_text(f"{path}#n", "calibration") == "7\n\n8"
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "message"),
+    [
+        ('{"body": "x", "title": "y"}\n', "", r"line 1 has no field 'text'.*t\.jsonl#body\+title$"),
+        ('{"text": "x"}\n{"t": "x"}\n', "", "line 2 has no field 'text'"),
+        ('{"text": "x"}\n', "#title", "no field 'title'"),
+        ('{"text": "x"\n', "", "line 1 is not a JSON object"),
+        ('["x"]\n', "", "line 1 is not a JSON object"),
+        ("[]\n", "", "line 1 is not a JSON object"),
+        ("7\n", "", "line 1 is not a JSON object"),
+        ('"text"\n', "", "line 1 is not a JSON object"),
+    ],
+)
+def test_wrong_json_lines_name_the_line(tmp_path: Path, content: str, fields: str, message: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        read_text(f"{path}{fields}", "calibration")
+
+
+def test_texts_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such text; give .*python-docs.*self.*datasets:NAME"):
+        read_text(str(tmp_path / "none.txt"), "calibration")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match="not readable as UTF-8"):
+        read_text(str(tmp_path / "latin.txt"), "calibration")
+    with pytest.raises(InputError, match="not readable"):
+        read_text(str(tmp_path), "calibration")
+
+
+def test_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, configuration: str | None, split: str) -> list[dict[str, str]]:
+        if name == "gone":
+            raise ConnectionError("no network\nsecond line")
+        return [{"text": f"{name}/{configuration}/{split}"}, {"text": "more"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert read_text("datasets:wiki:small", "calibration") == "wiki/small/train\n\nmore"
+    assert read_text("datasets:wiki", "evaluation") == "wiki/None/test\n\nmore"
+    with pytest.raises(InputError, match=r"datasets:gone: cannot be read \(no network\)$"):
+        read_text("datasets:gone", "calibration")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"pip install lowrank-export\[datasets\]"):
+        read_text("datasets:wiki", "calibration")
+
+
+@given(data=st.data(), length=st.integers(1, 20), count=st.integers(1, 12), seed=st.integers(0, 2**32))
+def test_windows_are_cut_from_the_text_without_overlap(data: st.DataObject, length: int, count: int, seed: int) -> None:
+    tokens = np.arange(data.draw(st.integers(length * count, length * count + 50)), dtype=np.int32)
+    drawn = draw_windows(tokens, count, length, seed, "text")
+    assert drawn.shape == (count, length) and drawn.dtype == np.int32
+    assert (np.diff(drawn, axis=1) == 1).all()
+    assert len(np.unique(drawn)) == count * length
+
+
+def test_short_text_gives_random_starts() -> None:
+    tokens = np.arange(20, dtype=np.int32)
+    drawn = draw_windows(tokens, 6, 18, 0, "text")
+    assert drawn.shape == (6, 18) and (np.diff(drawn, axis=1) == 1).all()
+    np.testing.assert_array_equal(draw_windows(tokens, 2, 20, 0, "text"), np.stack([tokens, tokens]))
+
+
+@pytest.mark.parametrize("tokens", [0, 15])
+def test_text_shorter_than_a_window(tokens: int) -> None:
+    message = rf"^here: the text has {tokens} tokens, fewer than one window of 16; .*--window-length$"
+    with pytest.raises(InputError, match=message):
+        draw_windows(np.zeros(tokens, np.int32), 1, 16, 0, "here")
+
+
+def test_seed_and_hash(tiny: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(tiny.TEXT, encoding="utf-8")
+
+    def draw(**changed: Any) -> Any:
+        return calibrate(str(path), tiny.tokenizer(), **{**OPTIONS, **changed})
+
+    first, same, other = draw(), draw(), draw(seed=4)
+    assert first.windows.shape == (4, 16) and first.held_out.shape == (2, 16)
+    np.testing.assert_array_equal(first.windows, same.windows)
+    assert first.record() == same.record()
+    assert first.sha256 != other.sha256
+    assert first.record()["seed"] == 3 and first.record()["held_out"] == 2
+    assert draw(held_out=0).held_out.shape == (0, 16)
+
+
+def test_no_special_tokens(tiny: ModuleType) -> None:
+    tokens = tokenize(tiny.tokenizer(), "a rank")
+    assert tokens.dtype == np.int32 and 0 not in tokens
+    assert tiny.tokenizer().decode(tokens) == "a rank"
+
+
+def test_ready_made_windows(tiny: ModuleType, tmp_path: Path) -> None:
+    windows = np.arange(32, dtype=np.int64).reshape(2, 16)
+    np.save(tmp_path / "w.npy", windows)
+    drawn = calibrate(str(tmp_path / "w.npy"), tiny.tokenizer(), **OPTIONS)
+    np.testing.assert_array_equal(drawn.windows, windows)
+    assert drawn.windows.dtype == np.int32 and drawn.held_out.shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 4), np.float32), r"expected integer token windows \(N, T\), found float32 \(2, 4\)"),
+        (np.zeros(4, np.int32), r"found int32 \(4,\)"),
+        (np.zeros((0, 4), np.int32), "expected integer"),
+        (np.zeros((2, 4), bool), "found bool"),
+        (np.full((2, 4), 320), "token ids 320 to 320, but the model has 320 tokens"),
+        (np.full((2, 4), -1), "token ids -1 to -1"),
+        (np.array([[1], "x"], dtype=object), "not readable as a numpy array"),
+    ],
+)
+def test_arrays_that_are_no_windows(tmp_path: Path, array: Any, message: str) -> None:
+    np.save(tmp_path / "w.npy", array, allow_pickle=True)
+    with pytest.raises(InputError, match=message):
+        read_token_windows(tmp_path / "w.npy", 320)
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "exploded",)
+
+    np.save(tmp_path / "w.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="Python objects"):
+        read_token_windows(tmp_path / "w.npy", 320)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x93NUMPY", b"not an array at all", b"\x93NUMPY\x01\x00\x10\x00{'descr': 'x'"]
+)
+def test_damaged_arrays(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.npy").write_bytes(content)
+    with pytest.raises(InputError, match=r"w\.npy: not readable as a numpy array") as error:
+        read_token_windows(tmp_path / "w.npy", 320)
+    assert "\n" not in str(error.value)
+
+
+def test_archives_and_missing_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w", a=np.zeros((2, 4), np.int32))
+    (tmp_path / "w.npz").rename(tmp_path / "w.npy")
+    for name in ("w.npy", "none.npy"):
+        with pytest.raises(InputError, match=name):
+            read_token_windows(tmp_path / name, 320)
