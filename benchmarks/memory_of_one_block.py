@@ -138,8 +138,8 @@ def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
 def measure(folder: Path, blocks: int, options: argparse.Namespace) -> Row:
     """Build a model, compress it, export it."""
     build(folder / "dense", blocks, options)
-    tokens = np.random.default_rng(0).integers(0, options.vocabulary, (options.windows, options.window_length)).astype(np.int32)
-    np.save(folder / "tokens.npy", tokens)
+    shape = (options.windows, options.window_length)
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, options.vocabulary, shape, dtype=np.int32))
     recipe = ["--model", str(folder / "dense"), "--calibration", str(folder / "tokens.npy")]
     recipe += ["--method", options.method, "--retention", str(options.retention)]
     recipe += ["--gradient-windows", str(options.gradient_windows)]
