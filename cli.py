@@ -84,6 +84,13 @@ MaxMemory = Annotated[
     str | None,
     typer.Option(help="Largest memory of this process: 8GB, 512MiB; what is beyond it goes to the disk or is refused."),
 ]
+CompressionMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        help="Largest memory of a compression: 8GB, 512MiB. Refused if the dense model, which is measured, is larger.",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -107,6 +114,7 @@ def run(
     onnx_block_size: OnnxBlockSize = 32,
     onnx_symmetric: OnnxSymmetric = True,
     onnx_accuracy_level: OnnxAccuracyLevel = 4,
+    max_memory: CompressionMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -137,6 +145,7 @@ def run(
         exports = chosen_exports(format, gguf_type, onnx_type)
         encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding)
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
 
@@ -153,6 +162,7 @@ def run(
             rounding=gguf_rounding,
             onnx=encoding,
             device=device,
+            max_memory=memory_limit(max_memory),
             force=force,
             progress=ConsoleProgress(),
         )
@@ -269,6 +279,7 @@ def plan(
         from .converter.storage.byte_size import memory_limit
         from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
+        from .runtime_tests.environment import process_cost
 
         limit, progress = memory_limit(max_memory), ConsoleProgress()
         source = open_source(chosen.model, progress)
@@ -278,6 +289,7 @@ def plan(
             storage = predict_storage(job.blocks.reader, job.plan)
             memory = job.memory.to_json()
             document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage, "memory": memory}
+            document["process"] = process_cost()
             _show(plan_table(job.plan, forecast, storage), document, as_json)
             for line in job.memory.lines():
                 _tell(line)
@@ -295,6 +307,7 @@ def compare(
     retention: Annotated[
         list[str] | None, typer.Option(help="Comma-separated or repeatable. Default: 0.8 and 0.6.", metavar="FLOAT")
     ] = None,
+    max_memory: CompressionMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -313,6 +326,7 @@ def compare(
 
         chosen = chosen_recipes(recipe, given, listed(methods) or list(METHODS), numbers(retention) or [0.8, 0.6])
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .runtime_tests.compare import compare as run_compare
         from .runtime_tests.compare_table import render
         from .runtime_tests.release import Evaluation
@@ -324,6 +338,7 @@ def compare(
             evaluation=evaluation,
             device=device,
             keep_checkpoints=keep_checkpoints,
+            max_memory=memory_limit(max_memory),
             force=force,
             progress=ConsoleProgress(),
         )
@@ -352,6 +367,7 @@ def sweep(
     format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
     gguf_type: GgufType = None,
     onnx_type: OnnxType = None,
+    max_memory: CompressionMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -366,13 +382,21 @@ def sweep(
         chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
         exports = chosen_exports(format, gguf_type, onnx_type)
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .runtime_tests.release import Evaluation
         from .runtime_tests.sweep import sweep as run_sweep
         from .runtime_tests.sweep_page import render
 
         evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
         found = run_sweep(
-            chosen, exports, out, evaluation=evaluation, device=device, force=force, progress=ConsoleProgress()
+            chosen,
+            exports,
+            out,
+            evaluation=evaluation,
+            device=device,
+            max_memory=memory_limit(max_memory),
+            force=force,
+            progress=ConsoleProgress(),
         )
         _show(render(found), found.to_json(), as_json)
         _tell(f"{out}: sweep.json and sweep.html; now `lowrank-export recommend {out} --max-bytes ...`")
