@@ -29,6 +29,7 @@ from .exporters.export_options import (
     GgufType,
     OnnxAccuracyLevel,
     OnnxBlockSize,
+    OnnxFactors,
     OnnxRounding,
     OnnxSymmetric,
     OnnxType,
@@ -114,6 +115,7 @@ def run(
     onnx_block_size: OnnxBlockSize = 32,
     onnx_symmetric: OnnxSymmetric = True,
     onnx_accuracy_level: OnnxAccuracyLevel = 4,
+    onnx_factors: OnnxFactors = "auto",
     max_memory: CompressionMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
@@ -143,7 +145,7 @@ def run(
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         exports = chosen_exports(format, gguf_type, onnx_type)
-        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors)
         from .converter.progress import ConsoleProgress
         from .converter.storage.byte_size import memory_limit
         from .runtime_tests.release import Evaluation, release
@@ -438,6 +440,7 @@ def export(
     onnx_block_size: OnnxBlockSize = 32,
     onnx_symmetric: OnnxSymmetric = True,
     onnx_accuracy_level: OnnxAccuracyLevel = 4,
+    onnx_factors: OnnxFactors = "auto",
     layout: Annotated[
         str,
         typer.Option(
@@ -468,7 +471,9 @@ def export(
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
-        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, calibration)
+        encoding = chosen_encoding(
+            onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors, calibration
+        )
         for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
         rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration)
         wanted = chosen_exports(format, gguf_type, onnx_type)
