@@ -1,4 +1,4 @@
-"""Kill a compression at random moments, run the same command again, and compare the bytes with those of a job left alone.
+"""Kill a compression at random moments, run it again, and compare the bytes with those of a job that was left alone.
 
     python benchmarks/kills.py                                          # the demo model, 20 kills, some minutes
     python benchmarks/kills.py --method loss-aware --windows 8 --kills 5
