@@ -24,7 +24,7 @@ from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.llamacpp.runtime import import_llama_cpp
 
 # 256-wide rows throughout, which every type fits
-WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_key_value_heads": 4}
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_key_value_heads": 4}
 TOKENS = np.random.default_rng(0).integers(0, 320, 48).astype(np.int32)
 LIMITS = {
     "f32": 1e-9,
