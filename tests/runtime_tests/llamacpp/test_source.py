@@ -48,7 +48,7 @@ def test_patch_applies(tree: Path) -> None:
     patched = tree / "vendor" / "llama.cpp"
     assert "llama_lowrank_version" in (patched / "include" / "llama.h").read_text(encoding="utf-8")
     graph = (patched / "src" / "llama-graph.cpp").read_text(encoding="utf-8")
-    assert "ggml_mul_mat(ctx0, w, rest.v ? ggml_mul_mat(ctx0, rest.v, cur) : cur)" in graph
+    assert "build_factor_mm(ctx0, w, build_factor_mm(ctx0, rest.v, cur))" in graph
     assert "COMMON OFF" in (tree / "CMakeLists.txt").read_text(encoding="utf-8")
 
 
