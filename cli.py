@@ -29,6 +29,7 @@ from .exporters.export_options import (
     GgufType,
     OnnxAccuracyLevel,
     OnnxBlockSize,
+    OnnxFactors,
     OnnxRounding,
     OnnxSymmetric,
     OnnxType,
@@ -114,6 +115,7 @@ def run(
     onnx_block_size: OnnxBlockSize = 32,
     onnx_symmetric: OnnxSymmetric = True,
     onnx_accuracy_level: OnnxAccuracyLevel = 4,
+    onnx_factors: OnnxFactors = "auto",
     max_memory: CompressionMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
@@ -143,7 +145,7 @@ def run(
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         exports = chosen_exports(format, gguf_type, onnx_type)
-        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding)
+        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors)
         from .converter.progress import ConsoleProgress
         from .converter.storage.byte_size import memory_limit
         from .runtime_tests.release import Evaluation, release
@@ -438,6 +440,7 @@ def export(
     onnx_block_size: OnnxBlockSize = 32,
     onnx_symmetric: OnnxSymmetric = True,
     onnx_accuracy_level: OnnxAccuracyLevel = 4,
+    onnx_factors: OnnxFactors = "auto",
     layout: Annotated[
         str,
         typer.Option(
@@ -454,6 +457,9 @@ def export(
     gguf_rounding: GgufRounding = "plain",
     gguf_imatrix: GgufImatrix = None,
     calibration: Calibration = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="GGUF: largest memory of this process, 8GB or 512MiB; more is refused.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -461,19 +467,25 @@ def export(
     _wait_passively()
     with _one_line_errors():
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .converter.storage.files import check_output
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
+        from .exporters.memory import plan_export_memory
         from .runtime_tests.environment import process_cost
         from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
-        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, calibration)
+        encoding = chosen_encoding(
+            onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors, calibration
+        )
         for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
         rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration)
         wanted = chosen_exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
+        types, limit = (gguf_embedding_type, gguf_head_type), memory_limit(max_memory)
+        memory = plan_export_memory(checkpoint, wanted, types, layout=layout, rounding=gguf_rounding, limit=limit)
         artifacts = [
             run_export(
                 checkpoint,
@@ -492,9 +504,12 @@ def export(
             )
             for kind, type in wanted
         ]
-        _show(None, {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}, as_json)
+        document: dict[str, Any] = {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}
+        _show(None, document if memory is None else {**document, "memory": memory.to_json()}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
+        if memory is not None:
+            _tell(memory.line())
 
 
 @app.command()
