@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .allocation.adacr import adacr, normalise
+from .allocation.block_error import block_error
 from .allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from .allocation.plan import LinearShape, RankPlan
 from .allocation.rank_multiple import DEFAULT_MULTIPLE, choose_rank_multiple
@@ -52,7 +53,7 @@ from .statistics.gathering import (
 from .statistics.moments import GroupMoments, Moment
 from .statistics.sensitivity import block_similarities, loss_energies, stable_ranks
 from .statistics.store import IDENTITY, Statistics, open_statistics
-from .statistics.truncation_sensitivity import truncation_losses
+from .statistics.truncation_sensitivity import Alone, truncation_losses
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
@@ -356,7 +357,8 @@ def _gather(
     progress: Progress,
     workers: Workers,
 ) -> None:
-    if "dense" in kinds or "sensitivity" in kinds:
+    alone: tuple[Alone, ...] = ("sensitivity", "block-error")
+    if not {"dense", *alone}.isdisjoint(kinds):
         chunks, held_out = window_chunks(recipe, calibration, workers), _held_out_chunks(calibration, workers)
         gather_dense(blocks, chunks, held_out, store, progress, keep, workers)
     if "gradients" in kinds:
@@ -365,10 +367,28 @@ def _gather(
     if "fisher" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
         gather_fisher(blocks, windows, store, progress, keep, workers)
-    if "sensitivity" in kinds:
-        windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-        retentions = measured_retentions(recipe.retention)
-        truncation_losses(blocks, windows, retentions, recipe.layout, store, progress, workers)
+    for kind in alone:
+        if kind in kinds:
+            _truncation_losses(recipe, kind, blocks, calibration, store, progress, workers)
+
+
+def _truncation_losses(
+    recipe: Recipe,
+    alone: Alone,
+    blocks: BlockSource,
+    calibration: Calibration,
+    store: Statistics,
+    progress: Progress,
+    workers: Workers,
+) -> tuple[dict[str, list[float]], float]:
+    """Linear -> loss with it, or all of its block, truncated to each candidate; and that of the dense model."""
+    windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
+    together = alone == "block-error"
+    retentions = TENTHS if together else measured_retentions(recipe.retention)
+    kept = _excluded(recipe.keep_dense, list(blocks.linear_shapes())) if together else frozenset[str]()
+    return truncation_losses(
+        blocks, windows, retentions, recipe.layout, store, progress, workers, alone=alone, keep_dense=kept
+    )
 
 
 def window_chunks(recipe: Recipe, calibration: Calibration, workers: Workers = ALONE) -> list[Tensor]:
@@ -478,8 +498,7 @@ def _wanted(
         return uniform(shapes, target), ()
     if allocation == "stable-rank":
         ranks = stable_ranks(blocks, progress, workers)
-        scores = [stable_rank_scores(ranks[shape.name], TENTHS) for shape in shapes]
-        return candidate_cut(shapes, scores, TENTHS, target), ()
+        return candidate_cut(shapes, [stable_rank_scores(ranks[s.name], TENTHS) for s in shapes], TENTHS, target), ()
     assert calibration is not None
     if allocation == "adacr":
         importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress, workers))
@@ -492,10 +511,13 @@ def _wanted(
         losses = [_summed_loss(shape, energies[shape.name], target, calibration) for shape in shapes]
         types = [blocks.family.linear_type(shape.name) for shape in shapes]
         return type_loss(shapes, types, losses, target), ()
-    retentions = measured_retentions(target)
-    windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-    measured = truncation_losses(blocks, windows, retentions, recipe.layout, store, progress, workers)
-    return candidate_cut(shapes, [measured[shape.name] for shape in shapes], retentions, target), ()
+    kind: Alone = "sensitivity" if allocation == "perplexity" else "block-error"
+    measured, dense = _truncation_losses(recipe, kind, blocks, calibration, store, progress, workers)
+    if kind == "block-error":
+        errors = {shape.block: [*measured[shape.name], dense] for shape in shapes}
+        return block_error(shapes, errors, (*TENTHS, 1.0), target), ()
+    scores = [measured[shape.name] for shape in shapes]
+    return candidate_cut(shapes, scores, measured_retentions(target), target), ()
 
 
 def _summed_loss(shape: LinearShape, energies: Tensor, retention: float, calibration: Calibration) -> float:
