@@ -131,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--block-size", type=int, default=OnnxOptions().block_size)
     found.add_argument("--accuracy-level", type=int, default=OnnxOptions().accuracy_level)
     found.add_argument("--symmetric", action=argparse.BooleanOptionalAction, default=OnnxOptions().symmetric)
+    found.add_argument("--factors", choices=["auto", "all"], default=OnnxOptions().factors)
     found.add_argument("--dense", action=argparse.BooleanOptionalAction, default=True, help="the dense model too")
     found.add_argument("--speed", action=argparse.BooleanOptionalAction, default=True)
     found.add_argument("--out", type=Path, default=Path("out/onnx_types"))
@@ -177,7 +178,9 @@ def exports(
         for rounding in (options.rounding or ["plain", "aware"]) if has_codes(type) else ["plain"]:
             out = scratch / f"{model}-{type}-{rounding}"
             text = options.calibration if model == "dense" and rounding == "aware" else None
-            chosen = OnnxOptions(options.block_size, options.symmetric, options.accuracy_level, rounding, text)
+            chosen = OnnxOptions(
+                options.block_size, options.symmetric, options.accuracy_level, rounding, text, options.factors
+            )
             made = export(source, out, format="onnx", quantisation=type, onnx=chosen, progress=progress)
             yield Export(model, type, rounding, out, made.bytes)
 

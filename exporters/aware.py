@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -14,7 +13,7 @@ from ..converter.model.blocks import BlockSource
 from ..converter.progress import Progress
 from ..converter.statistics.input_moments import input_moments
 from .feedback import Encoded, Rounded
-from .gauge import mixed, resolved
+from .gauge import mixed, resolved, seed_of
 
 LABEL = "rounding, aware of what follows"
 U, V, P, C, WEIGHT = "lowrank_u.weight", "lowrank_v.weight", "lowrank_p.weight", "lowrank_c.weight", "weight"
@@ -104,7 +103,7 @@ def _rounded_factors(
     """
     left, right = factors
     if parts == (U, V) and right.shape[0] <= min(left.shape[0], right.shape[1]):
-        left, right = mixed(left, right, moment, _seed(name))
+        left, right = mixed(left, right, moment, seed_of(name))
     first = round(f"{name}.{parts[1]}", right.float(), moment, types[parts[1]])
     fitted, latent = resolved(left, right, first.values, moment)
     return round(f"{name}.{parts[0]}", fitted.float(), latent, types[parts[0]]), first
@@ -119,8 +118,3 @@ def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 def _parameter(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=False)
-
-
-def _seed(name: str) -> int:
-    """The same for the same linear, whatever else is rounded."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")

@@ -48,6 +48,10 @@ OnnxAccuracyLevel = Annotated[
     int, typer.Option(help="4: activations in 8 bits inside matmuls; 0 or 1: in float, far slower at 8 bits.")
 ]
 
+OnnxFactors = Annotated[
+    str, typer.Option(help="auto: linears where one matmul costs less than two are multiplied out; all: none is.")
+]
+
 
 def chosen_exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str]]:
     """(format, type) pairs asked for; GGUF in its default type where nothing was asked for."""
@@ -60,9 +64,15 @@ def chosen_exports(formats: list[str] | None, gguf: list[str] | None, onnx: list
 
 
 def chosen_encoding(
-    block_size: int, symmetric: bool, accuracy_level: int, rounding: str, calibration: str | None = None
+    block_size: int,
+    symmetric: bool,
+    accuracy_level: int,
+    rounding: str,
+    factors: str,
+    calibration: str | None = None,
 ) -> OnnxOptions:
     """How ONNX exports are encoded."""
     from .onnx.types import OnnxOptions
 
-    return OnnxOptions(block_size, symmetric, accuracy_level, rounding, calibration if rounding == "aware" else None)
+    text = calibration if rounding == "aware" else None
+    return OnnxOptions(block_size, symmetric, accuracy_level, rounding, text, factors)

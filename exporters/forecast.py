@@ -71,6 +71,7 @@ def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
         fit their rows, "fallbacks": lines}. ONNX pads rows to whole blocks and falls back to nothing.
     """
     from .gguf.mixes import Quantisation, fallback_lines, records
+    from .onnx.multiplied_out import stored_shapes
     from .onnx.sizes import tensor_bytes
 
     named = plan.shapes({name: reader.shape(name) for name in _stored_names(reader)})
@@ -86,9 +87,11 @@ def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
             "fallback_share": replaced / weights,
             "fallbacks": fallback_lines(tensors),
         }
-    matrices = {name: shape for name, shape in named.items() if len(shape) > 1}
-    weights = sum(prod(shape) for shape in matrices.values())
     for quantisation in known["onnx"]:
+        matrices = {
+            name: shape for name, shape in stored_shapes(named, quantisation, OnnxOptions()).items() if len(shape) > 1
+        }
+        weights = sum(prod(shape) for shape in matrices.values())
         stored = sum(tensor_bytes(name, shape, quantisation) for name, shape in matrices.items())
         bits = 8 * stored / weights
         result[f"onnx {quantisation}"] = {"bits_per_weight": bits, "fallback_share": 0.0, "fallbacks": []}
@@ -113,11 +116,13 @@ def _predict(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], f
         from .gguf.mixes import predict_bytes as predict_gguf
 
         return predict_gguf(_stored(shapes, config), Quantisation(quantisation))
+    from .onnx.multiplied_out import stored_shapes
     from .onnx.sizes import predict_bytes as predict_onnx
     from .onnx.sizes import rotary_elements
 
     tied = bool(config.get("tie_word_embeddings"))
-    return predict_onnx(shapes, quantisation, tied=tied, rotary_elements=rotary_elements(config))
+    stored = stored_shapes(shapes, quantisation, OnnxOptions())
+    return predict_onnx(stored, quantisation, tied=tied, rotary_elements=rotary_elements(config))
 
 
 def _stored(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

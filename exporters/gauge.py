@@ -5,6 +5,8 @@ A product U V (here V is r x n, as stored) is the same for every invertible R in
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,29 @@ def mixed(u: Tensor, v: Tensor, moment: Tensor, seed: int) -> tuple[Tensor, Tens
     balanced_u = q_left @ (a * t.sqrt())
     balanced_v = torch.linalg.solve_triangular(root, (t.sqrt()[:, None] * bt) @ q_right.T, upper=False, left=False)
     return balanced_u @ rotation, rotation.T @ balanced_v
+
+
+def rotated(u: Tensor, v: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The same product in factors whose latent features are alike: none outweighs the others in a block of columns.
+
+    What can be had without the moment of the inputs, see `mixed`: factors come in the order of their singular values,
+    and a block of codes has one scale.
+
+    Args:
+        u: (m, r).
+        v: (r, n).
+        seed: of the rotation.
+
+    Returns:
+        U R (m, r) and R^T V (r, n), in the factors' dtype.
+    """
+    rotation = random_rotation(u.shape[1], seed).to(u.device)
+    return (u.double() @ rotation).to(u.dtype), (rotation.T @ v.double()).to(v.dtype)
+
+
+def seed_of(name: str) -> int:
+    """The same for the same linear, whatever else is rounded."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
 def random_rotation(size: int, seed: int) -> Tensor:

@@ -114,6 +114,17 @@ def test_job_with_aware_rounding(job: list[str], tmp_path: Path) -> None:
     assert made is not None and str(made) == "q4_0 rounding=aware"
 
 
+@pytest.mark.parametrize("command", [[], ["compare"], ["sweep", "--format", "onnx"]])
+def test_a_model_that_cannot_be_measured_within_the_limit(job: list[str], tmp_path: Path, command: list[str]) -> None:
+    options = [word for word in job if word not in ("--no-speed", "--gate") and not word.startswith("quality.")]
+    refused = run(*command, *options, "--max-memory", "1MB")
+    assert refused.exit_code == 5, refused.stderr
+    assert refused.stderr.startswith("error: --max-memory 1 MB: to measure takes the dense model in memory, ")
+    assert "use compress and export" in refused.stderr and refused.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert run(*command, *options, "--max-memory", "much").exit_code == 2
+
+
 def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lowrank_export.runtime_tests.report import Report
 

@@ -202,7 +202,7 @@ def forecast(recipe: Recipe, method: Method, shape: ModelShape, windows: Windows
     if refines:
         memory["refining a block"] = held + sizes.block_refinement()
     if recipe.refine == "model":
-        memory["refining the whole model"] = 7 * FLOAT * shape.model + sizes.backward(max(BATCH_TOKENS, windows.length))
+        memory["refining the whole model"] = sizes.model_refinement() + (0 if kept_on_disk else stream)
     memory["embedding and head"] = shape.largest_other * 2 * shape.weight_bytes
     return Forecast(memory, disk if kept_on_disk else 0, sizes.trial())
 
@@ -370,6 +370,11 @@ class _Sizes:
             + 5 * FLOAT * self.shape.block_parameters
             + self.backward(max(BATCH_TOKENS, self.windows.length))
         )
+
+    def model_refinement(self) -> int:
+        """Parameters, their gradients, two moments and the best so far; the head once more."""
+        state = FLOAT * (5 * self.shape.model + self.shape.vocabulary * self.shape.hidden)
+        return state + self.backward(max(BATCH_TOKENS, self.windows.length))
 
     def trial(self) -> int:
         """A chunk's forward through a block, and the fit of the group with the most features."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from ...converter.checkpoint.folder import CheckpointReader
+from ...converter.checkpoint.lowrank_linear import LowRankLinear
 from ...converter.errors import InputError
 from ..aware import WEIGHT, C, P, U, V, round_linears
 from ..calibrated import open_calibrated
+from ..gauge import rotated, seed_of
 from .quantise import BlockFormat, QuantisedMatrix, dequantise, quantise, quantise_aware
 from .types import OnnxOptions, bits_of, block_format, has_codes
 
@@ -24,7 +26,7 @@ HALF_RANGE = 65504.0
 def encode_model(
     model: nn.Module, quantisation: str, options: OnnxOptions, rounded: Mapping[str, QuantisedMatrix]
 ) -> dict[nn.Module, QuantisedMatrix]:
-    """Round every matrix of a model to its type, in place.
+    """Round every matrix of a model to its type, in place; factors that become codes are rotated before, see `gauge`.
 
     Args:
         model: float32; its weights are replaced by what the runtime will read.
@@ -40,6 +42,7 @@ def encode_model(
     """
     from torch import nn
 
+    _rotate_factors(model, quantisation, options, rounded)
     found: dict[nn.Module, QuantisedMatrix] = {}
     seen: dict[int, QuantisedMatrix | None] = {}
     for path, module in model.named_modules():
@@ -61,12 +64,29 @@ def encode_model(
     return found
 
 
+def _rotate_factors(
+    model: nn.Module, quantisation: str, options: OnnxOptions, rounded: Mapping[str, QuantisedMatrix]
+) -> None:
+    """Of every linear in two factors that is going to be rounded to codes, and has not been."""
+    for path, linear in model.named_modules():
+        names = (f"{path}.{U}", f"{path}.{V}")
+        if not isinstance(linear, LowRankLinear) or any(name in rounded for name in names):
+            continue
+        if all(block_format(name, quantisation, options) for name in names):
+            u, v = linear.lowrank_u.weight, linear.lowrank_v.weight
+            u.data, v.data = rotated(u.data, v.data, seed_of(path))
+
+
 def aware_matrices(
-    reader: CheckpointReader, quantisation: str, options: OnnxOptions, progress: Progress
+    reader: CheckpointReader,
+    quantisation: str,
+    options: OnnxOptions,
+    merged: Collection[str],
+    progress: Progress,
 ) -> dict[str, QuantisedMatrix]:
     """The linears of a checkpoint's blocks, rounded with `exporters.aware`: tensor name -> matrix.
 
-    Nothing where the rounding is plain or the type has no codes.
+    Factored linears named by `merged` are multiplied out. Nothing where the rounding is plain or the type has no codes.
 
     Raises:
         UsageError, InputError: as `open_calibrated` says.
@@ -76,7 +96,7 @@ def aware_matrices(
     parts = (C, P) if reader.layout == "pivot" else (U, V)
 
     def types(linear: str) -> dict[str, BlockFormat]:
-        stored = parts if linear in reader.ranks else (WEIGHT,)
+        stored = parts if linear in reader.ranks and linear not in merged else (WEIGHT,)
         formats = {part: block_format(f"{linear}.{part}", quantisation, options) for part in stored}
         return {part: format for part, format in formats.items() if format is not None}
 

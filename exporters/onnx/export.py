@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .check_windows import reference_of
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, model_facts, tensor_records
 from .encoded import aware_matrices, encode_model
 from .flavours import check_single_flavour
+from .multiplied_out import multiplied_out, multiply_out
 from .selfcheck import check_export, tolerance
 from .stored import StoredWeights
 from .types import QUANTISATIONS, OnnxOptions, has_codes
@@ -44,7 +46,7 @@ def export_onnx(
         checkpoint: a factored checkpoint, or an ordinary Hugging Face directory.
         out: the folder to write: model.onnx, model.onnx.data, genai_config.json, tokenizer files.
         quantisation: see `types.QUANTISATIONS`; activations stay float32.
-        options: how matrices are rounded to codes.
+        options: how matrices are stored.
         force: replace an existing export.
         progress: receives one stage.
 
@@ -63,9 +65,11 @@ def export_onnx(
     check_single_flavour()
     reader = CheckpointReader(checkpoint)
     check_family(str(reader.config.get("model_type")))
-    rounded = aware_matrices(reader, quantisation, options, progress)
+    merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantisation, options)
+    rounded = aware_matrices(reader, quantisation, options, merged, progress)
     with progress.stage(f"ONNX {quantisation}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
+        multiply_out(model, merged)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         weights = StoredWeights(
             encode_model(model, quantisation, options, rounded),
@@ -76,20 +80,22 @@ def export_onnx(
         reference = reference_of(model, checkpoint)  # with the rounded weights: what the graph adds to them is checked
         advance(1)
         through = genai_builder if model.config.model_type in FAMILIES else torch_exporter
-        metadata = {**_metadata(reader, quantisation, options), "lowrank.exporter": through.name_and_version()}
+        metadata = {**_metadata(reader, quantisation, options, merged), "lowrank.exporter": through.name_and_version()}
         through.build(model, checkpoint, folder, weights=weights, metadata=metadata)
         del model, weights, rounded
         advance(1)
         allowed = tolerance(codes=has_codes(quantisation))
         difference = check_export(folder, reference, allowed)
         advance(1)
+    if merged:
+        progress.note(f"{out}: {len(merged)} of {len(reader.ranks)} factored linears are one matmul, which costs less")
     tokens = sum(map(len, reference.windows))
     progress.note(f"{out}: {allowed.unit} to torch with these weights, {tokens} tokens, two runtimes {difference:.1e}")
     return Artifact(
         path=out,
         format="onnx",
         quantisation=quantisation,
-        layout="native" if reader.ranks else "dense",
+        layout="native" if len(reader.ranks) > len(merged) else "dense",
         bytes=model_bytes(out),
         parameters=parameters,
         tensors=tensor_records(out),
@@ -114,20 +120,24 @@ def _load_float32(checkpoint: Path) -> PreTrainedModel:
     return load(checkpoint, dtype=torch.float32)
 
 
-def _metadata(reader: CheckpointReader, quantisation: str, options: OnnxOptions) -> dict[str, str]:
+def _metadata(
+    reader: CheckpointReader, quantisation: str, options: OnnxOptions, merged: Collection[str]
+) -> dict[str, str]:
     """What the model file says about its origin, in ONNX `metadata_props`."""
     from ... import __version__
 
     lowrank: dict[str, Any] = reader.lowrank
+    factored = len(reader.ranks) > len(merged)
     return {
         "lowrank.version": FORMAT_VERSION,
         "lowrank.producer": __version__,
-        "lowrank.layout": str(lowrank.get("layout", "dense")),
+        "lowrank.layout": str(lowrank["layout"]) if factored else "dense",
         "lowrank.method": str(lowrank.get("method", "")),
         "lowrank.retention": str(lowrank.get("retention", 1.0)),
         "lowrank.recipe": reader.recipe_text,
         QUANTISATION_KEY: quantisation,
         ENCODING_KEY: options.said(quantisation),
+        "lowrank.multiplied_out": f"{len(merged)} of {len(reader.ranks)} factored linears",
     }
 
 

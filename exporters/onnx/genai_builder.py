@@ -114,7 +114,7 @@ def _subclass(class_name: str) -> Any:
     class LowRankBuilder(parent):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any) -> None:
             *upstream, self._live_model, self._stored = arguments
-            self._inner: dict[Factored, str] = {}  # factored linear -> where its V x or P x already is
+            self._first: dict[Any, str] = {}  # linear -> where its W x, or its V x or P x, already is
             self._rotary_kind = ""
             super().__init__(*upstream)
             # upstream rounds Gemma's to two decimals
@@ -185,7 +185,7 @@ def _subclass(class_name: str) -> Any:
                 split_attention(attention, self.q_size, self.kv_size)
             self.attention_attrs["scale"] = attention.scaling
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            self._inner.update(_stacked_inner(self, projections, f"/model/layers.{layer_id}/attn/qkv_proj", root_input))
+            self._first.update(_stacked_first(self, projections, f"/model/layers.{layer_id}/attn/qkv_proj", root_input))
             # a block with packed q/k/v after one without would attend to the other block's keys and values
             self.attention_attrs.update(k_path="", v_path="")
             super().make_attention(layer_id, attention, root_input, **options)
@@ -195,7 +195,7 @@ def _subclass(class_name: str) -> Any:
                 split_gate_up(self, layer_id, mlp, root_input)
             projections = (mlp.gate_proj, mlp.up_proj)
             basename = f"/model/layers.{layer_id}/mlp/gate_up_proj"
-            self._inner.update(_stacked_inner(self, projections, basename, root_input))
+            self._first.update(_stacked_first(self, projections, basename, root_input))
             super().make_mlp(layer_id, mlp, root_input)
 
         def make_matmul(self, matmul: Any, basename: str, root_input: str, **options: Any) -> str:
@@ -203,13 +203,15 @@ def _subclass(class_name: str) -> Any:
                 return matmul.node
             if isinstance(matmul, Factored):
                 stem = basename.rpartition("/")[0]
-                inner = self._inner.pop(matmul, None)
+                inner = self._first.pop(matmul, None)
                 if inner is None:
                     factor, kind = _inner_factor(matmul)
                     inner = self.make_matmul(factor, f"{stem}/{kind}/MatMul", root_input) + "/output_0"
                 if isinstance(matmul, PivotLinear):
                     return _remaining_rows(self, matmul, stem, inner, **options)
                 return self.make_matmul(matmul.lowrank_u, f"{stem}/lowrank_u/MatMul", inner, **options)
+            if hasattr(matmul, "parameters") and matmul in self._first:
+                return self._first.pop(matmul).removesuffix("/output_0")
             matrix = _stacked(self, (matmul,)) if hasattr(matmul, "parameters") else matmul
             if isinstance(matrix, QuantisedMatrix):
                 name: str = self.make_matmul_nbits(matrix, basename, root_input, **options)
@@ -268,31 +270,43 @@ def _remaining_rows(
     return last
 
 
-def _stacked_inner(builder: Any, linears: tuple[Any, ...], basename: str, root_input: str) -> dict[Factored, str]:
-    """Multiply the V (or P) of several factored linears with their common input in one matmul, then split.
+def _stacked_first(builder: Any, linears: tuple[Any, ...], basename: str, root_input: str) -> dict[Any, str]:
+    """Multiply what meets the common input of several linears in one matmul: V or P of factored ones, W of dense ones.
 
-    Small matmuls cost more to start than to run: one instead of three is faster, and changes no result.
+    Small matmuls cost more to start than to run: one instead of three is faster, and changes no result. A W of another
+    type than the factors stays apart.
 
     Returns:
-        For every factored linear, the value that holds its V x or P x; nothing where fewer than two are factored.
+        For every linear that took part, the value that holds its V x, P x or W x; nothing where none is factored, or
+        fewer than two would take part.
     """
     factored = [linear for linear in linears if isinstance(linear, Factored)]
-    if len(factored) < 2:
+    if not factored:
         return {}
-    kind = _inner_factor(factored[0])[1]
-    stacked = _stacked(builder, tuple(_inner_factor(linear)[0] for linear in factored))
-    matmul = builder.make_matmul(stacked, f"{basename}/{kind}/MatMul", root_input)
+    first, kind = _inner_factor(factored[0])
+    matrices = {linear: _inner_factor(linear)[0] if linear in factored else linear for linear in linears}
+    format = _format(builder, first)
+    alike = {linear: matrix for linear, matrix in matrices.items() if _format(builder, matrix) == format}
+    if len(alike) < 2:
+        return {}
+    matmul = builder.make_matmul(_stacked(builder, tuple(alike.values())), f"{basename}/{kind}/MatMul", root_input)
     split = f"{basename}/{kind}/Split"
-    outputs = [f"{split}/output_{index}" for index in range(len(factored))]
-    ranks = [linear.rank for linear in factored]
+    outputs = [f"{split}_{index}/output_0" for index in range(len(alike))]
+    rows = [matrix.out_features for matrix in alike.values()]
     builder.make_split(
         split,
-        inputs=[f"{matmul}/output_0", f"/model/constants/INT64/{ranks}"],
+        inputs=[f"{matmul}/output_0", f"/model/constants/INT64/{rows}"],
         outputs=outputs,
-        dtypes=[builder.io_dtype] * len(factored),
-        shapes=[builder.make_hidden_state_shape(last_dim=rank) for rank in ranks],
+        dtypes=[builder.io_dtype] * len(alike),
+        shapes=[builder.make_hidden_state_shape(last_dim=count) for count in rows],
     )
-    return dict(zip(factored, outputs, strict=True))
+    return dict(zip(alike, outputs, strict=True))
+
+
+def _format(builder: Any, matrix: Any) -> Any:
+    """How a matrix is encoded; None for floats, which are all alike."""
+    encoded = builder._stored.encoded.get(matrix)
+    return None if encoded is None else encoded.format
 
 
 def _stacked(builder: Any, linears: tuple[Any, ...]) -> Any:

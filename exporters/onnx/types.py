@@ -15,9 +15,12 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
+NARROWING = ("down_proj", "fc2")
+"""Linears with more columns than rows: V is their larger factor, and gets the bits that U has elsewhere."""
 EVEN_BLOCKS = 64
 """Two zero points share a byte; and other tools' quantisers fail on an odd number of 4-bit blocks of 32."""
 How = Literal["plain", "aware"]
+Factors = Literal["auto", "all"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class OnnxType:
     """Bits per weight of each kind of matrix: 32 and 16 are floats, 8 and 4 codes.
 
     Attributes:
-        inner: the factor that meets the input: V, or P.
-        outer: the other factor: U, or C.
+        inner: the factor that meets the input: V, or P; of `NARROWING` linears U.
+        outer: the other factor: U, or C; of `NARROWING` linears V.
         dense: a linear that is not factored.
         head: embedding and output head, where they are not factored.
     """
@@ -49,7 +52,7 @@ QUANTISATIONS: Mapping[str, OnnxType] = {
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """How matrices are rounded to codes; floats are not concerned. The defaults are measured in docs/onnx.md.
+    """How matrices are stored: rounded to codes, and factored. The defaults are measured in docs/onnx.md.
 
     Attributes:
         block_size: columns that share a scale.
@@ -57,6 +60,8 @@ class OnnxOptions:
         accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits per block, 0 and 1 multiply in float.
         rounding: "plain", every weight to the nearest code; or "aware", see `exporters.aware.round_linears`.
         calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
+        factors: "auto" multiplies a linear out where one matmul costs less than two, see `multiplied_out`; "all" keeps
+            every linear as the checkpoint has it.
 
     Raises:
         UsageError: a value that is not offered.
@@ -67,6 +72,7 @@ class OnnxOptions:
     accuracy_level: int = 4
     rounding: str = "plain"
     calibration: str | None = None
+    factors: str = "auto"
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
@@ -78,13 +84,17 @@ class OnnxOptions:
             raise UsageError(
                 f"--onnx-rounding {self.rounding}: unknown rounding{nearest(self.rounding, get_args(How))}"
             )
+        if self.factors not in get_args(Factors):
+            raise UsageError(f"--onnx-factors {self.factors}: auto or all{nearest(self.factors, get_args(Factors))}")
 
     def said(self, quantisation: str) -> str:
-        """What a file says of its encoding; empty for floats."""
+        """What a file says of its encoding: of codes how they were made, and whether every factor was kept."""
+        kept = ["all factors"] if self.factors == "all" else []
         if not has_codes(quantisation):
-            return ""
+            return ", ".join(kept)
         kind = "symmetric" if self.symmetric else "asymmetric"
-        return f"blocks of {self.block_size}, {kind}, accuracy level {self.accuracy_level}, {self.rounding} rounding"
+        level = f"accuracy level {self.accuracy_level}"
+        return ", ".join([f"blocks of {self.block_size}", kind, level, f"{self.rounding} rounding", *kept])
 
 
 def has_codes(quantisation: str) -> bool:
@@ -95,6 +105,10 @@ def has_codes(quantisation: str) -> bool:
 def bits_of(name: str, quantisation: str) -> int:
     """Bits per weight of a matrix, by its name in the checkpoint."""
     type = QUANTISATIONS[quantisation]
+    if name.endswith(tuple(linear + V_SUFFIX for linear in NARROWING)):
+        return type.outer
+    if name.endswith(tuple(linear + U_SUFFIX for linear in NARROWING)):
+        return type.inner
     if name.endswith((V_SUFFIX, P_SUFFIX)):
         return type.inner
     if name.endswith((U_SUFFIX, C_SUFFIX)):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrank_export.exporters.gauge import mixed, random_rotation, resolved
+from lowrank_export.exporters.gauge import mixed, random_rotation, resolved, rotated, seed_of
 
 
 def problem(m: int = 40, n: int = 30, rank: int = 12, tokens: int = 200) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,3 +98,17 @@ def test_exact_v_leaves_u_alone() -> None:
     u, v, moment = problem()
     found, _ = resolved(u, v, v, moment)
     torch.testing.assert_close(found @ v, u @ v, rtol=0, atol=1e-8 * float((u @ v).abs().max()))
+
+
+def test_rotation_alone_keeps_the_product_and_makes_features_alike() -> None:
+    u, v, _ = problem(rank=24)
+    turned_u, turned_v = rotated(u.float(), v.float(), seed_of("model.layers.0.mlp.up_proj"))
+    assert turned_u.dtype == turned_v.dtype == torch.float32
+    torch.testing.assert_close(turned_u @ turned_v, (u @ v).float(), rtol=0, atol=1e-4 * float((u @ v).abs().max()))
+    for before, after in ((u.T, turned_u.T), (v, turned_v)):
+        spread = [float(features.norm(dim=1).max() / features.norm(dim=1).min()) for features in (before, after)]
+        assert spread[1] < 0.2 * spread[0]
+
+
+def test_seeds_differ_by_name_and_stay() -> None:
+    assert seed_of("model.layers.0.mlp.up_proj") == 2823043480 != seed_of("model.layers.1.mlp.up_proj")

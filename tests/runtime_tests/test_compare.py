@@ -84,6 +84,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def here(arguments: Sequence[str], log: Path) -> tuple[dict[str, Any], Cost]:
         recipe = Path(arguments[arguments.index("--recipe") + 1]).read_text().splitlines()
         ran.append(" ".join([arguments[0], *(line.split()[1] for line in recipe if line[:6] in ("method", "retent"))]))
+        if "--max-memory" in arguments:
+            ran[-1] += f" within {arguments[arguments.index('--max-memory') + 1]}"
         result = CliRunner().invoke(app, [*arguments, "--json"])
         assert result.exit_code == 0, result.stderr
         return json.loads(result.stdout), Cost(1.0, 2.0, 3)
@@ -126,8 +128,8 @@ def test_only_missing_rows_are_made(
     assert {path: path.stat().st_mtime_ns for path in (again / "rows").iterdir()} == rows
 
     (again / "rows" / "svd-llm-0.6.json").unlink()
-    found = compare(recipes, again, evaluation=evaluation)
-    assert children == ["statistics svd-llm 0.6", "compress svd-llm 0.6"]
+    found = compare(recipes, again, evaluation=evaluation, max_memory=10**11)
+    assert children == [f"{command} svd-llm 0.6 within {10**11}" for command in ("statistics", "compress")]
     after = found.to_json()
     assert [row["measured"] for row in after["rows"]] == [row["measured"] for row in before["rows"]]
     kept = {path: time for path, time in rows.items() if path.name.startswith(("loss-aware", "svd-llm-0.8"))}

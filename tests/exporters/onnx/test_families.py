@@ -17,7 +17,9 @@ from lowrank_export.exporters.onnx.builder_families import FAMILIES
 from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.exporters.onnx.selfcheck import kld
 from lowrank_export.exporters.onnx.session import open_decoder
+from lowrank_export.exporters.onnx.types import OnnxOptions
 
+ALL = OnnxOptions(factors="all")
 WINDOW = 8  # of sliding attention: far shorter than the tokens below
 TOKENS = np.random.default_rng(11).integers(0, 320, 150, dtype=np.int32)
 GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.7, "logits_scaling": 5.0, "residual_multiplier": 0.3}
@@ -65,7 +67,7 @@ def test_logits_agree_with_torch(tmp_path: Path, tiny: ModuleType, case: str, fa
     family, options = CASES[case]
     save = partial(tiny.save_factored, rank=37) if factored else tiny.save_dense
     model = save(tmp_path / "in", family, tied=factored, **options)
-    export = partial(export_onnx, tmp_path / "in", progress=SilentProgress())
+    export = partial(export_onnx, tmp_path / "in", options=ALL, progress=SilentProgress())
     export(tmp_path / "fp32")
     export(tmp_path / "int8", quantisation="int8")
     reference = torch_logits(model, TOKENS)
@@ -83,7 +85,7 @@ def test_logits_agree_with_torch(tmp_path: Path, tiny: ModuleType, case: str, fa
 def test_narrow_types(tmp_path: Path, tiny: ModuleType, case: str, type: str, limit: float) -> None:
     family, options = CASES[case]
     model = tiny.save_factored(tmp_path / "in", family, rank=37, **options)
-    export_onnx(tmp_path / "in", tmp_path / "out", quantisation=type, progress=SilentProgress())
+    export_onnx(tmp_path / "in", tmp_path / "out", quantisation=type, options=ALL, progress=SilentProgress())
     decoder = open_decoder(tmp_path / "out", threads=1)
     logits, _ = decoder.run(TOKENS, decoder.empty_cache, keep_cache=False)
     assert np.median(kld(torch_logits(model, TOKENS), logits)) < limit
@@ -97,7 +99,7 @@ def test_every_family_has_a_case_here_or_in_test_export() -> None:
 def test_pivot_layout(tmp_path: Path, tiny: ModuleType, family: str) -> None:
     options = {"hidden_size": 80, "blocks": 1}
     model = tiny.save_factored(tmp_path / "in", family, rank=27, layout="pivot", **options)
-    export_onnx(tmp_path / "in", tmp_path / "out", progress=SilentProgress())
+    export_onnx(tmp_path / "in", tmp_path / "out", options=ALL, progress=SilentProgress())
     decoder = open_decoder(tmp_path / "out", threads=1)
     logits, _ = decoder.run(TOKENS, decoder.empty_cache, keep_cache=False)
     np.testing.assert_allclose(logits, torch_logits(model, TOKENS), atol=1e-4)

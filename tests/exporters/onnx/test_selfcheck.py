@@ -21,6 +21,7 @@ from lowrank_export.exporters.onnx import genai_check
 from lowrank_export.exporters.onnx.check_windows import Reference, reference_of
 from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.exporters.onnx.selfcheck import check_export, tolerance
+from lowrank_export.exporters.onnx.types import OnnxOptions
 
 WINDOW = 64
 Change = Callable[[onnx.ModelProto], None]
@@ -38,7 +39,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> tupl
         "attention_bias": True,
     }
     model = tiny.save_factored(folder / "in", "gemma2", rank=37, **options)
-    export_onnx(folder / "in", folder / "out", progress=SilentProgress())
+    export_onnx(folder / "in", folder / "out", options=OnnxOptions(factors="all"), progress=SilentProgress())
     return folder / "in", folder / "out", reference_of(model, folder / "in")
 
 

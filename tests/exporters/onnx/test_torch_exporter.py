@@ -20,6 +20,7 @@ from lowrank_export.exporters.onnx.selfcheck import kld
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.stored import StoredWeights
 from lowrank_export.exporters.onnx.traced_weights import store_codes, store_half
+from lowrank_export.exporters.onnx.types import OnnxOptions
 
 OPT: dict[str, Any] = {"ffn_dim": 160, "hidden_size": 80, "word_embed_proj_dim": 80, "pad_token_id": 1}
 TOKENS = np.random.default_rng(5).integers(2, 320, 60, dtype=np.int32)
@@ -38,7 +39,11 @@ def test_opt(tmp_path: Path, tiny: ModuleType, factored: bool) -> None:
         reference = model(torch.from_numpy(TOKENS.astype(np.int64))[None]).logits[0].numpy()
     for quantisation in ("fp32", "fp16", "int4-mix", "int8"):
         artifact = export_onnx(
-            tmp_path / "in", tmp_path / quantisation, quantisation=quantisation, progress=SilentProgress()
+            tmp_path / "in",
+            tmp_path / quantisation,
+            quantisation=quantisation,
+            options=OnnxOptions(factors="all"),
+            progress=SilentProgress(),
         )
         decoder = open_decoder(tmp_path / quantisation, threads=1)
         first, cache = decoder.run(TOKENS[:50], decoder.empty_cache, keep_cache=True)

@@ -15,6 +15,10 @@ def test_bits_of_every_kind() -> None:
     names = [f"{LINEAR}.lowrank_{factor}.weight" for factor in "vpuc"]
     names += [f"{LINEAR}.weight", "model.embed_tokens.weight", "lm_head.weight"]
     assert [bits_of(name, "int4-mix") for name in names] == [8, 8, 4, 4, 4, 8, 8]
+    narrowing = [f"model.layers.0.mlp.down_proj.lowrank_{factor}.weight" for factor in "vpuc"]
+    assert [bits_of(name, "int4-mix") for name in narrowing] == [4, 8, 8, 4], (
+        "the smaller of U and V; pivot rows always"
+    )
     assert [bits_of(name, "int4") for name in names] == [4, 4, 4, 4, 4, 8, 8]
     assert {bits_of(name, "fp16") for name in names} == {16}
 
@@ -50,8 +54,9 @@ def test_what_is_refused(options: dict[str, object], message: str) -> None:
     assert message in str(error.value).replace(";", ",")
 
 
-def test_said_of_codes_alone() -> None:
-    assert OnnxOptions().said("fp16") == ""
+def test_said_of_codes_and_factors() -> None:
+    assert OnnxOptions().said("fp16") == "" and OnnxOptions(factors="all").said("fp16") == "all factors"
+    assert OnnxOptions(factors="all").said("int8").endswith("plain rounding, all factors")
     assert (
         OnnxOptions(64, False, 0, "aware").said("int4") == "blocks of 64, asymmetric, accuracy level 0, aware rounding"
     )
