@@ -85,6 +85,13 @@ MaxMemory = Annotated[
     str | None,
     typer.Option(help="Largest memory of this process: 8GB, 512MiB; what is beyond it goes to the disk or is refused."),
 ]
+CompressionMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        help="Largest memory of a compression: 8GB, 512MiB. Refused if the dense model, which is measured, is larger.",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -109,6 +116,7 @@ def run(
     onnx_symmetric: OnnxSymmetric = True,
     onnx_accuracy_level: OnnxAccuracyLevel = 4,
     onnx_factors: OnnxFactors = "auto",
+    max_memory: CompressionMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -139,6 +147,7 @@ def run(
         exports = chosen_exports(format, gguf_type, onnx_type)
         encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors)
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
 
@@ -155,6 +164,7 @@ def run(
             rounding=gguf_rounding,
             onnx=encoding,
             device=device,
+            max_memory=memory_limit(max_memory),
             force=force,
             progress=ConsoleProgress(),
         )
@@ -220,7 +230,9 @@ def statistics(
     recipe: RecipeFile = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="dense, gradients, fisher, sensitivity; default: what the method reads. Repeatable."),
+        typer.Option(
+            help="dense, gradients, fisher, sensitivity, block-error; default: what the method reads. Repeatable."
+        ),
     ] = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",
@@ -231,7 +243,7 @@ def statistics(
     _wait_passively()
     with _one_line_errors():
         from .converter.machine.joining import joined
-        from .converter.planning import gather_statistics
+        from .converter.preparation import gather_statistics
         from .converter.storage.byte_size import memory_limit
         from .runtime_tests.environment import process_cost
 
@@ -266,11 +278,12 @@ def plan(
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
         from .converter.model.source import open_source
-        from .converter.planning import prepared
+        from .converter.preparation import prepared
         from .converter.progress import ConsoleProgress
         from .converter.storage.byte_size import memory_limit
         from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
+        from .runtime_tests.environment import process_cost
 
         limit, progress = memory_limit(max_memory), ConsoleProgress()
         source = open_source(chosen.model, progress)
@@ -280,6 +293,7 @@ def plan(
             storage = predict_storage(job.blocks.reader, job.plan)
             memory = job.memory.to_json()
             document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage, "memory": memory}
+            document["process"] = process_cost()
             _show(plan_table(job.plan, forecast, storage), document, as_json)
             for line in job.memory.lines():
                 _tell(line)
@@ -297,6 +311,7 @@ def compare(
     retention: Annotated[
         list[str] | None, typer.Option(help="Comma-separated or repeatable. Default: 0.8 and 0.6.", metavar="FLOAT")
     ] = None,
+    max_memory: CompressionMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -315,6 +330,7 @@ def compare(
 
         chosen = chosen_recipes(recipe, given, listed(methods) or list(METHODS), numbers(retention) or [0.8, 0.6])
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .runtime_tests.compare import compare as run_compare
         from .runtime_tests.compare_table import render
         from .runtime_tests.release import Evaluation
@@ -326,6 +342,7 @@ def compare(
             evaluation=evaluation,
             device=device,
             keep_checkpoints=keep_checkpoints,
+            max_memory=memory_limit(max_memory),
             force=force,
             progress=ConsoleProgress(),
         )
@@ -354,6 +371,7 @@ def sweep(
     format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
     gguf_type: GgufType = None,
     onnx_type: OnnxType = None,
+    max_memory: CompressionMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -368,13 +386,21 @@ def sweep(
         chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
         exports = chosen_exports(format, gguf_type, onnx_type)
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .runtime_tests.release import Evaluation
         from .runtime_tests.sweep import sweep as run_sweep
         from .runtime_tests.sweep_page import render
 
         evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
         found = run_sweep(
-            chosen, exports, out, evaluation=evaluation, device=device, force=force, progress=ConsoleProgress()
+            chosen,
+            exports,
+            out,
+            evaluation=evaluation,
+            device=device,
+            max_memory=memory_limit(max_memory),
+            force=force,
+            progress=ConsoleProgress(),
         )
         _show(render(found), found.to_json(), as_json)
         _tell(f"{out}: sweep.json and sweep.html; now `lowrank-export recommend {out} --max-bytes ...`")
@@ -433,6 +459,9 @@ def export(
     gguf_rounding: GgufRounding = "plain",
     gguf_imatrix: GgufImatrix = None,
     calibration: Calibration = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="GGUF: largest memory of this process, 8GB or 512MiB; more is refused.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -440,9 +469,11 @@ def export(
     _wait_passively()
     with _one_line_errors():
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .converter.storage.files import check_output
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
+        from .exporters.memory import plan_export_memory
         from .runtime_tests.environment import process_cost
         from .runtime_tests.exporting import export as run_export
 
@@ -455,6 +486,8 @@ def export(
         wanted = chosen_exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
+        types, limit = (gguf_embedding_type, gguf_head_type), memory_limit(max_memory)
+        memory = plan_export_memory(checkpoint, wanted, types, layout=layout, rounding=gguf_rounding, limit=limit)
         artifacts = [
             run_export(
                 checkpoint,
@@ -473,9 +506,12 @@ def export(
             )
             for kind, type in wanted
         ]
-        _show(None, {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}, as_json)
+        document: dict[str, Any] = {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}
+        _show(None, document if memory is None else {**document, "memory": memory.to_json()}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
+        if memory is not None:
+            _tell(memory.line())
 
 
 @app.command()

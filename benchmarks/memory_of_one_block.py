@@ -1,4 +1,4 @@
-"""Memory and time of a compression and its export against the number of blocks, each in a process of its own.
+"""Memory and time of plan, compress and export against the number of blocks, each in a process of its own.
 
 Random llamas in bfloat16, a shard per block; random tokens as calibration: memory and time do not depend on what either
 holds. Memory is that of one block, so it should not grow with the blocks; time should grow in proportion:
@@ -6,10 +6,10 @@ holds. Memory is that of one block, so it should not grow with the blocks; time 
     python benchmarks/memory_of_one_block.py
     python benchmarks/memory_of_one_block.py --max-memory 900MB
 
-The shape of a 7B model takes a good hour per block on two cores, 3 GB of disk and less than 8 GB of memory:
+The shape of a 7B model, of which two lengths tell what a block costs:
 
-    python benchmarks/memory_of_one_block.py --width 4096 --inner 11008 --vocabulary 32000 --blocks 2 \\
-        --windows 12 --window-length 1024 --max-memory 8GB
+    python benchmarks/memory_of_one_block.py --width 4096 --inner 11008 --head-size 128 --vocabulary 32000 \\
+        --blocks 1 2 --windows 8 --window-length 512 --method svd-llm --max-memory 8GB
 
 --arithmetic prints the terms of the forecast for a shape and runs nothing.
 """
@@ -38,17 +38,19 @@ class Row:
     Attributes:
         blocks: of the model.
         weights: bytes of its files.
+        plan: of `plan`: peak bytes and CPU seconds.
         memory: of `compress`, see its --json.
         seconds: wall-clock and CPU, of `compress`.
-        export: peak bytes of `export` to GGUF Q8_0.
+        export: of `export` to GGUF: peak bytes and CPU seconds.
     """
 
     blocks: int
     weights: int
+    plan: dict[str, Any]
     memory: dict[str, Any]
     seconds: float
     cpu_seconds: float
-    export: int
+    export: dict[str, Any]
 
     def line(self) -> str:
         """For people."""
@@ -56,11 +58,16 @@ class Row:
         return (
             f"{self.blocks:6d}  {self.weights / 1e6:10.0f}  {self.memory['activations']:>11s}  {forecast / 1e6:8.0f}  "
             f"{peak / 1e6:8.0f}  {forecast / peak:5.2f}  {self.memory['scratch_bytes'] / 1e6:7.0f}  "
-            f"{self.export / 1e6:8.0f}  {self.seconds:7.1f}  {self.cpu_seconds:7.1f}"
+            f"{self.seconds:7.1f}  {self.cpu_seconds:7.1f}  "
+            f"{self.plan['peak_bytes'] / 1e6:8.0f}  {self.plan['cpu_seconds']:7.1f}  "
+            f"{self.export['peak_bytes'] / 1e6:9.0f}  {self.export['cpu_seconds']:8.1f}"
         )
 
 
-HEADER = "blocks  weights MB  activations  forecast      peak  ratio  scratch    export  seconds    CPU s"
+HEADER = (
+    "blocks  weights MB  activations  forecast      peak  ratio  scratch  seconds    CPU s  "
+    "plan  MB    CPU s  export MB     CPU s"
+)
 
 
 def main() -> None:
@@ -68,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--inner", type=int, default=1376, help="features between gate, up and down")
+    parser.add_argument("--head-size", type=int, default=64, help="features of an attention head")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--blocks", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--windows", type=int, default=8)
@@ -77,6 +85,7 @@ def main() -> None:
     parser.add_argument("--retention", type=float, default=0.6)
     parser.add_argument("--held-out", type=int, default=0, help="windows, for --arithmetic")
     parser.add_argument("--max-memory")
+    parser.add_argument("--gguf-type", default="q8_0")
     parser.add_argument("--arithmetic", action="store_true")
     options = parser.parse_args()
     if options.arithmetic:
@@ -129,30 +138,33 @@ def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
 def measure(folder: Path, blocks: int, options: argparse.Namespace) -> Row:
     """Build a model, compress it, export it."""
     build(folder / "dense", blocks, options)
-    tokens = np.random.default_rng(0).integers(0, 256, (options.windows, options.window_length)).astype(np.int32)
-    np.save(folder / "tokens.npy", tokens)
-    arguments = ["--model", str(folder / "dense"), "--calibration", str(folder / "tokens.npy")]
-    arguments += ["--method", options.method, "--retention", str(options.retention)]
-    arguments += ["--gradient-windows", str(options.gradient_windows), "--out", str(folder / "factored")]
-    if options.max_memory:
-        arguments += ["--max-memory", options.max_memory]
+    shape = (options.windows, options.window_length)
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, options.vocabulary, shape, dtype=np.int32))
+    recipe = ["--model", str(folder / "dense"), "--calibration", str(folder / "tokens.npy")]
+    recipe += ["--method", options.method, "--retention", str(options.retention)]
+    recipe += ["--gradient-windows", str(options.gradient_windows)]
+    recipe += ["--max-memory", options.max_memory] if options.max_memory else []
+    planned = run("plan", *recipe)
     started = time.perf_counter()
-    done = run("compress", *arguments)
+    done = run("compress", *recipe, "--out", str(folder / "factored"))
     seconds = time.perf_counter() - started
-    exported = run("export", str(folder / "factored"), "--format", "gguf", "--out", str(folder / "gguf"))
+    target = ["--format", "gguf", "--gguf-type", options.gguf_type, "--out", str(folder / "gguf")]
+    exported = run("export", str(folder / "factored"), *target)
     return Row(
         blocks=blocks,
         weights=sum(file.stat().st_size for file in (folder / "dense").glob("*.safetensors")),
+        plan=planned["process"],
         memory=done["memory"],
         seconds=seconds,
         cpu_seconds=done["process"]["cpu_seconds"],
-        export=exported["process"]["peak_bytes"],
+        export=exported["process"],
     )
 
 
 def build(path: Path, blocks: int, options: argparse.Namespace) -> None:
     """Make the model in a process of its own: this one stays small."""
-    sizes = (options.width, options.inner, blocks, options.vocabulary, max(1024, options.window_length))
+    shape = (options.width, options.inner, options.head_size)
+    sizes = (*shape, blocks, options.vocabulary, max(1024, options.window_length))
     code = f"from pathlib import Path; from random_llama import *; save_sharded_llama(Path({str(path)!r}), *{sizes})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 

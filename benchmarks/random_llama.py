@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from lowrank_export.converter.checkpoint.lowrank_linear import replace_linears
 from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
-from lowrank_export.converter.planning import prepared
+from lowrank_export.converter.preparation import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.artifact import Artifact
@@ -47,9 +47,13 @@ def fill(parameter: torch.Tensor) -> None:
     parameter.normal_(std=parameter.shape[-1] ** -0.5)
 
 
-def save_tokenizer(path: Path) -> int:
-    """A tokenizer that knows 256 bytes and one merge, without which llama.cpp loads none; returns its size."""
+def save_tokenizer(path: Path, size: int = 0) -> int:
+    """A tokenizer that knows 256 bytes and one merge, without which llama.cpp loads none; returns its size.
+
+    Up to `size`, tokens that no text has follow.
+    """
     symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    symbols += [f"<{index}>" for index in range(len(symbols), size)]
     raw = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(symbols)}, merges=[("t", "h")]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -81,19 +85,21 @@ def save_random_llama(path: Path, width: int, blocks: int, context: int) -> None
     model.save_pretrained(path)
 
 
-def save_sharded_llama(path: Path, width: int, inner: int, blocks: int, vocabulary: int, context: int) -> None:
+def save_sharded_llama(
+    path: Path, width: int, inner: int, head_size: int, blocks: int, vocabulary: int, context: int
+) -> None:
     """A llama of random weights in bfloat16, a shard per block: a block is in memory at a time."""
     path.mkdir(parents=True)
-    save_tokenizer(path)
+    save_tokenizer(path, vocabulary)
     config = AutoConfig.for_model(
         "llama",
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=blocks,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-        head_dim=64,
+        num_attention_heads=width // head_size,
+        num_key_value_heads=width // head_size,
+        head_dim=head_size,
         max_position_embeddings=context,
         bos_token_id=0,
         eos_token_id=0,

@@ -16,7 +16,7 @@ from .factors.whitening import OutputRoot, Whitener
 from .machine.workers import Parcel
 from .model.architectures import InputGroup
 from .model.block_forward import TappedBlock
-from .planning import Job
+from .preparation import Job
 from .statistics.moments import GroupMoments
 
 
@@ -34,7 +34,7 @@ class BlockFit:
         self.job, self.index, self.tapped, self.counted = job, index, tapped, counted
         self._fisher = job.fisher(index)
         self._whiteners: dict[str, Whitener | None] = {}
-        self._truncated: dict[str, LowRankFactors] = {}
+        self._truncated: dict[str, tuple[LowRankFactors, Tensor]] = {}
         # where the truncation does not see the compressed stream, all of the block's are shared out at once
         self._at_once = job.workers.count > 1 and job.method.metric != "compressed"
 

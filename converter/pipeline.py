@@ -28,9 +28,10 @@ from .machine.device import fast_matmul, pick_device
 from .machine.memory import release_freed
 from .machine.workers import ALONE, Workers
 from .model.source import Source, check_same, open_source
-from .planning import Job, prepared
+from .preparation import Job, prepared
 from .progress import Progress, SilentProgress
 from .recipe import RECIPE_FILE, Recipe
+from .statistics.last_hidden import last_hidden_states
 from .storage.files import check_output, replacing
 from .streams import Streams
 
@@ -199,25 +200,29 @@ def _refinement_bytes(job: Job) -> int:
 def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progress) -> nn.Module:
     """The model of a checkpoint, refined as a whole against the dense model."""
     device = str(job.blocks.device)
-    student = load(checkpoint, device=device, dtype=torch.float32)
-    teacher = load(job.source.path, device=device, dtype=torch.float32)
-    for model in (student, teacher):
-        model.set_attn_implementation(job.blocks.attention)
-    job.workers.unify(student.state_dict().values())
     windows, fitted = job.windows
+    wanted = last_hidden_states(job.blocks, windows, job.keep, job.workers, progress)
+    _, head = job.blocks.head()
+    student = load(checkpoint, device=device, dtype=torch.float32)
+    student.set_attn_implementation(job.blocks.attention)
+    job.workers.unify(student.state_dict().values())
     kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
     inside = job.source.family.blocks + "."
     trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
-    moving, still = (sum(p.numel() for p in ps) for ps in (trained, teacher.parameters()))
-    # the factors, their gradients, two moments and the best so far, all float32; the dense model beside them
-    progress.note(f"refining the whole model: about {(5 * moving + 2 * still) * 4 / 1e9:.1f} GB and activations")
+    moving, still = (sum(p.numel() for p in ps) for ps in (trained, student.parameters()))
+    # the factors, their gradients, two moments and the best so far, all float32; what does not move, and the head
+    needed = 4 * (
+        4 * moving + still + head.numel() + (0 if job.memory.holding == "on disk" else windows.numel() * head.shape[1])
+    )
+    progress.note(f"refining the whole model: about {needed / 1e9:.1f} GB and activations")
     batches = -(-fitted // max(1, BATCH_TOKENS // windows.shape[1]))
     schedule = Schedule(job.recipe.refine_epochs, job.recipe.refine_model_rate, job.recipe.seed)
     with progress.stage("refining the whole model", schedule.epochs * batches) as advance:
         done = refine_model(
             student,
-            teacher,
+            head,
             windows,
+            wanted,
             fitted,
             trained=trained,
             schedule=schedule,

@@ -14,7 +14,7 @@ from .machine.memory import release_freed
 from .machine.passes import Pass, RepeatedPass, SleepingPass
 from .model.architectures import InputGroup
 from .model.block_forward import TappedBlock
-from .planning import Job
+from .preparation import Job
 from .progress import Progress
 from .statistics.moments import GroupMoments
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..converter.checkpoint.folder import CheckpointReader
 from ..converter.model.architectures import family_of
 from ..converter.model.blocks import BlockSource
-from ..converter.planning import CHUNK_TOKENS
 from ..converter.statistics.recorded_windows import recorded_windows
+from ..converter.statistics.window_chunks import CHUNK_TOKENS
 
 
 def open_calibrated(reader: CheckpointReader, text: str | None) -> tuple[BlockSource, list[Tensor]]:

@@ -20,7 +20,7 @@ from ..converter.machine.device import pick_device
 from ..converter.model.source import Source, open_source
 from ..converter.planning import statistics_kinds
 from ..converter.progress import Advance, Progress, SilentProgress
-from ..converter.recipe import Recipe
+from ..converter.recipe import Recipe, in_common
 from ..converter.statistics.store import Statistics
 from ..converter.storage.files import remove
 from .artifacts import describe
@@ -31,7 +31,7 @@ from .compare_html import page
 from .compare_results import Comparison, Gathering, Measurement, Row, T, read_row, restored, text_hashes, write_row
 from .environment import library_versions, machine_facts
 from .generation import Sample, sample
-from .measure import measure
+from .measure import check_measurable, measure
 from .perplexity import perplexity
 from .places import check_own_folder, work_folder
 from .reference_logits import ReferenceLogits
@@ -77,6 +77,7 @@ class _Job:
     device: str
     threads: int
     keep_checkpoints: bool
+    max_memory: int | None
     progress: Progress
 
     def key(self, recipe: Recipe) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def compare(
     evaluation: Evaluation,
     device: str = "auto",
     keep_checkpoints: bool = False,
+    max_memory: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -114,6 +116,7 @@ def compare(
         evaluation: text and size of the measurement.
         device: of compression and measurement.
         keep_checkpoints: leave every checkpoint in `out`/checkpoints.
+        max_memory: bytes that a process may take.
         force: start over, replacing what is there.
         progress: told about rows.
 
@@ -123,7 +126,7 @@ def compare(
     """
     progress = progress or SilentProgress()
     check_own_folder(out, ROWS)
-    job = _prepare(recipes, out, evaluation, device, keep_checkpoints, progress)
+    job = _prepare(recipes, out, evaluation, device, keep_checkpoints, max_memory, progress)
     if force:
         for name in (ROWS, STATISTICS, CHECKPOINTS, WORK, DOCUMENT, PAGE):
             remove(out / name)
@@ -138,11 +141,18 @@ def compare(
 
 
 def _prepare(
-    recipes: Sequence[Recipe], out: Path, evaluation: Evaluation, device: str, keep: bool, progress: Progress
+    recipes: Sequence[Recipe],
+    out: Path,
+    evaluation: Evaluation,
+    device: str,
+    keep: bool,
+    max_memory: int | None,
+    progress: Progress,
 ) -> _Job:
     """Find model, tokenizer and evaluation windows, and check them before any work."""
     chosen = str(pick_device(device))
     source = open_source(recipes[0].model, progress)
+    check_measurable(source.reader(), max_memory)
     windows = load_windows(evaluation, source.path)
     check_windows(windows, source.reader().config)
     return _Job(
@@ -157,6 +167,7 @@ def _prepare(
         device=chosen,
         threads=evaluation.threads,
         keep_checkpoints=keep,
+        max_memory=max_memory,
         progress=progress,
     )
 
@@ -253,7 +264,8 @@ def _row(job: _Job, recipe: Recipe, dense: ReferenceLogits, work: Path) -> Row:
 def _recipe_arguments(job: _Job, recipe: Recipe, work: Path) -> list[str]:
     path = work / "recipe.yaml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
-    return ["--recipe", str(path), "--device", job.device]
+    limit = [] if job.max_memory is None else ["--max-memory", str(job.max_memory)]
+    return ["--recipe", str(path), "--device", job.device, *limit]
 
 
 def _opened(job: _Job, path: Path) -> AbstractContextManager[Backend]:
@@ -271,7 +283,6 @@ def _collected(job: _Job) -> Comparison:
         for kind in statistics_kinds(recipe):
             readers.setdefault(kind, {})[recipe.method] = None
     costs = {kind: read_row(_statistics_file(job, kind), job.statistics_key(kind)) for kind in readers}
-    common = job.recipes[0].model_dump(mode="json", exclude={"method", "retention"})
     return Comparison(
         rows=tuple(_kept(job, _name(recipe), job.key(recipe), Row.from_json) for recipe in job.recipes),
         dense=_kept(job, "dense", _dense_key(job), Measurement.from_json),
@@ -282,7 +293,7 @@ def _collected(job: _Job) -> Comparison:
             for kind, cost in costs.items()
             if cost is not None
         ),
-        recipe=common,
+        recipe=in_common(job.recipes),
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
         evaluation={**job.evaluation, "device": job.device, "threads": job.threads},
         versions=library_versions(),

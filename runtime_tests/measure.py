@@ -4,16 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from ..converter.errors import InputError
+from ..converter.checkpoint.folder import CheckpointReader
+from ..converter.errors import InputError, ResourceError
+from ..converter.machine.memory import resident_memory
+from ..converter.machine.memory_plan import gigabytes
 from ..converter.progress import Progress
 from .backends.protocol import Backend
 from .parity import Divergence, Parity, divergence, parity
 from .perplexity import Perplexity, perplexity, token_losses
 from .reference_logits import ReferenceLogits, checked_logits
 from .windows import Windows
+
+FLOAT = 4
+"""Bytes per parameter of the reference."""
+
+
+def check_measurable(dense: CheckpointReader, limit: int | None) -> None:
+    """Refuse, before any work, to measure what a limit on memory lets be compressed alone.
+
+    Args:
+        dense: the model that everything is compared with; float32 and whole in memory.
+        limit: bytes this process may take; None where nobody set one.
+
+    Raises:
+        ResourceError: it is larger.
+    """
+    if limit is None:
+        return
+    needed = resident_memory() + FLOAT * sum(prod(dense.shape(name)) for name in dense.names)
+    if needed > limit:
+        raise ResourceError(
+            f"--max-memory {gigabytes(limit)}: to measure takes the dense model in memory, {gigabytes(needed)}; allow "
+            "that much, or use compress and export, which read it block by block"
+        )
 
 
 @dataclass(frozen=True)

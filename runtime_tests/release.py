@@ -31,6 +31,7 @@ from .exporting import export
 from .gate_file import GateSettings
 from .llamacpp.build import check_compiler
 from .llamacpp.runtime import find_runtime
+from .measure import check_measurable
 from .outputs.files import OUTPUTS, write_cards, write_outputs
 from .outputs.markdown import card_path
 from .report import Report
@@ -106,6 +107,7 @@ def release(
     rounding: str = "plain",
     onnx: OnnxOptions | None = None,
     device: str,
+    max_memory: int | None = None,
     force: bool,
     progress: Progress,
 ) -> Report:
@@ -122,6 +124,7 @@ def release(
         rounding: of GGUF files, "plain" or "aware"; the dense ones run the recipe's calibration text.
         onnx: how ONNX exports are encoded; with aware rounding, too, the dense ones run the recipe's calibration text.
         device: of the compression.
+        max_memory: bytes that the compression may take.
         force: start over, replacing what is there.
 
     Raises:
@@ -135,6 +138,7 @@ def release(
     _check_place(recipe, out, force)
     _check_tools({format for format, _ in chosen})
     source = open_source(recipe.model, progress)
+    check_measurable(source.reader(), max_memory)
     check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
     recipe = with_rank_multiple(recipe, source, chosen, onnx)
     windows = load_windows(evaluation, source.path)
@@ -142,7 +146,7 @@ def release(
         _clear(out)
     checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
-        compress(recipe, checkpoint, device=device, force=force, progress=progress)
+        compress(recipe, checkpoint, device=device, force=force, max_memory=max_memory, progress=progress)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)

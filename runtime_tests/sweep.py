@@ -18,7 +18,7 @@ import numpy as np
 from ..converter.machine.device import pick_device
 from ..converter.model.source import Source, open_source
 from ..converter.progress import Advance, Progress, SilentProgress
-from ..converter.recipe import Recipe
+from ..converter.recipe import Recipe, in_common
 from ..converter.storage.files import remove
 from ..exporters.export import artifact_name
 from .backends.open import TORCH, backend_names, open_backend, released
@@ -27,7 +27,7 @@ from .child import run_child
 from .compare_results import read_row, restored, text_hashes, write_row
 from .environment import library_versions, machine_facts
 from .exporting import export
-from .measure import measure
+from .measure import check_measurable, measure
 from .perplexity import Perplexity, perplexity
 from .places import check_own_folder, work_folder
 from .reference_logits import ReferenceLogits
@@ -56,6 +56,7 @@ class _Job:
     device: str
     origin: Mapping[str, Any]
     texts: Mapping[str, str | None]
+    max_memory: int | None
     progress: Progress
 
     def opened(self, path: Path, name: str, *, exact: bool = True) -> AbstractContextManager[Backend]:
@@ -84,6 +85,7 @@ def sweep(
     *,
     evaluation: Evaluation,
     device: str = "auto",
+    max_memory: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Sweep:
@@ -97,6 +99,7 @@ def sweep(
         out: the folder to make.
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
         device: of the compression.
+        max_memory: bytes that a compression may take.
         force: start over, replacing what is there.
         progress: told about rows.
 
@@ -106,7 +109,7 @@ def sweep(
     """
     progress = progress or SilentProgress()
     check_own_folder(out, ROWS)
-    job = _prepare(recipes, out, evaluation, device, progress)
+    job = _prepare(recipes, out, evaluation, device, max_memory, progress)
     if force:
         for name in (ROWS, STATISTICS, WORK, DOCUMENT, PAGE):
             remove(out / name)
@@ -129,9 +132,17 @@ def sweep(
     return found
 
 
-def _prepare(recipes: Sequence[Recipe], out: Path, evaluation: Evaluation, device: str, progress: Progress) -> _Job:
+def _prepare(
+    recipes: Sequence[Recipe],
+    out: Path,
+    evaluation: Evaluation,
+    device: str,
+    max_memory: int | None,
+    progress: Progress,
+) -> _Job:
     chosen = str(pick_device(device))
     source = open_source(recipes[0].model, progress)
+    check_measurable(source.reader(), max_memory)
     windows = load_windows(evaluation, source.path)
     longest = check_windows(windows, source.reader().config)
     facts = {**evaluation.facts(), **windows.facts(), "speed": evaluation.speed, "threads": evaluation.threads}
@@ -144,6 +155,7 @@ def _prepare(recipes: Sequence[Recipe], out: Path, evaluation: Evaluation, devic
         device=chosen,
         origin={"source_sha256": source.fingerprint(), "device": chosen, "evaluation": facts},
         texts=text_hashes(recipes[0]),
+        max_memory=max_memory,
         progress=progress,
     )
 
@@ -175,6 +187,7 @@ def _make(
         written = work / "recipe.yaml"
         written.write_text(recipe.to_yaml(), encoding="utf-8")
         options = ["--recipe", str(written), "--statistics", str(job.out / STATISTICS), "--device", job.device]
+        options += [] if job.max_memory is None else ["--max-memory", str(job.max_memory)]
         summary, cost = run_child(["compress", "--out", str(checkpoint), "--force", *options], work / "log")
         kept, seconds = float(summary["retention"]), cost.cpu_seconds
     try:
@@ -236,7 +249,7 @@ def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[Export]) 
     return Sweep(
         rows=tuple(rows),
         dense=restored(lambda data: Perplexity(**data), dense, job.file(None, None)),
-        recipe=recipes[0].model_dump(mode="json", exclude={"method", "retention"}),
+        recipe=in_common(recipes),
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
         evaluation={**job.origin["evaluation"], "device": job.device},
         versions=library_versions(),

@@ -37,6 +37,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def gguf_files() -> ModuleType:
+    """tests/gguf_files.py: GGUF files that no exporter wrote."""
+    return _load("gguf_files")
+
+
+@pytest.fixture(scope="session")
 def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with "dense", "deep" (many blocks) and "text.txt", to be read only; some files have one of their own."""
     folder = tmp_path_factory.mktemp("models")

@@ -114,6 +114,17 @@ def test_job_with_aware_rounding(job: list[str], tmp_path: Path) -> None:
     assert made is not None and str(made) == "q4_0 rounding=aware"
 
 
+@pytest.mark.parametrize("command", [[], ["compare"], ["sweep", "--format", "onnx"]])
+def test_a_model_that_cannot_be_measured_within_the_limit(job: list[str], tmp_path: Path, command: list[str]) -> None:
+    options = [word for word in job if word not in ("--no-speed", "--gate") and not word.startswith("quality.")]
+    refused = run(*command, *options, "--max-memory", "1MB")
+    assert refused.exit_code == 5, refused.stderr
+    assert refused.stderr.startswith("error: --max-memory 1 MB: to measure takes the dense model in memory, ")
+    assert "use compress and export" in refused.stderr and refused.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert run(*command, *options, "--max-memory", "much").exit_code == 2
+
+
 def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lowrank_export.runtime_tests.report import Report
 
@@ -154,7 +165,7 @@ def test_interrupted_job_goes_on(job: list[str], tmp_path: Path, monkeypatch: py
     assert (tmp_path / "out" / "report.json").is_file() and not (tmp_path / "out" / "dense").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_leave_nothing_half_written(models: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [
         sys.executable,
@@ -181,6 +192,6 @@ def test_signals_leave_nothing_half_written(models: Path, tmp_path: Path, number
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1].startswith("error: interrupted; nothing half-written was left")
     assert [entry.name for entry in tmp_path.iterdir()] == [".out.unfinished"]
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0 and "going on with block" in again.stderr, again.stderr
+    again = run(*command[3:])
+    assert again.exit_code == 0 and "going on with block" in again.stderr, again.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .eigen import symmetric_eigen
+from .products import energy, outer_form, symmetric_product, upper_times
 from .whitening import OutputMetric, OutputRoot, Whitener
 
 
@@ -59,8 +60,8 @@ def factor(
     m, n = weight.shape
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"rank {rank} is outside 1..{min(m, n)}")
-    rooted = weight if outputs is None else outputs.root @ weight
-    gram = _outer_gram(rooted, inputs) if m <= n else _inner_gram(rooted.T @ rooted, inputs)
+    rooted = weight if outputs is None else upper_times(outputs.root, weight)
+    gram = _outer_gram(rooted, inputs) if m <= n else _inner_gram(symmetric_product(rooted, rooted), inputs)
     values, vectors = symmetric_eigen(gram)
     u = vectors[:, -rank:].flip(1).contiguous()
     if m > n:
@@ -78,21 +79,22 @@ def spectrum(weight: Tensor, inputs: Whitener | None = None, outputs: OutputMetr
     """
     weight = weight.double()
     if weight.shape[0] <= weight.shape[1]:
-        gram = _outer_gram(weight if outputs is None else outputs.root @ weight, inputs)
+        gram = _outer_gram(weight if outputs is None else upper_times(outputs.root, weight), inputs)
     else:
-        gram = _inner_gram(weight.T @ (weight if outputs is None else outputs.moment @ weight), inputs)
+        middle = symmetric_product(weight, weight) if outputs is None else outer_form(weight.T, outputs.moment)
+        gram = _inner_gram(middle, inputs)
     values: Tensor = torch.linalg.eigvalsh(gram)
     return values.flip(0).clamp(min=0)
 
 
 def _outer_gram(rooted: Tensor, inputs: Whitener | None) -> Tensor:
     """A A^T (m, m) from R W."""
-    return (rooted if inputs is None else rooted @ inputs.moment) @ rooted.T
+    return symmetric_product(rooted.T, rooted.T) if inputs is None else outer_form(rooted, inputs.moment)
 
 
 def _inner_gram(middle: Tensor, inputs: Whitener | None) -> Tensor:
     """A^T A (n, n) from W^T G W."""
-    return middle if inputs is None else inputs.matrix.T @ middle @ inputs.matrix
+    return middle if inputs is None else symmetric_product(inputs.matrix, middle @ inputs.matrix)
 
 
 def balanced(factors: LowRankFactors) -> LowRankFactors:
@@ -105,11 +107,9 @@ def balanced(factors: LowRankFactors) -> LowRankFactors:
 
 def truncation_loss(weight: Tensor, factors: LowRankFactors, sigma: Tensor) -> float:
     """tr((W - U V^T) Sigma (W - U V^T)^T): the mean squared output error per token."""
-    residual = weight.double() - factors.product()
-    return float(((residual @ sigma) * residual).sum().clamp(min=0))
+    return max(0.0, energy(torch.addmm(weight.double(), factors.u, factors.v, alpha=-1), sigma))
 
 
 def output_energy(weight: Tensor, sigma: Tensor) -> float:
     """tr(W Sigma W^T): the mean squared output per token, what a truncation loss is relative to."""
-    weight = weight.double()
-    return float(((weight @ sigma) * weight).sum())
+    return energy(weight.double(), sigma)

@@ -11,7 +11,7 @@ from ..methods import Method
 from ..statistics.moments import GroupMoments
 from .adaptive_alignment import adaptive_alpha
 from .compensation import compensate
-from .factorisation import LowRankFactors, balanced, factor
+from .factorisation import LowRankFactors, balanced, factor, output_energy, truncation_loss
 from .whitening import (
     OutputRoot,
     Regression,
@@ -123,7 +123,7 @@ def group_metric(
 
 def truncate(
     weight: Tensor, rank: int, whitener: Whitener | None, *, outputs: OutputRoot | None, fisher: Tensor | None
-) -> LowRankFactors:
+) -> tuple[LowRankFactors, Tensor]:
     """The truncation that a method begins with.
 
     Args:
@@ -132,9 +132,11 @@ def truncate(
         whitener: of its input group.
         outputs: R where the method is two-sided, see `gradient_metric`.
         fisher: Fisher information per input feature (n,) float64 where the truncation sees that.
+
+    Returns:
+        See `factor`: the factors, and squared singular values.
     """
-    factors, _ = factor(weight, rank, whitener if fisher is None else diagonal_whitener(fisher.sqrt()), outputs)
-    return factors
+    return factor(weight, rank, whitener if fisher is None else diagonal_whitener(fisher.sqrt()), outputs)
 
 
 def fit_linear(
@@ -145,7 +147,7 @@ def fit_linear(
     iterations: int,
     outputs: OutputRoot | None = None,
     fisher: Tensor | None = None,
-    truncated: LowRankFactors | None = None,
+    truncated: tuple[LowRankFactors, Tensor] | None = None,
 ) -> tuple[LowRankFactors, FitLoss | None]:
     """Factor one linear.
 
@@ -166,12 +168,16 @@ def fit_linear(
     if truncated is None:
         seen = target if metric.method.metric == "compressed" else weight
         truncated = truncate(seen, rank, metric.whitener, outputs=outputs, fisher=fisher)
-    factors = truncated
+    first, energies = truncated
+    factors = first
     if metric.compensation is not None:
-        factors = compensate(metric.method.compensation, target, truncated, metric.compensation, iterations)
+        factors = compensate(metric.method.compensation, target, first, metric.compensation, iterations)
     if not bool(torch.isfinite(factors.u).all() and torch.isfinite(factors.v).all()):
         raise ValueError("factors are not finite")
-    return balanced(factors), _losses(target, truncated, factors, metric)
+    known = None
+    if metric.whitener is not None and metric.whitener.moment is metric.evaluation and not metric.method.two_sided:
+        known = float(energies[rank:].sum() / energies.sum().clamp(min=1e-300))
+    return balanced(factors), _losses(target, first, factors, metric, known)
 
 
 def aligned_target(weight: Tensor, rank: int, metric: GroupMetric) -> Tensor:
@@ -206,28 +212,21 @@ def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
     return aligned_target(weight.double(), min(weight.shape), metric).to(weight.dtype)
 
 
-def _losses(target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric) -> FitLoss | None:
+def _losses(
+    target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric, known: float | None
+) -> FitLoss | None:
+    """Losses of both on what the metric evaluates on; `known` is that of `truncated` where the truncation told it."""
     if metric.evaluation is None:
         return None
 
-    def losses_on(sigma: Tensor) -> list[float]:
-        seen = target @ sigma
-        energy = float((seen * target).sum())
-        found = [_loss(energy, seen, candidate, sigma) / max(energy, 1e-300) for candidate in candidates]
-        return found if len(found) == 2 else found * 2
+    def losses_on(sigma: Tensor, known: float | None = None) -> tuple[float, float]:
+        if known is not None and factors is truncated:
+            return known, known
+        energy = max(output_energy(target, sigma), 1e-300)
+        before = truncation_loss(target, truncated, sigma) / energy if known is None else known
+        return before, before if factors is truncated else truncation_loss(target, factors, sigma) / energy
 
-    candidates = [truncated] if factors is truncated else [truncated, factors]
-    before, after = losses_on(metric.evaluation)
+    before, after = losses_on(metric.evaluation, known)
     if metric.held_out is None:
         return FitLoss(before, after)
     return FitLoss(before, after, *losses_on(metric.held_out))
-
-
-def _loss(energy: float, seen: Tensor, factors: LowRankFactors, sigma: Tensor) -> float:
-    """tr((W - U V^T) Sigma (W - U V^T)^T) from tr(W Sigma W^T) and W Sigma, without any product of the full shape.
-
-    Good to 1e-12 of the energy; `factorisation.truncation_loss` is the plain form.
-    """
-    crossed = (factors.u.T @ seen * factors.v).sum()
-    kept = ((factors.v @ sigma) @ factors.v.T * (factors.u.T @ factors.u)).sum()
-    return max(0.0, energy - 2 * float(crossed) + float(kept))

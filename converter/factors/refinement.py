@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..journal import Journal
+from ..machine.activations import Activations
 from ..machine.workers import ALONE, Workers
 from ..progress import Advance
 
@@ -191,8 +192,9 @@ def refine_block(
 
 def refine_model(
     student: nn.Module,
-    teacher: nn.Module,
+    head: Tensor,
     windows: Tensor,
+    wanted: Activations,
     fitted: int,
     *,
     trained: Sequence[nn.Parameter],
@@ -204,13 +206,14 @@ def refine_model(
 ) -> Refined:
     """Fit parameters of a compressed model to the dense model's distribution of the next token, in place.
 
-    minimise KL(teacher || student), mean over tokens. Its gradient at the head is p_student - p_teacher, so logits are
-    in memory for a few rows at a time only; blocks are recomputed in the backward pass.
+    minimise KL(dense || student), mean over tokens. Its gradient at the head is p_student - p_dense, so logits are in
+    memory for a few rows at a time only; blocks are recomputed in the backward pass.
 
     Args:
-        student: a transformers causal language model, float32.
-        teacher: the dense model, on the same device.
+        student: a transformers causal language model, float32, with the dense model's norm and head.
+        head: weight (vocabulary, d); logits are its product with hidden states.
         windows: token ids (N, T).
+        wanted: the dense model's hidden states after its norm, (1, T, d) for each window.
         fitted: that many windows are trained on, the others tell when to stop.
         trained: parameters of the student that move.
         schedule: epochs, rate, seed.
@@ -222,18 +225,12 @@ def refine_model(
     size = max(1, BATCH_TOKENS // windows.shape[1])
     device = next(student.parameters()).device
 
-    def hidden(model: nn.Module, chosen: Sequence[int]) -> Tensor:
-        tokens = windows[list(chosen)].to(device).long()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            states: Tensor = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
-        return states
-
     def compared(chosen: Sequence[int]) -> tuple[float, Tensor, Tensor]:
         """Mean KL of the chosen windows, the student's last hidden states and the gradient there."""
-        with torch.no_grad():
-            wanted = hidden(teacher, chosen)
-        found = hidden(student, chosen)
-        loss, gradient = _head_divergence(student, teacher, found.detach(), wanted)
+        tokens = windows[list(chosen)].to(device).long()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            found: Tensor = student.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
+        loss, gradient = _head_divergence(head, found.detach(), torch.cat([wanted[i] for i in chosen]))
         return loss, found, gradient
 
     def backward(chosen: list[int]) -> None:
@@ -274,19 +271,17 @@ def _mean(losses: Sequence[float], workers: Workers) -> float:
 
 
 @torch.no_grad()
-def _head_divergence(student: nn.Module, teacher: nn.Module, found: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
-    """Mean KL(teacher || student) over tokens and its gradient at the student's last hidden states (B, T, d)."""
-    mine, theirs = (model.get_output_embeddings().weight for model in (student, teacher))  # type: ignore[operator]
+def _head_divergence(head: Tensor, found: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+    """Mean KL(wanted || found) over tokens and its gradient at the hidden states found, (B, T, d)."""
     gradient = torch.empty_like(found)
     rows, goal, out = found.flatten(0, 1), wanted.flatten(0, 1), gradient.flatten(0, 1)
     total = 0.0
     for start in range(0, len(rows), HEAD_ROWS):
         part = slice(start, start + HEAD_ROWS)
-        log_p = (goal[part].to(theirs.dtype) @ theirs.T).float().log_softmax(-1)
-        log_q = (rows[part].to(mine.dtype) @ mine.T).float().log_softmax(-1)
+        log_p, log_q = ((x[part].to(head.dtype) @ head.T).float().log_softmax(-1) for x in (goal, rows))
         p = log_p.exp()
         total += float((p * (log_p - log_q)).sum())
-        out[part] = ((log_q.exp() - p).to(mine.dtype) @ mine).to(out.dtype) / len(rows)
+        out[part] = ((log_q.exp() - p).to(head.dtype) @ head).to(out.dtype) / len(rows)
     return total / len(rows), gradient
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(hours=2)
 """Longer than the longest wait for one that lives: while the writer samples a text, or one process factors a linear on
 a CPU. A process that died is noticed at once, by its closed connections and by torchrun."""
+
+PATIENCE_WITH_A_WORD = 30
+"""Seconds that the others give the first to say what is wrong."""
 
 
 def started() -> int:
@@ -33,6 +37,8 @@ def refuse_company(command: str) -> None:
     """
     if started() > 1:
         if os.environ["RANK"] != "0":
+            with suppress(KeyboardInterrupt):  # torchrun ends all when one has ended: the first has to speak before
+                time.sleep(PATIENCE_WITH_A_WORD)
             raise ToldError(UsageError.exit_code)
         raise UsageError(f"{command}: is the work of one process; torchrun is for compress and statistics")
 
@@ -61,6 +67,10 @@ def joined(device: str, threads: int | None = None) -> Iterator[Workers]:
         yield ALONE
         return
     import torch.distributed as dist
+
+    # Its functions take the group of the moment they are defined in as a default. Imported later (transformers does),
+    # they would keep the group, and its threads, alive until the interpreter ends, which then aborts now and then.
+    import torch.distributed.nn.functional
 
     workers = Workers(int(os.environ["RANK"]), started(), int(os.environ.get("LOCAL_RANK", "0")))
     torch.set_num_threads(threads or _share_of_cores())

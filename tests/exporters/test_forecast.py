@@ -13,7 +13,7 @@ from lowrank_export.converter.allocation.plan import RankPlan
 from lowrank_export.converter.checkpoint.folder import CheckpointReader
 from lowrank_export.converter.checkpoint.layouts import LAYOUTS
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.planning import prepared
+from lowrank_export.converter.preparation import prepared
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters import forecast

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import random
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,14 +38,11 @@ READERS = (
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
-    """benchmarks/fuzz.py."""
-    place = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("lowrank_benchmarks_fuzz", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """benchmarks/fuzz.py, which imports what lies beside it."""
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        return importlib.import_module("fuzz")
 
 
 @pytest.fixture(scope="module")

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
 
 Refused = Callable[..., str]
 ONES = np.ones(64, dtype=np.float32)
 COUNT = np.array([9], dtype=np.float32)
 Tensors = dict[str, np.ndarray]
-
-
-def write(path: Path, tensors: Tensors, kind: str = "imatrix") -> Path:
-    writer = GGUFWriter(path, "llama")
-    writer.add_type(kind)
-    for name, values in tensors.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def of(sums: np.ndarray = ONES, counts: np.ndarray = COUNT, name: str = "blk.0.attn_q.weight") -> Tensors:
@@ -48,9 +36,9 @@ CASES: dict[str, tuple[Tensors, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_matrices(models: Path, refused: Refused, tmp_path: Path, case: str) -> None:
+def test_matrices(models: Path, gguf_files: ModuleType, refused: Refused, tmp_path: Path, case: str) -> None:
     tensors, needle = CASES[case]
-    path = write(tmp_path / "x.imatrix", tensors)
+    path = gguf_files.imatrix(tmp_path / "x.imatrix", tensors)
     command = ["export", models / "dense", "--out", "out", "--gguf-type", "q4_0", "--gguf-imatrix", path]
     refused(*command, code=3, needle=needle)
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_export.converter import planning
 from lowrank_export.converter.errors import ResourceError, UsageError
 from lowrank_export.converter.machine import device
 from lowrank_export.converter.machine.workers import ALONE, Parcel, Workers
-from lowrank_export.converter.recipe import Recipe
-from lowrank_export.converter.statistics.calibration import Calibration
 from lowrank_export.converter.statistics.moments import Moment
 
 CPU = torch.device("cpu")
@@ -40,19 +36,6 @@ def test_owners_are_near_the_best_balance(costs: list[float], count: int) -> Non
     assert owners == Workers(count - 1, count).owners(tasks)
     loads = [sum(cost for task, cost in tasks.items() if owners[task] == index) for index in range(count)]
     assert max(loads) <= sum(costs) / count + max(costs, default=0)
-
-
-@pytest.mark.parametrize("reduction", ["moments", "stack-of-batch"])
-@pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_processes_run_the_windows_of_one(reduction: str, count: int) -> None:
-    windows = np.arange(7 * 16, dtype=np.int32).reshape(7, 16)
-    recipe = Recipe(model="m", calibration_reduction=reduction, buckets=3)
-    calibration = Calibration(windows, windows[:2], "text", 0)
-    whole = planning.window_chunks(recipe, calibration)
-    shares = [planning.window_chunks(recipe, calibration, Workers(index, count)) for index in range(count)]
-    torch.testing.assert_close(torch.cat([chunk for share in shares for chunk in share]), torch.cat(whole))
-    if reduction == "stack-of-batch":  # averages of a bucket's windows: none is cut
-        assert [len(chunk) for share in shares for chunk in share] == [3, 3, 1]
 
 
 def test_alone_everything_is_as_it_was() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFReader
 
 from lowrank_export.converter.errors import InputError, UsageError
 from lowrank_export.exporters.artifact import TensorRecord
@@ -20,19 +21,6 @@ SQUARES = {NAME: np.array([1.0, 0.25, 0.0], np.float32), "blk.0.ffn_up.weight": 
 def write(path: Path, **options: bool) -> Path:
     said = {"architecture": "llama", "text": "notes.txt", "windows": 4, "window_length": 16}
     write_imatrix(Importance(SQUARES, 64), path, **{**said, "force": False, **options})
-    return path
-
-
-def raw(path: Path, tensors: dict[str, np.ndarray], type: str | None = "imatrix") -> Path:
-    writer = GGUFWriter(path, "llama")
-    if type is not None:
-        writer.add_type(type)
-    for name, values in tensors.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
     return path
 
 
@@ -61,9 +49,9 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     write(path, force=True)
 
 
-def test_matrix_without_tokens_has_ones(tmp_path: Path) -> None:
+def test_matrix_without_tokens_has_ones(gguf_files: ModuleType, tmp_path: Path) -> None:
     sums = {"w.in_sum2": np.zeros(3, np.float32), "w.counts": np.zeros(1, np.float32)}
-    np.testing.assert_array_equal(read_imatrix(raw(tmp_path / "i.gguf", sums))["w"], np.ones(3))
+    np.testing.assert_array_equal(read_imatrix(gguf_files.imatrix(tmp_path / "i.gguf", sums))["w"], np.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -77,14 +65,14 @@ def test_matrix_without_tokens_has_ones(tmp_path: Path) -> None:
         ({"w.weight": np.ones(3, np.float32)}, "no importance of any matrix"),
     ],
 )
-def test_damaged(tmp_path: Path, tensors: dict[str, np.ndarray], said: str) -> None:
+def test_damaged(gguf_files: ModuleType, tmp_path: Path, tensors: dict[str, np.ndarray], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        read_imatrix(raw(tmp_path / "i.gguf", tensors))
+        read_imatrix(gguf_files.imatrix(tmp_path / "i.gguf", tensors))
 
 
-def test_other_files(tmp_path: Path) -> None:
+def test_other_files(gguf_files: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not an importance matrix"):
-        read_imatrix(raw(tmp_path / "m.gguf", {"w.in_sum2": np.ones(3, np.float32)}, type=None))
+        read_imatrix(gguf_files.imatrix(tmp_path / "m.gguf", {"w.in_sum2": np.ones(3, np.float32)}, kind=None))
     (tmp_path / "old.dat").write_bytes(b"\1\0\0\0")
     with pytest.raises(InputError, match="not a GGUF file"):
         read_imatrix(tmp_path / "old.dat")

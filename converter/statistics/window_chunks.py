@@ -1,0 +1,96 @@
+"""The calibration windows of a job: drawn once, cut into what a process runs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint.folder import load, load_tokenizer
+from ..errors import InputError
+from ..machine.memory_forecast import Windows
+from ..machine.workers import ALONE, Workers
+from ..model.blocks import BlockSource
+from ..model.source import Source
+from ..progress import Progress
+from ..recipe import Recipe
+from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
+
+CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
+
+
+def draw_windows(
+    text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress, workers: Workers
+) -> Calibration:
+    """Windows of a text; the writer alone reads it.
+
+    Raises:
+        InputError: the text does not give them, or the model attends over fewer tokens.
+    """
+    return workers.from_writer(lambda: _drawn(text, recipe, source, blocks, progress))
+
+
+def _drawn(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
+    tokenizer = load_tokenizer(source.path)
+    options = {
+        "windows": recipe.windows,
+        "length": recipe.window_length,
+        "held_out": recipe.held_out,
+        "seed": recipe.seed,
+    }
+    if text == SELF:
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        model = load(source.path, device=str(blocks.device), dtype=blocks.dtype)
+        drawn = sample_from_model(model, start=int(start or 0), progress=progress, **options)
+    else:
+        drawn = calibrate(text, tokenizer, **options)
+    if drawn.windows.shape[1] > blocks.window_limit:
+        raise InputError(
+            f"{recipe.model}: attends over {blocks.window_limit} tokens, fewer than the window length "
+            f"{drawn.windows.shape[1]}; use a smaller --window-length"
+        )
+    # what tells a refinement when to stop must not have been fitted in closed form either
+    return drawn if recipe.refine == "none" else hold_out(drawn)
+
+
+def window_chunks(recipe: Recipe, calibration: Calibration, workers: Workers = ALONE) -> list[Tensor]:
+    """This process's shuffled calibration windows in chunks: buckets for stack-of-batch, which stay whole, else as many
+    as memory likes."""
+    windows = calibration.windows
+    order = np.random.default_rng(recipe.seed).permutation(len(windows)).tolist()
+    size = window_chunk(recipe, *windows.shape)
+    if recipe.calibration_reduction == "stack-of-batch":
+        chosen = workers.part(_cut(order, size))
+    else:
+        chosen = _cut(workers.part(order), size)
+    return [torch.from_numpy(windows[numbers]) for numbers in chosen]
+
+
+def _cut(numbers: Sequence[int], size: int) -> Sequence[Sequence[int]]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+
+
+def window_chunk(recipe: Recipe, windows: int, length: int) -> int:
+    """Windows per chunk."""
+    if recipe.calibration_reduction == "stack-of-batch":
+        return -(-windows // min(recipe.buckets, windows))
+    return max(1, CHUNK_TOKENS // length)
+
+
+def held_out_chunks(calibration: Calibration, workers: Workers) -> list[Tensor]:
+    """This process's held-out windows in one chunk; those who have fewer others take more of these."""
+    chosen = workers.part(range(len(calibration.held_out)), larger_first=True)
+    return [torch.from_numpy(calibration.held_out[list(chosen)])] if chosen else []
+
+
+def window_sizes(recipe: Recipe, calibration: Calibration | None, workers: Workers) -> Windows:
+    """The windows of a process that has the most."""
+    if calibration is None:
+        return Windows(0, 0, 1, 1)
+    fitted, length = calibration.windows.shape
+    chunk = window_chunk(recipe, fitted, length)
+    whole = chunk if recipe.calibration_reduction == "stack-of-batch" else 1
+    shares = [-(-count // workers.count) for count in (-(-fitted // whole), len(calibration.held_out))]
+    return Windows(min(fitted, shares[0] * whole), shares[1], length, chunk)
