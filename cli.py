@@ -459,6 +459,9 @@ def export(
     gguf_rounding: GgufRounding = "plain",
     gguf_imatrix: GgufImatrix = None,
     calibration: Calibration = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="GGUF: largest memory of this process, 8GB or 512MiB; more is refused.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -466,9 +469,11 @@ def export(
     _wait_passively()
     with _one_line_errors():
         from .converter.progress import ConsoleProgress
+        from .converter.storage.byte_size import memory_limit
         from .converter.storage.files import check_output
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding
+        from .exporters.memory import plan_export_memory
         from .runtime_tests.environment import process_cost
         from .runtime_tests.exporting import export as run_export
 
@@ -481,6 +486,8 @@ def export(
         wanted = chosen_exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
+        types, limit = (gguf_embedding_type, gguf_head_type), memory_limit(max_memory)
+        memory = plan_export_memory(checkpoint, wanted, types, layout=layout, rounding=gguf_rounding, limit=limit)
         artifacts = [
             run_export(
                 checkpoint,
@@ -499,9 +506,12 @@ def export(
             )
             for kind, type in wanted
         ]
-        _show(None, {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}, as_json)
+        document: dict[str, Any] = {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}
+        _show(None, document if memory is None else {**document, "memory": memory.to_json()}, as_json)
         for artifact in artifacts:
             _tell(f"{artifact.path}: {artifact.bytes:,} bytes, {artifact.bits_per_weight:.2f} bits per weight")
+        if memory is not None:
+            _tell(memory.line())
 
 
 @app.command()

@@ -160,7 +160,7 @@ def _lowrank_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if not found:
         return {}
     method = found.get("quant_method") if isinstance(found, dict) else found
-    if method != "lowrank":
+    if method != "lowrank" or not isinstance(found, dict):
         raise InputError(f"{path}: already quantised ({shown(method)}); start from the unquantised checkpoint")
     ranks = found.get("ranks", {})
     if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):

@@ -98,6 +98,7 @@ def test_config(copied: Copy, refused: Refused, case: str) -> None:
         {"quantization_config": {"quant_method": "gptq"}},
         {"quantization_config": {"quant_method": ["x"] * 1000}},
         {"quantization_config": [1]},
+        {"quantization_config": "lowrank"},
         {"quantization_config": "x" * 10**6},
     ],
     ids=lambda keys: json.dumps(keys)[:50],

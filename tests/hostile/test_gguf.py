@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from typer.testing import CliRunner
 
+from lowrank_export.cli import app
 from lowrank_export.runtime_tests.llamacpp.runtime import find_runtime
 
 Copy = Callable[[str], Path]
@@ -170,10 +170,6 @@ def test_metadata_that_contradicts_the_tensors(copied: Copy, refused: Refused, c
 
 def test_bytes_at_random(copied: Copy, tmp_path: Path) -> None:
     """A hundred files with a few bytes of the header changed: read, or refused in one line."""
-    from typer.testing import CliRunner
-
-    from lowrank_export.cli import app
-
     sound, chance = copied("d.gguf").read_bytes(), random.Random(0)  # noqa: S311
     for _ in range(100):
         data = bytearray(sound)
@@ -223,8 +219,6 @@ def test_an_abort_inside_ggml_is_one_line(copied: Copy, refused: Refused, models
     path = rewritten(copied("m.gguf"), KILLERS["rope wider than a head"])
     measured = ["--evaluate", models / "text.txt", "--evaluation-windows", 1, "--evaluation-length", 16, "--threads", 1]
     command = ["validate", path, "--reference", models / "factored", "--no-speed", *measured]
-    done = subprocess.run(
-        [sys.executable, "-m", "lowrank_export", *map(str, command)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 4, done.stderr[-2000:]
+    done = CliRunner().invoke(app, [*map(str, command)])
+    assert done.exit_code == 4, done.stderr[-2000:]
     assert "artifact.runs" in done.stderr and "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from lowrank_export.runtime_tests.compare_results import Comparison, Row, read_r
 from lowrank_export.runtime_tests.compare_table import render, samples
 from lowrank_export.runtime_tests.release import Evaluation
 
+Child = Callable[[Sequence[str], Path], tuple[dict[str, Any], Cost]]
 METHODS, RETENTIONS = ("svd-llm", "loss-aware"), (0.8, 0.6)
 
 
@@ -60,12 +61,25 @@ def options(values: dict[str, Any], evaluation: Evaluation) -> list[str]:
     return [str(part) for key, value in given.items() for part in (f"--{key.replace('_', '-')}", value)]
 
 
+def asked(arguments: Sequence[str]) -> str:
+    """A child's command, method and retention."""
+    recipe = Path(arguments[arguments.index("--recipe") + 1]).read_text().splitlines()
+    return " ".join([arguments[0], *(line.split()[1] for line in recipe if line[:6] in ("method", "retent"))])
+
+
 @pytest.fixture(scope="module")
-def finished(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A comparison made by the command line, and the command's result."""
+def finished(options: list[str], child_here: Child, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A comparison made by the command line, and the command's result; two of its children are processes."""
     out = tmp_path_factory.mktemp("comparison") / "out"
     wanted = ["--methods", ",".join(METHODS), "--retention", "0.6", "--retention", "0.8"]
-    result = CliRunner().invoke(app, ["compare", "--out", str(out), *wanted, *options, "--json"])
+    apart = ("statistics loss-aware 0.8", "compress loss-aware 0.6")
+
+    def run_some(arguments: Sequence[str], log: Path) -> tuple[dict[str, Any], Cost]:
+        return (run_child if asked(arguments) in apart else child_here)(arguments, log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "run_child", run_some)
+        result = CliRunner().invoke(app, ["compare", "--out", str(out), *wanted, *options, "--json"])
     assert result.exit_code == 0, result.stderr
     return out, result
 
@@ -77,18 +91,15 @@ def again(finished: tuple[Path, Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def children(child_here: Child, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Children run inside this process; their commands' first words and methods are written down here."""
     ran: list[str] = []
 
     def here(arguments: Sequence[str], log: Path) -> tuple[dict[str, Any], Cost]:
-        recipe = Path(arguments[arguments.index("--recipe") + 1]).read_text().splitlines()
-        ran.append(" ".join([arguments[0], *(line.split()[1] for line in recipe if line[:6] in ("method", "retent"))]))
+        ran.append(asked(arguments))
         if "--max-memory" in arguments:
             ran[-1] += f" within {arguments[arguments.index('--max-memory') + 1]}"
-        result = CliRunner().invoke(app, [*arguments, "--json"])
-        assert result.exit_code == 0, result.stderr
-        return json.loads(result.stdout), Cost(1.0, 2.0, 3)
+        return child_here(arguments, log)
 
     monkeypatch.setattr(module, "run_child", here)
     return ran
@@ -105,7 +116,7 @@ def test_whole_comparison(finished: tuple[Path, Any], values: dict[str, Any], tm
     ]
     shared = {found["kind"]: found["methods"] for found in document["statistics"]}
     assert shared == {"dense": ["svd-llm"], "gradients": ["loss-aware"]}
-    for cost in (found["cost"] for found in [*document["rows"], *document["statistics"]]):
+    for cost in (document["rows"][-1]["cost"], document["statistics"][-1]["cost"]):  # those of processes
         assert cost["cpu_seconds"] > 0.5 and cost["wall_seconds"] > 0.5 and 1e8 < cost["peak_bytes"] < 2e9
     for row in document["rows"]:
         assert abs(row["kept"] - row["retention"]) < 0.05 and row["compression"] == 1 - row["kept"]
@@ -226,7 +237,7 @@ def test_a_childs_error_is_passed_on(options: list[str], tmp_path: Path) -> None
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["dense.json", "rows"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_signals_end_the_child_too(models: Path, options: list[str], tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "lowrank_export", "compare", *options, "--model", str(models / "deep")]
     command += ["--methods", "svd", "--retention", "0.8", "--out", str(tmp_path / "out")]

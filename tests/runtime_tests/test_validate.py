@@ -14,8 +14,11 @@ import torch
 
 from lowrank_export.converter.errors import InputError
 from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.runtime_tests import timing
 from lowrank_export.runtime_tests import validate as module
+from lowrank_export.runtime_tests.backends.open import TORCH
 from lowrank_export.runtime_tests.corpora import evaluation_windows
+from lowrank_export.runtime_tests.footprint import Footprint, measure_footprint
 from lowrank_export.runtime_tests.gate_file import GateSettings
 from lowrank_export.runtime_tests.llamacpp.runtime import find_runtime
 from lowrank_export.runtime_tests.validate import Settings, validate
@@ -39,6 +42,23 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_factored(folder / "factored", "llama", rank=24)
     tiny.save_factored(folder / "full", "llama")
     return folder
+
+
+FOOTPRINTS: list[Footprint] = []
+
+
+@pytest.fixture(autouse=True)
+def _one_process_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that imports PyTorch takes seconds: the first one's footprint stands for all."""
+
+    def measured(path: Path, name: str, **options: Any) -> Footprint:
+        if name != TORCH:
+            return measure_footprint(path, name, **options)
+        if not FOOTPRINTS:
+            FOOTPRINTS.append(measure_footprint(path, name, **options))
+        return FOOTPRINTS[0]
+
+    monkeypatch.setattr(timing, "measure_footprint", measured)
 
 
 def _rows(report: Any) -> dict[tuple[str, str, str], Any]:

@@ -117,22 +117,29 @@ PLAIN = ("f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_1", "q4_0")
 RAISED = {"q4_k": "q5_k", "iq4_nl": "q5_k", "iq4_xs": "q5_k", "q2_k": "q3_k"}
 
 
+@pytest.fixture(scope="module")
+def wide(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, layout: str) -> Path:
+    """A folder with "model", whose rows every type fits, and "f32.gguf"."""
+    folder = tmp_path_factory.mktemp("wide")
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_key_value_heads": 4, "blocks": 4}
+    rank = 256 if layout == "two-factor" else 128
+    tiny.save_factored(folder / "model", "llama", rank=rank, layout=layout, **sizes)
+    export(folder / "model", folder / "f32.gguf", format="gguf", quantisation="f32")
+    return folder
+
+
 @pytest.mark.parametrize("name", [n for n, mix in MIXES.items() if n != "f32" and not TYPES[mix.base].importance])
 def test_types_that_the_own_quantiser_gives(
-    backend: LlamaCppBackend, tiny: ModuleType, tmp_path: Path, layout: str, name: str
+    backend: LlamaCppBackend, wide: Path, tmp_path: Path, layout: str, name: str
 ) -> None:
     """As docs/gguf.md says: plain types as an export gives them; a mix its base type, raised for some of ffn_down."""
-    wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_key_value_heads": 4}
-    tiny.save_factored(
-        tmp_path / "model", "llama", rank=256 if layout == "two-factor" else 128, layout=layout, blocks=4, **wide
-    )
-    source = export(tmp_path / "model", tmp_path / "f32.gguf", format="gguf", quantisation="f32").path
+    source = wide / "f32.gguf"
     quantise(backend._api, source, tmp_path / "q.gguf", MIXES[name].file_type)
     found, before = stored(tmp_path / "q.gguf"), stored(source)
     assert found.keys() == before.keys()
     assert all(found[tensor] == "i32" for tensor in before if tensor.endswith("lowrank_perm"))
     if name in PLAIN:
-        made = export(tmp_path / "model", tmp_path / "o.gguf", format="gguf", quantisation=name)
+        made = export(wide / "model", tmp_path / "o.gguf", format="gguf", quantisation=name)
         assert found == {tensor.name: tensor.type for tensor in made.tensors}
         return
     base = MIXES[name].base
