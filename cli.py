@@ -230,7 +230,9 @@ def statistics(
     recipe: RecipeFile = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="dense, gradients, fisher, sensitivity; default: what the method reads. Repeatable."),
+        typer.Option(
+            help="dense, gradients, fisher, sensitivity, block-error; default: what the method reads. Repeatable."
+        ),
     ] = None,
     max_memory: MaxMemory = None,
     device: Device = "auto",

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 Metric = Literal["none", "dense", "compressed", "fisher-rows", "activation-scale"]
-Allocation = Literal["uniform", "adacr", "threshold", "type-loss", "stable-rank", "perplexity"]
+Allocation = Literal["uniform", "adacr", "threshold", "type-loss", "stable-rank", "perplexity", "block-error"]
 Compensation = Literal["none", "adacomp", "update-u"]
 Alpha = float | Literal["adaptive"]
 Installs = Literal["in passing", "at end"]
+Refine = Literal["none", "block", "model"]
 ROUNDED_DOWN = 0.005  # what rounding every rank down costs at rank multiple 1 on small models
 
 
@@ -31,6 +32,7 @@ class Method:
             "in passing", so that the groups after it see them, or "at end" of the block, so that none of it does.
         alpha: weight of the dense output W X in the target (1 - alpha) W X' + alpha W X of whatever is fitted on X';
             "adaptive" chooses it per linear.
+        refine: the refinement that belongs to the method; a recipe that names one has that instead.
         tolerance: share of the parameter budget that may stay unused after rounding ranks down. The published
             baselines round down and leave it at that.
     """
@@ -43,6 +45,7 @@ class Method:
     compensation: Compensation = "none"
     installs: Installs = "in passing"
     alpha: Alpha = 0.0
+    refine: Refine = "none"
     tolerance: float = 0.0
 
     @property
@@ -73,6 +76,7 @@ class Method:
             "gradients": self.needs_gradients,
             "fisher": self.needs_fisher,
             "sensitivity": self.allocation == "perplexity",
+            "block-error": self.allocation == "block-error",
         }
         return tuple(kind for kind, needed in wanted.items() if needed)
 
@@ -132,6 +136,14 @@ METHODS: Mapping[str, Method] = {
             "compressed",
             "uniform",
             alpha="adaptive",
+            tolerance=ROUNDED_DOWN,
+        ),
+        Method(
+            "lc-svd",
+            "LC-SVD (2025), after its abstract",
+            "dense",
+            "block-error",
+            refine="block",
             tolerance=ROUNDED_DOWN,
         ),
         Method("adasvd", "AdaSVD (2025), sections 3.1 and 3.2", "dense", "adacr", compensation="adacomp"),

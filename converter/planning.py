@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .allocation.adacr import adacr, normalise
+from .allocation.block_error import block_error
 from .allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from .allocation.plan import LinearShape, RankPlan
 from .allocation.rank_multiple import DEFAULT_MULTIPLE, choose_rank_multiple
@@ -28,7 +29,7 @@ from .recipe import Recipe, nearest
 from .statistics.calibration import Calibration
 from .statistics.sensitivity import block_similarities, loss_energies, stable_ranks
 from .statistics.store import Statistics
-from .statistics.truncation_sensitivity import truncation_losses
+from .statistics.truncation_sensitivity import Alone, truncation_losses
 
 
 def method_of(recipe: Recipe) -> Method:
@@ -136,10 +137,31 @@ def _wanted(
         losses = [_summed_loss(shape, energies[shape.name], target, calibration) for shape in shapes]
         types = [blocks.family.linear_type(shape.name) for shape in shapes]
         return type_loss(shapes, types, losses, target), ()
-    retentions = measured_retentions(target)
+    alone: Alone = "sensitivity" if allocation == "perplexity" else "block-error"
+    measured, dense = losses_alone(recipe, alone, blocks, calibration, store, progress, workers)
+    if alone == "block-error":
+        errors = {shape.block: [*measured[shape.name], dense] for shape in shapes}
+        return block_error(shapes, errors, (*TENTHS, 1.0), target), ()
+    return candidate_cut(shapes, [measured[s.name] for s in shapes], measured_retentions(target), target), ()
+
+
+def losses_alone(
+    recipe: Recipe,
+    alone: Alone,
+    blocks: BlockSource,
+    calibration: Calibration,
+    store: Statistics,
+    progress: Progress,
+    workers: Workers,
+) -> tuple[dict[str, list[float]], float]:
+    """See `truncation_losses`: of the candidates that a recipe's allocation chooses among."""
     windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-    measured = truncation_losses(blocks, windows, retentions, recipe.layout, store, progress, workers)
-    return candidate_cut(shapes, [measured[shape.name] for shape in shapes], retentions, target), ()
+    together = alone == "block-error"
+    retentions = TENTHS if together else measured_retentions(recipe.retention)
+    kept = kept_dense(recipe.keep_dense, list(blocks.linear_shapes())) if together else frozenset[str]()
+    return truncation_losses(
+        blocks, windows, retentions, recipe.layout, store, progress, workers, alone=alone, keep_dense=kept
+    )
 
 
 def _summed_loss(shape: LinearShape, energies: Tensor, retention: float, calibration: Calibration) -> float:

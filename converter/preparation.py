@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .allocation.candidate_cut import measured_retentions
 from .allocation.plan import RankPlan
 from .errors import UsageError
 from .factors.whitening import OutputRoot, gradient_metric
@@ -26,7 +25,7 @@ from .methods import Method
 from .model.architectures import InputGroup
 from .model.blocks import BlockSource
 from .model.source import Source, check_same, open_source
-from .planning import allocate, kept_dense, method_of, statistics_kinds
+from .planning import allocate, kept_dense, losses_alone, method_of, statistics_kinds
 from .progress import Progress
 from .recipe import Recipe
 from .statistics.calibration import SELF, Calibration
@@ -42,7 +41,7 @@ from .statistics.gathering import (
 )
 from .statistics.moments import GroupMoments, Moment
 from .statistics.store import IDENTITY, Statistics, open_statistics
-from .statistics.truncation_sensitivity import truncation_losses
+from .statistics.truncation_sensitivity import Alone
 from .statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
 
 
@@ -282,7 +281,8 @@ def _gather(
     progress: Progress,
     workers: Workers,
 ) -> None:
-    if "dense" in kinds or "sensitivity" in kinds:
+    alone: tuple[Alone, ...] = ("sensitivity", "block-error")
+    if not {"dense", *alone}.isdisjoint(kinds):
         chunks, held_out = window_chunks(recipe, calibration, workers), held_out_chunks(calibration, workers)
         gather_dense(blocks, chunks, held_out, store, progress, keep, workers)
     if "gradients" in kinds:
@@ -291,10 +291,9 @@ def _gather(
     if "fisher" in kinds:
         windows = torch.from_numpy(calibration.windows[: recipe.gradient_windows])
         gather_fisher(blocks, windows, store, progress, keep, workers)
-    if "sensitivity" in kinds:
-        windows = torch.from_numpy(calibration.windows[: recipe.sensitivity_windows])
-        retentions = measured_retentions(recipe.retention)
-        truncation_losses(blocks, windows, retentions, recipe.layout, store, progress, workers)
+    for kind in alone:
+        if kind in kinds:
+            losses_alone(recipe, kind, blocks, calibration, store, progress, workers)
 
 
 def _in_bfloat16(recipe: Recipe, device: torch.device) -> bool:

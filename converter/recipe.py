@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .checkpoint.layouts import Layout
 from .errors import InputError, UsageError
-from .methods import METHODS
+from .methods import METHODS, Refine
 from .storage.documents import read_yaml_file, shown
 
 RECIPE_FILE = "recipe.yaml"
@@ -45,7 +45,7 @@ class Recipe(BaseModel):
     held_out: int = Field(2, ge=0, le=LARGEST)
     calibration_reduction: Literal["moments", "stack-of-batch"] = "moments"
     buckets: int = Field(16, ge=1, le=LARGEST)
-    refine: Literal["none", "block", "model"] = "none"
+    refine: Refine = "none"
     refine_epochs: int = Field(8, ge=1, le=LARGEST)
     refine_rate: float = Field(0.003, gt=0, le=1)
     refine_model_rate: float = Field(0.001, gt=0, le=1)
@@ -53,6 +53,14 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     activations: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_methods_refinement(cls, values: Any) -> Any:
+        """Where nothing is said about refinement, that of the method."""
+        if isinstance(values, Mapping) and "refine" not in values and values.get("method") in tuple(METHODS):
+            return {**values, "refine": METHODS[values["method"]].refine}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -121,7 +129,19 @@ def recipe_grid(
     """
     names, sizes = dict.fromkeys(methods), dict.fromkeys(retentions)
     made = [make_recipe({**values, "method": m, "retention": r}, where) for r in sizes for m in names]
+    refined = {recipe.refine != "none": recipe.method for recipe in made}
+    if len(refined) > 1 and not made[0].held_out:  # the refinement would take calibration windows from all
+        raise UsageError(
+            f"{where}: held_out: 0, but {refined[True]} refines and holds windows out, {refined[False]} does not; "
+            "use 1 or more"
+        )
     return tuple(sorted(made, key=lambda recipe: -recipe.retention))
+
+
+def in_common(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """The keys of a grid on which all its recipes agree, JSON-ready; method and retention never."""
+    first, *others = (recipe.model_dump(mode="json", exclude={"method", "retention"}) for recipe in recipes)
+    return {key: value for key, value in first.items() if all(other[key] == value for other in others)}
 
 
 def read_recipe_values(path: Path) -> dict[str, Any]:

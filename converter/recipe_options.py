@@ -22,7 +22,7 @@ def _recipe_option(help: str, *names: str) -> Any:
 
 METHOD_HELP = (
     "adasvd (default), loss-aware (recommended), or published: svd, fwsvd, asvd, asvd-stable-rank, svd-llm, svd-llm-u, "
-    "svd-llm-v2, pifa-m, saes; see docs/methods.md."
+    "svd-llm-v2, pifa-m, saes, lc-svd; see docs/methods.md."
 )
 # Recipe key -> its option. The one place where they are stated: `recipe_options` adds them to a command.
 RECIPE_OPTIONS: dict[str, Any] = {
@@ -45,8 +45,11 @@ RECIPE_OPTIONS: dict[str, Any] = {
     ],
     "allocation": Annotated[str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.")],
     "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 12.")],
-    "sensitivity_windows": Annotated[int | None, _recipe_option("Windows that asvd measures on. Default 2.")],
-    "refine": Annotated[str | None, _recipe_option("Gradient descent on the factors: none (default), block, model.")],
+    "sensitivity_windows": Annotated[int | None, _recipe_option("Windows that asvd and lc-svd measure on. Default 2.")],
+    "refine": Annotated[
+        str | None,
+        _recipe_option("Gradient descent on the factors: none, block, model. Default: none (lc-svd: block)."),
+    ],
     "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
     "refine_rate": Annotated[float | None, _recipe_option("First step of the refinement, relative to each tensor.")],
     "refine_model_rate": Annotated[float | None, _recipe_option("The same for the refinement of the whole model.")],

@@ -10,46 +10,71 @@ import typer
 if TYPE_CHECKING:
     from .onnx.types import OnnxOptions
 
+GGUF, ONNX = "GGUF", "ONNX"  # panels of --help
+
 GgufType = Annotated[
     list[str] | None,
     typer.Option(
         help="q8_0 (default), f32, f16, bf16, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, q3_k, q2_k, "
         "iq3_s, iq3_xxs, iq2_s, iq2_xs, iq2_xxs, or a mix: q5_k_m, q4_k_m, q4_k_s, q3_k_m; repeatable. "
-        "See docs/gguf.md."
+        "See docs/gguf.md.",
+        rich_help_panel=GGUF,
     ),
 ]
-GgufEmbeddingType = Annotated[str | None, typer.Option(help="Of the token embedding. Default: as the type says.")]
+GgufEmbeddingType = Annotated[
+    str | None, typer.Option(help="Of the token embedding. Default: as the type says.", rich_help_panel=GGUF)
+]
 GgufHeadType = Annotated[
-    str | None, typer.Option(help="Of the output head or tied embedding. Default: q6_k below 6 bits.")
+    str | None,
+    typer.Option(help="Of the output head or tied embedding. Default: q6_k below 6 bits.", rich_help_panel=GGUF),
 ]
 GgufRounding = Annotated[
     str,
     typer.Option(
         help="plain: every block of weights by itself; aware: on the calibration text, so that outputs stay close "
-        "(minutes; worth it below 8 bits)."
+        "(minutes; worth it below 8 bits).",
+        rich_help_panel=GGUF,
     ),
 ]
-GgufImatrix = Annotated[Path | None, typer.Option(help="Importance matrix for plain rounding, see `imatrix`.")]
+GgufImatrix = Annotated[
+    Path | None, typer.Option(help="Importance matrix for plain rounding, see `imatrix`.", rich_help_panel=GGUF)
+]
 Calibration = Annotated[
     str | None, typer.Option(help="Text to run, as for `compress`. Default: the one the checkpoint records.")
 ]
 OnnxType = Annotated[
     list[str] | None,
     typer.Option(
-        help="int8 (default), int4, int4-mix (V in 8 bits, U in 4), fp16, fp32; repeatable. See docs/onnx.md."
+        help="int8 (default), int4, int4-mix (V in 8 bits, U in 4), fp16, fp32; repeatable. See docs/onnx.md.",
+        metavar="NAME",
+        rich_help_panel=ONNX,
     ),
 ]
-OnnxRounding = Annotated[str, typer.Option(help="plain or aware, as --gguf-rounding; worth it below 8 bits.")]
-OnnxBlockSize = Annotated[int, typer.Option(help="Columns that share a scale: 16, 32, 64, 128 or 256.")]
+OnnxRounding = Annotated[
+    str, typer.Option(help="plain or aware, as --gguf-rounding; worth it below 8 bits.", rich_help_panel=ONNX)
+]
+OnnxBlockSize = Annotated[
+    int, typer.Option(help="Columns that share a scale: 16, 32, 64, 128 or 256.", rich_help_panel=ONNX)
+]
 OnnxSymmetric = Annotated[
-    bool, typer.Option("--onnx-symmetric/--onnx-asymmetric", help="A scale per block, or a zero point too.")
+    bool,
+    typer.Option(
+        "--onnx-symmetric/--onnx-asymmetric", help="A scale per block, or a zero point too.", rich_help_panel=ONNX
+    ),
 ]
 OnnxAccuracyLevel = Annotated[
-    int, typer.Option(help="4: activations in 8 bits inside matmuls; 0 or 1: in float, far slower at 8 bits.")
+    int,
+    typer.Option(
+        help="4: activations in 8 bits inside matmuls; 0 or 1: in float, far slower at 8 bits.", rich_help_panel=ONNX
+    ),
 ]
 
 OnnxFactors = Annotated[
-    str, typer.Option(help="auto: linears where one matmul costs less than two are multiplied out; all: none is.")
+    str,
+    typer.Option(
+        help="auto: linears where one matmul costs less than two are multiplied out; all: none is.",
+        rich_help_panel=ONNX,
+    ),
 ]
 
 

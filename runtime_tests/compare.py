@@ -20,7 +20,7 @@ from ..converter.machine.device import pick_device
 from ..converter.model.source import Source, open_source
 from ..converter.planning import statistics_kinds
 from ..converter.progress import Advance, Progress, SilentProgress
-from ..converter.recipe import Recipe
+from ..converter.recipe import Recipe, in_common
 from ..converter.statistics.store import Statistics
 from ..converter.storage.files import remove
 from .artifacts import describe
@@ -283,7 +283,6 @@ def _collected(job: _Job) -> Comparison:
         for kind in statistics_kinds(recipe):
             readers.setdefault(kind, {})[recipe.method] = None
     costs = {kind: read_row(_statistics_file(job, kind), job.statistics_key(kind)) for kind in readers}
-    common = job.recipes[0].model_dump(mode="json", exclude={"method", "retention"})
     return Comparison(
         rows=tuple(_kept(job, _name(recipe), job.key(recipe), Row.from_json) for recipe in job.recipes),
         dense=_kept(job, "dense", _dense_key(job), Measurement.from_json),
@@ -294,7 +293,7 @@ def _collected(job: _Job) -> Comparison:
             for kind, cost in costs.items()
             if cost is not None
         ),
-        recipe=common,
+        recipe=in_common(job.recipes),
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
         evaluation={**job.evaluation, "device": job.device, "threads": job.threads},
         versions=library_versions(),

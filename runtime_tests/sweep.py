@@ -18,7 +18,7 @@ import numpy as np
 from ..converter.machine.device import pick_device
 from ..converter.model.source import Source, open_source
 from ..converter.progress import Advance, Progress, SilentProgress
-from ..converter.recipe import Recipe
+from ..converter.recipe import Recipe, in_common
 from ..converter.storage.files import remove
 from ..exporters.export import artifact_name
 from .backends.open import TORCH, backend_names, open_backend, released
@@ -249,7 +249,7 @@ def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[Export]) 
     return Sweep(
         rows=tuple(rows),
         dense=restored(lambda data: Perplexity(**data), dense, job.file(None, None)),
-        recipe=recipes[0].model_dump(mode="json", exclude={"method", "retention"}),
+        recipe=in_common(recipes),
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
         evaluation={**job.origin["evaluation"], "device": job.device},
         versions=library_versions(),

@@ -165,7 +165,7 @@ def test_interrupted_job_goes_on(job: list[str], tmp_path: Path, monkeypatch: py
     assert (tmp_path / "out" / "report.json").is_file() and not (tmp_path / "out" / "dense").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_leave_nothing_half_written(models: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""What the documents name is there: links, files of the project, commands and their options."""
+"""What the documents name is there: links, files of the project, commands and their options; and what --help shows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from lowrank_export.cli import app
 
@@ -102,6 +103,13 @@ def test_options_alone_are_options_of_something(document: Path) -> None:
     sources = [path.read_text(encoding="utf-8") for path in programs]
     for option in re.findall(r"^(--[\w-]+)", code(document), flags=re.MULTILINE):
         assert option in ours or any(f'"{option}"' in source for source in sources), option
+
+
+@pytest.mark.parametrize("verb", options())
+def test_help_has_every_name_whole_at_80_columns(verb: str) -> None:
+    shown = CliRunner().invoke(app, [*verb.split(), "--help"], env={"COLUMNS": "80"}).stdout
+    assert shown and max(len(line) for line in shown.splitlines()) <= 80
+    assert {option for option in options()[verb] if not re.search(rf"{option}\b", shown)} == set()
 
 
 def test_something_is_found() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..allocation.candidate_cut import measured_retentions
+from ..allocation.candidate_cut import TENTHS, measured_retentions
 from ..factors.refinement import BATCH_TOKENS
 from ..methods import Method
 from ..model.blocks import BlockSource
@@ -179,7 +179,7 @@ def forecast(recipe: Recipe, method: Method, shape: ModelShape, windows: Windows
     memory, disk = {}, 0
     if recipe.calibration == SELF:
         memory["sampling calibration text from the whole model"] = shape.model * shape.weight_bytes
-    if "dense" in method.statistics or "sensitivity" in method.statistics:
+    if not {"dense", "sensitivity", "block-error"}.isdisjoint(method.statistics):
         memory["activations of the dense model"] = sizes.dense_moments() + (0 if kept_on_disk else stream)
         disk = max(disk, stream)
     if "gradients" in method.statistics or "fisher" in method.statistics or refines:
@@ -191,7 +191,11 @@ def forecast(recipe: Recipe, method: Method, shape: ModelShape, windows: Windows
         window = windows.length * shape.hidden * shape.weight_bytes
         memory["block importance"] = shape.block + 2 * IMPORTANCE_WINDOWS * window + sizes.forward(windows.length)
     if method.allocation == "perplexity":
-        memory["loss of truncating each linear alone"] = sizes.variants()
+        count = len(shape.outputs) * len(measured_retentions(recipe.retention))
+        memory["loss of truncating each linear alone"] = sizes.variants(count)
+    if method.allocation == "block-error":
+        factors = int(TENTHS[-1] * DOUBLE * shape.block_parameters)
+        memory["loss of truncating each block alone"] = sizes.variants(len(TENTHS)) + shape.block + factors
     held = 0 if kept_on_disk else streams * stream
     memory["compressing a block"] = sizes.compression(streams, holding == "in memory") + held
     disk = max(disk, streams * stream)
@@ -284,11 +288,10 @@ class _Sizes:
                 found = max(found, whitener + outputs + DOUBLE * (3 * m * n + 3 * min(m, n) ** 2))
         return self.shape.block + found
 
-    def variants(self) -> int:
-        """A residual stream per linear, retention and window."""
+    def variants(self, count: int) -> int:
+        """A residual stream per window of each of `count` variants of a block."""
         window = self.windows.length * self.shape.hidden * self.shape.weight_bytes
         kept = self.recipe.sensitivity_windows * window
-        count = len(self.shape.outputs) * len(measured_retentions(self.recipe.retention))
         fits = max(
             self.moment(group) + self.fit(group, name) for group, names in self.shape.groups.items() for name in names
         )

@@ -17,7 +17,7 @@ from ..storage.claim import claim
 from ..storage.files import remove, replacing
 from ..storage.safetensors_header import read_header
 
-Kind = Literal["dense", "gradients", "fisher", "sensitivity"]
+Kind = Literal["dense", "gradients", "fisher", "sensitivity", "block-error"]
 IDENTITY = "identity.json"
 
 

@@ -1,24 +1,32 @@
-"""What truncating one linear alone does to the model's loss: ASVD's sensitivity, measured block by block."""
+"""What truncating linears does to the model's loss, each linear or each block alone, measured block by block."""
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint.layouts import Layout, rank_for
 from ..factors.factorisation import factor
-from ..factors.whitening import activation_scale
+from ..factors.whitening import Whitener, activation_scale, whiten
 from ..machine.workers import ALONE, Workers
 from ..model.blocks import BlockSource
 from ..progress import Progress
-from .gathering import MEAN_ABS
+from .gathering import MEAN_ABS, SIGMA
 from .sensitivity import finite_activations
 from .store import Statistics
 
 HEAD_ROWS = 256  # tokens whose logits are in memory at once
+Alone = Literal["sensitivity", "block-error"]
+"""What is truncated while all else stays dense, by the kind of statistics that it makes.
+
+"sensitivity": one linear, in the scale of mean absolute activations (ASVD). "block-error": all linears of a block, each
+in the metric of its Sigma (LC-SVD).
+"""
+Variant = tuple[tuple[str, ...], int]  # linears that are truncated, and the number of their retention
 
 
 @torch.no_grad()
@@ -30,36 +38,44 @@ def truncation_losses(
     store: Statistics,
     progress: Progress,
     workers: Workers = ALONE,
-) -> dict[str, list[float]]:
-    """Full linear name -> mean token loss of the model with this linear alone truncated, per retention.
+    *,
+    alone: Alone = "sensitivity",
+    keep_dense: Collection[str] = (),
+) -> tuple[dict[str, list[float]], float]:
+    """Full linear name -> mean token loss of the model with it truncated, per retention; and that of the dense model.
 
-    The truncation is ASVD's, in the scale of mean absolute activations. Blocks before the changed one are run once,
-    those after it once per variant, all variants of a block together, so that weights are read once per block and
-    changed block. Finished blocks are kept in the statistics, and a job that was stopped goes on after them. Workers
-    share the variants of a block.
+    Linears that are truncated together have one loss. Blocks before the changed one are run once, those after it once
+    per variant, all variants of a block together, so that weights are read once per block and changed block. Finished
+    blocks are kept in the statistics, and a job that was stopped goes on after them. Workers share the variants of a
+    block.
 
-    Memory: one block, and a residual stream per linear of a block, retention and window.
+    Memory: one block, and a residual stream per variant of a block and window; for "block-error" also the factors of
+    its linears and a second block.
 
     Args:
         blocks: the dense model.
         windows: token ids (N, T).
         retentions: of the linear, below 1.
         layout: says which rank a retention is.
-        store: read for kind "dense"; filled with kind "sensitivity".
+        store: read for kind "dense"; filled with kind `alone`.
         progress: told about every block that the variants of a block run through.
         workers: of the job.
+        alone: what is truncated at a time.
+        keep_dense: full names of linears that never are.
     """
     count = blocks.block_count
     (stream,) = blocks.embed([windows])
     result: dict[str, list[float]] = {}
-    with progress.stage("loss of truncating each linear alone", count * (count + 1) // 2) as advance:
+    what = "linear" if alone == "sensitivity" else "block"
+    with progress.stage(f"loss of truncating each {what} alone", count * (count + 1) // 2) as advance:
         for index in range(count):
             block = blocks.block(index)
-            ranks = _ranks(blocks, block, retentions, layout)
-            stored = _stored(store, index, blocks, ranks)
+            ranks = _ranks(blocks, block, index, retentions, layout, keep_dense)
+            stored = _stored(store, alone, index, blocks, ranks)
             if stored is None:
-                mine = workers.part([(name, rank) for name, row in ranks.items() for rank in row])
-                streams = _variants(blocks, block, index, stream, mine, store)
+                together = [tuple(ranks)] if alone == "block-error" else [(name,) for name in ranks]
+                mine = workers.part([(names, k) for names in together for k in range(len(retentions))])
+                streams = _variants(blocks, block, index, stream, mine, ranks, store, alone)
                 advance(1)
                 for later in range(index + 1, count):
                     after = blocks.block(later)
@@ -69,33 +85,45 @@ def truncation_losses(
                     advance(1)
                 measured = workers.gathered({key: _mean_loss(blocks, x, windows) for key, x in streams.items()})
                 losses = dict(ChainMap(*measured))
-                found = {name: torch.tensor([row, [losses[name, rank] for rank in row]]) for name, row in ranks.items()}
-                store.save("sensitivity", index, found)
+                found = {
+                    name: torch.tensor([ranks[name], [losses[names, k] for k in range(len(retentions))]])
+                    for names in together
+                    for name in names
+                }
+                store.save(alone, index, found)
                 stored = {name: rows[1].tolist() for name, rows in found.items()}  # float32, as it is read back
             else:
                 advance(count - index)
             result |= {blocks.family.linear_name(index, name): values for name, values in stored.items()}
             stream = blocks.run(block, stream)
             del block
-    return result
+    return result, _mean_loss(blocks, stream, windows)
 
 
-def _ranks(blocks: BlockSource, block: nn.Module, retentions: Sequence[float], layout: Layout) -> dict[str, list[int]]:
-    """Linear -> its rank at each retention."""
+def _ranks(
+    blocks: BlockSource,
+    block: nn.Module,
+    index: int,
+    retentions: Sequence[float],
+    layout: Layout,
+    keep_dense: Collection[str],
+) -> dict[str, list[int]]:
+    """Linear that is truncated -> its rank at each retention."""
     result = {}
     for name in blocks.family.linears:
-        m, n = block.get_parameter(name + ".weight").shape
-        result[name] = [max(1, int(rank_for(layout, m, n, retention))) for retention in retentions]
+        if blocks.family.linear_name(index, name) not in keep_dense:
+            m, n = block.get_parameter(name + ".weight").shape
+            result[name] = [max(1, int(rank_for(layout, m, n, retention))) for retention in retentions]
     return result
 
 
 def _stored(
-    store: Statistics, index: int, blocks: BlockSource, ranks: dict[str, list[int]]
+    store: Statistics, alone: Alone, index: int, blocks: BlockSource, ranks: dict[str, list[int]]
 ) -> dict[str, list[float]] | None:
     """Linear -> losses of an earlier run, where it measured the same ranks."""
-    if not store.has("sensitivity", index + 1):
+    if not store.has(alone, index + 1):
         return None
-    found = store.read("sensitivity", index, blocks.device)
+    found = store.read(alone, index, blocks.device)
     if any(values.shape != (2, len(ranks.get(name, ()))) for name, values in found.items()):
         return None
     if {name: values[0].tolist() for name, values in found.items()} != ranks:
@@ -108,28 +136,43 @@ def _variants(
     block: nn.Module,
     index: int,
     x: Tensor,
-    wanted: Sequence[tuple[str, int]],
+    wanted: Sequence[Variant],
+    ranks: dict[str, list[int]],
     store: Statistics,
-) -> dict[tuple[str, int], Tensor]:
-    """(linear, rank) -> output of the block with that linear truncated, for those wanted."""
-    found = store.read("dense", index, blocks.device)
+    alone: Alone,
+) -> dict[Variant, Tensor]:
+    """Variant -> output of the block with its linears truncated, for those wanted."""
     outputs = {}
-    for group in blocks.family.groups:
-        with finite_activations(blocks, index):
-            whitener = activation_scale(found[MEAN_ABS + group.name])
-        for name in group.linears:
-            linear, ranks = block.get_submodule(name), [rank for linear, rank in wanted if linear == name]
-            assert isinstance(linear, nn.Linear)
-            if not ranks:
-                continue
-            dense = linear.weight
-            factors, _ = factor(dense, max(ranks), whitener)
-            for rank in ranks:  # U is orthonormal: its leading columns are the smaller truncation
-                truncated = (factors.u[:, :rank] @ factors.v[:rank]).to(dense.dtype)
-                linear.weight = nn.Parameter(truncated, requires_grad=False)
-                outputs[name, rank] = blocks.run(block, x)
-            linear.weight = dense
+    for names in dict.fromkeys(names for names, _ in wanted):
+        chosen = [k for others, k in wanted if others == names]
+        factors = {}
+        for group in blocks.family.groups:
+            inside = [name for name in group.linears if name in names]
+            if inside:
+                whitener = _whitener(blocks, index, group.name, store, alone)
+                for name in inside:
+                    rank = max(ranks[name][k] for k in chosen)
+                    factors[name] = factor(block.get_parameter(name + ".weight"), rank, whitener)[0]
+                del whitener
+        linears = {name: block.get_submodule(name) for name in names}
+        dense = {name: linear.weight for name, linear in linears.items()}
+        for k in chosen:  # U is orthonormal: its leading columns are the smaller truncation
+            for name, linear in linears.items():
+                rank = ranks[name][k]
+                truncated = factors[name].u[:, :rank] @ factors[name].v[:rank]
+                linear.weight = nn.Parameter(truncated.to(dense[name].dtype), requires_grad=False)  # type: ignore[arg-type]
+            outputs[names, k] = blocks.run(block, x)
+        for name, linear in linears.items():
+            linear.weight = dense[name]
     return outputs
+
+
+def _whitener(blocks: BlockSource, index: int, group: str, store: Statistics, alone: Alone) -> Whitener:
+    """What the truncation of an input group's linears sees."""
+    prefix, metric = (MEAN_ABS, activation_scale) if alone == "sensitivity" else (SIGMA, whiten)
+    moment = store.read_one("dense", index, blocks.device, prefix + group)
+    with finite_activations(blocks, index):
+        return metric(moment)
 
 
 def _mean_loss(blocks: BlockSource, x: Tensor, windows: Tensor) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from ...converter.errors import ResourceError
 
@@ -15,8 +16,11 @@ FLAVOURS = {
 
 def installed_flavours() -> list[str]:
     """Every installed distribution of ONNX Runtime and ONNX Runtime GenAI as "name version", sorted."""
-    known = {name for names in FLAVOURS.values() for name in names}
-    return sorted({f"{name} {item.version}" for item in distributions() if (name := _name(item.name)) in known})
+    found = []
+    for name in (name for names in FLAVOURS.values() for name in names):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return sorted(found)
 
 
 def check_single_flavour() -> None:
@@ -33,7 +37,3 @@ def check_single_flavour() -> None:
                 f"{' and '.join(doubled)} are both installed and overwrite each other's files ({package}); run "
                 f"`pip uninstall {' '.join(doubled)}`, then install only one of them"
             )
-
-
-def _name(name: str | None) -> str:
-    return (name or "").lower().replace("_", "-")

@@ -23,6 +23,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "two streams, pivot": {"method": "loss-aware", "layout": "pivot"},
     "update after the block": {"method": "svd-llm-u"},
     "refined blocks": {"method": "loss-aware", "layout": "pivot", "refine": "block", "refine_epochs": 2},
+    "measured blocks, refined": {"method": "lc-svd", "refine_epochs": 1},
     "refined model": {"method": "loss-aware", "refine": "model", "refine_epochs": 3},
 }
 

@@ -190,6 +190,57 @@ def test_update_of_u_sees_the_dense_linears_of_its_own_block(tiny: ModuleType, r
     assert record["update"]["windows"] == 5 and record["windows"] == 6
 
 
+def test_svd_llm_v2_shares_out_by_the_losses_of_a_type(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
+    """1 / log of the loss over all calibration tokens, from raw activations; ranks as rounding leaves them."""
+    dense = tiny.save_dense(tmp_path / "dense", "llama")
+    with torch.no_grad():  # random blocks lose alike
+        dense.get_submodule("model.layers.1.mlp.up_proj").weight.mul_(20)
+    dense.save_pretrained(tmp_path / "dense")
+    asked = recipe(tmp_path / "dense", method="svd-llm-v2", held_out=0, rank_multiple=1)
+    plan = compress(asked, tmp_path / "out").plan["linears"]
+    tokens = torch.from_numpy(draw_windows(tokenize(tiny.tokenizer(), tiny.TEXT), 6, 32, 0, "")).long()
+    names, scores = [f"model.layers.{block}.mlp.up_proj" for block in (0, 1)], []
+    for name in names:
+        caught: list[torch.Tensor] = []
+        linear = dense.get_submodule(name)
+        handle = linear.register_forward_pre_hook(lambda _, i, into=caught: into.append(i[0].flatten(0, 1).double()))
+        with torch.no_grad():
+            dense(tokens)
+        handle.remove()
+        weight = linear.weight.detach().double()
+        rank = int(0.6 * weight.numel() / sum(weight.shape))
+        scores.append(1 / float(torch.linalg.svdvals(weight @ caught[0].T)[rank:].square().sum().sqrt().log()))
+    wanted = [(1 - 2 * 0.4 * score / sum(scores)) * weight.numel() / sum(weight.shape) for score in scores]
+    assert wanted[1] > wanted[0] + 4
+    assert [plan[name]["rank"] for name in names] == pytest.approx(wanted, abs=1.5)
+
+
+def test_lc_svd_gives_a_block_one_retention_and_fits_it_as_a_whole(
+    tiny: ModuleType, recipe: Any, tmp_path: Path
+) -> None:
+    """The ranks of a measured search; then all its linears together come nearer to the dense block's output."""
+    dense = tiny.save_dense(tmp_path / "dense", "llama", blocks=3)
+    asked = {"method": "lc-svd", "rank_multiple": 1, "retention": 0.5, "refine_epochs": 5, "refine_rate": 0.02}
+    errors, plans = {}, {}
+    tokens = torch.from_numpy(draw_windows(tokenize(tiny.tokenizer(), tiny.TEXT), 6, 32, 0, "")).long()
+    for name, refine in (("refined", {}), ("plain", {"refine": "none"})):
+        done = compress(recipe(tmp_path / "dense", **asked, **refine), tmp_path / name)
+        assert read_recipe(tmp_path / name / "recipe.yaml").refine == ("none" if refine else "block")
+        plans[name] = {linear: row["rank"] for linear, row in done.plan["linears"].items()}
+        model = lowrank_export.load(tmp_path / name)
+        with torch.no_grad():
+            found, wanted = (m(tokens, output_hidden_states=True).hidden_states[1] for m in (model, dense))
+        errors[name] = float((found - wanted).square().mean())
+    assert plans["refined"] == plans["plain"]
+    assert errors["refined"] < 0.9 * errors["plain"]
+    per_block = [
+        {round(row["retention"], 1) for linear, row in done.plan["linears"].items() if f"layers.{block}." in linear}
+        for block in range(3)
+    ]
+    assert all(max(found) - min(found) < 0.15 for found in per_block)  # ranks of a few, rounded
+    assert len({max(found) for found in per_block}) > 1
+
+
 def test_update_windows_need_a_method_that_fits_on_them(recipe: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="svd-llm fits nothing on the compressed model"):
         recipe(tmp_path, method="svd-llm", update_calibration="python-docs")

@@ -13,7 +13,15 @@ from pydantic import ValidationError
 
 from lowrank_export.converter.errors import InputError, UsageError
 from lowrank_export.converter.methods import METHODS
-from lowrank_export.converter.recipe import Recipe, make_recipe, nearest, read_recipe, read_recipe_values, recipe_grid
+from lowrank_export.converter.recipe import (
+    Recipe,
+    in_common,
+    make_recipe,
+    nearest,
+    read_recipe,
+    read_recipe_values,
+    recipe_grid,
+)
 
 WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 
@@ -81,6 +89,14 @@ def test_wrong_values_are_one_line(values: dict[str, Any], message: str) -> None
     assert str(error.value).startswith("here: ") and "\n" not in str(error.value)
 
 
+def test_refinement_is_the_methods_where_nothing_is_said() -> None:
+    assert Recipe(model="demo", method="lc-svd").refine == "block"
+    assert Recipe(model="demo", method="lc-svd", refine="none").refine == "none"
+    assert Recipe(model="demo", method="svd-llm").refine == Recipe(model="demo").refine == "none"
+    made = recipe_grid({"model": "demo"}, ["svd-llm", "lc-svd"], [0.8], "here")
+    assert [recipe.refine for recipe in made] == ["none", "block"]
+
+
 def test_a_model_is_needed() -> None:
     with pytest.raises(UsageError, match=r"^here: model: Field required$"):
         make_recipe({}, "here")
@@ -122,3 +138,15 @@ def test_a_grid_of_recipes() -> None:
     ]
     with pytest.raises(UsageError, match=r"here: retention: .*'much'"):
         recipe_grid({"model": "demo"}, ["svd"], ["much"], "here")
+
+
+def test_a_grid_of_which_one_method_refines() -> None:
+    values = {"model": "demo", "windows": 7}
+    made = recipe_grid(values, ["svd-llm", "lc-svd"], [0.8, 0.6], "here")
+    common = in_common(made)
+    assert common["windows"] == 7 and common.keys().isdisjoint({"method", "retention", "refine"})
+    assert in_common(made[:1])["refine"] == "none"
+    with pytest.raises(UsageError, match=r"held_out: 0, but lc-svd refines .*svd-llm"):
+        recipe_grid({**values, "held_out": 0}, ["svd-llm", "lc-svd"], [0.8], "here")
+    recipe_grid({**values, "held_out": 0}, ["lc-svd"], [0.8], "here")
+    recipe_grid({**values, "held_out": 0, "refine": "block"}, ["svd-llm", "lc-svd"], [0.8], "here")

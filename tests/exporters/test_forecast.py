@@ -48,7 +48,9 @@ def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
     foretold = predict_exports(CheckpointReader(folder / "dense"), plan)
     expected = [f"{format} {quantisation}" for format, known in QUANTISATIONS.items() for quantisation in known]
     assert list(foretold) == expected
-    assert all(0 < size["factored"] < size["dense"] for size in foretold.values())
+    # in a model as narrow as this one, some types of ONNX have every linear multiplied out
+    assert all(0 < size["factored"] <= size["dense"] for size in foretold.values())
+    assert all(foretold[name]["factored"] < foretold[name]["dense"] for name in expected if name != "onnx int4")
 
 
 @pytest.mark.parametrize("model", ["dense", "factored"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from lowrank_export.cli import app
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests.child import Cost
 from lowrank_export.runtime_tests.compare_results import Comparison, Gathering, Measurement
@@ -31,6 +36,18 @@ def llama_cpp_runtime() -> Path:
     from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
 
     return ensure_runtime(SilentProgress())
+
+
+@pytest.fixture(scope="session")
+def child_here() -> Callable[[Sequence[str], Path], tuple[dict[str, Any], Cost]]:
+    """What `run_child` gives, made inside this process."""
+
+    def run(arguments: Sequence[str], log: Path) -> tuple[dict[str, Any], Cost]:
+        result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout), Cost(1.0, 2.0, 3)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from lowrank_export.runtime_tests.compare_results import Comparison, Row, read_r
 from lowrank_export.runtime_tests.compare_table import render, samples
 from lowrank_export.runtime_tests.release import Evaluation
 
+Child = Callable[[Sequence[str], Path], tuple[dict[str, Any], Cost]]
 METHODS, RETENTIONS = ("svd-llm", "loss-aware"), (0.8, 0.6)
 
 
@@ -66,22 +67,15 @@ def asked(arguments: Sequence[str]) -> str:
     return " ".join([arguments[0], *(line.split()[1] for line in recipe if line[:6] in ("method", "retent"))])
 
 
-def run_here(arguments: Sequence[str], log: Path) -> tuple[dict[str, Any], Cost]:
-    """What a child would do, inside this process."""
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout), Cost(1.0, 2.0, 3)
-
-
 @pytest.fixture(scope="module")
-def finished(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def finished(options: list[str], child_here: Child, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A comparison made by the command line, and the command's result; two of its children are processes."""
     out = tmp_path_factory.mktemp("comparison") / "out"
     wanted = ["--methods", ",".join(METHODS), "--retention", "0.6", "--retention", "0.8"]
     apart = ("statistics loss-aware 0.8", "compress loss-aware 0.6")
 
     def run_some(arguments: Sequence[str], log: Path) -> tuple[dict[str, Any], Cost]:
-        return (run_child if asked(arguments) in apart else run_here)(arguments, log)
+        return (run_child if asked(arguments) in apart else child_here)(arguments, log)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "run_child", run_some)
@@ -97,7 +91,7 @@ def again(finished: tuple[Path, Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def children(child_here: Child, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Children run inside this process; their commands' first words and methods are written down here."""
     ran: list[str] = []
 
@@ -105,7 +99,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ran.append(asked(arguments))
         if "--max-memory" in arguments:
             ran[-1] += f" within {arguments[arguments.index('--max-memory') + 1]}"
-        return run_here(arguments, log)
+        return child_here(arguments, log)
 
     monkeypatch.setattr(module, "run_child", here)
     return ran

@@ -113,7 +113,7 @@ def run(*arguments: Any) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_whole_sweep(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_sweep(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two methods in ONNX; a second call makes nothing again, a further retention only its own rows."""
     tiny.save_dense(tmp_path / "dense", "llama")
     (tmp_path / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
@@ -122,6 +122,8 @@ def test_whole_sweep(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     options |= {"evaluation-length": 32, "out": tmp_path / "out", "format": "onnx", "methods": "svd,svd-llm"}
     words = ["sweep", "--onnx-type", "fp32", "--onnx-type", "int8"]
     words += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    calls: list[str] = []
+    monkeypatch.setattr(module, "run_child", lambda *words: calls.append(words[0][0]) or child_here(*words))
     first = run(*words, "--retention", "0.8", "--json")
     assert first.exit_code == 0, first.stderr
     document = json.loads(first.stdout)
@@ -137,9 +139,7 @@ def test_whole_sweep(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     page = (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")
     assert "plain quantisation" in page and page.count("<svg") == 3
 
-    calls: list[str] = []
-    real = module.run_child
-    monkeypatch.setattr(module, "run_child", lambda *words: calls.append(words[0][0]) or real(*words))
+    calls.clear()
     again = run(*words, "--retention", "0.8", "--json")
     assert json.loads(again.stdout)["rows"] == document["rows"] and calls == []
     more = run(*words, "--retention", "0.8,0.6", "--no-speed")

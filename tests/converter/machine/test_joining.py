@@ -34,6 +34,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "type-loss": {"method": "svd-llm-v2"},
     "fisher": {"method": "fwsvd", "gradient_windows": 3},
     "sensitivity": {"method": "asvd"},
+    "block-error": {"method": "lc-svd", "refine_epochs": 2},
     "stable-rank": {"method": "asvd-stable-rank", "retention": 0.8},
     "adaptive": {"method": "saes"},
     "loss-aware": {"method": "loss-aware", "gradient_windows": 5},

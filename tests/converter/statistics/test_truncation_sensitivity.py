@@ -1,19 +1,21 @@
-"""ASVD's sensitivities against whole-model evaluation, and going on after an interruption."""
+"""Sensitivities of linears and of blocks against whole-model evaluation, and going on after an interruption."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+from lowrank_export.converter.checkpoint.layouts import Layout
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.converter.statistics.gathering import MEAN_ABS, gather_dense
+from lowrank_export.converter.statistics.gathering import MEAN_ABS, SIGMA, gather_dense
 from lowrank_export.converter.statistics.store import Statistics
-from lowrank_export.converter.statistics.truncation_sensitivity import truncation_losses
+from lowrank_export.converter.statistics.truncation_sensitivity import Alone, truncation_losses
 
 RETENTIONS = (0.3, 0.8)
 
@@ -33,7 +35,8 @@ def test_losses_are_those_of_the_whole_model_with_one_linear_truncated(
     dense: tuple[torch.nn.Module, BlockSource, Statistics, torch.Tensor],
 ) -> None:
     model, blocks, store, windows = dense
-    found = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress())
+    found, dense_loss = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress())
+    assert dense_loss == pytest.approx(whole_loss(model, windows), rel=1e-5)
     assert len(found) == 3 * len(blocks.family.linears)
     groups = {name: group.name for group in blocks.family.groups for name in group.linears}
     for index, name in ((0, "self_attn.k_proj"), (1, "mlp.down_proj"), (2, "self_attn.o_proj")):
@@ -45,24 +48,68 @@ def test_losses_are_those_of_the_whole_model_with_one_linear_truncated(
             rank = int(retention * weight.numel() / sum(weight.shape))
             with torch.no_grad():
                 linear.weight.copy_((u[:, :rank] * s[:rank]) @ vt[:rank] / scale)
-                logits = model(windows).logits[:, :-1].flatten(0, 1)
+                loss = whole_loss(model, windows)
                 linear.weight.copy_(weight)
-            loss = torch.nn.functional.cross_entropy(logits, windows[:, 1:].flatten())
-            assert found[blocks.family.linear_name(index, name)][k] == pytest.approx(float(loss), rel=1e-4)
+            assert found[blocks.family.linear_name(index, name)][k] == pytest.approx(loss, rel=1e-4)
 
 
-def test_goes_on_after_the_blocks_that_are_there(
+def test_errors_of_blocks_are_those_of_the_whole_model_with_one_block_truncated(
     dense: tuple[torch.nn.Module, BlockSource, Statistics, torch.Tensor],
 ) -> None:
+    """All its linears at once, each in the metric of its inputs, but for one that stays dense."""
+    model, blocks, store, windows = dense
+    kept = blocks.family.linear_name(1, "mlp.down_proj")
+    options: dict[str, Any] = {"alone": "block-error", "keep_dense": {kept}}
+    found, dense_loss = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress(), **options)
+    assert dense_loss == pytest.approx(whole_loss(model, windows), rel=1e-5)
+    assert len(found) == 3 * len(blocks.family.linears) - 1 and kept not in found
+    for index in range(3):
+        weights = {name: p.clone() for name, p in model.named_parameters()}
+        names = [blocks.family.linear_name(index, name) for name in blocks.family.linears]
+        for k, retention in enumerate(RETENTIONS):
+            for group in blocks.family.groups:
+                sigma = store.read("dense", index, blocks.device)[SIGMA + group.name]
+                values, vectors = torch.linalg.eigh(sigma)
+                root = vectors * values.clamp(min=values.max() * 1e-14).sqrt()
+                for name in (blocks.family.linear_name(index, inside) for inside in group.linears):
+                    if name == kept:
+                        continue
+                    weight = weights[name + ".weight"].detach()
+                    u, s, vt = torch.linalg.svd(weight.double() @ root, full_matrices=False)
+                    rank = int(retention * weight.numel() / sum(weight.shape))
+                    with torch.no_grad():
+                        product = (u[:, :rank] * s[:rank]) @ vt[:rank] @ torch.linalg.inv(root)
+                        model.get_submodule(name).weight.copy_(product)
+            loss = whole_loss(model, windows)
+            assert [found[name][k] for name in names if name != kept] == pytest.approx(
+                [loss] * (7 - (kept in names)), 1e-4
+            )
+        model.load_state_dict(weights, strict=False)
+
+
+def whole_loss(model: torch.nn.Module, windows: torch.Tensor) -> float:
+    with torch.no_grad():
+        logits = model(windows).logits[:, :-1].flatten(0, 1)
+    return float(torch.nn.functional.cross_entropy(logits, windows[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize("alone", ["sensitivity", "block-error"])
+def test_goes_on_after_the_blocks_that_are_there(
+    dense: tuple[torch.nn.Module, BlockSource, Statistics, torch.Tensor], alone: Alone
+) -> None:
     _, blocks, store, windows = dense
-    whole = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress())
-    marked = store.read("sensitivity", 0, blocks.device)
+
+    def losses(layout: Layout) -> dict[str, list[float]]:
+        return truncation_losses(blocks, windows, RETENTIONS, layout, store, SilentProgress(), alone=alone)[0]
+
+    whole = losses("two-factor")
+    marked = store.read(alone, 0, blocks.device)
     for name in blocks.family.linears:
         marked[name][1] = 7.0
-    store.save("sensitivity", 0, marked)
-    (store.folder / "sensitivity-00002.safetensors").unlink()
-    again = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress())
+    store.save(alone, 0, marked)
+    (store.folder / f"{alone}-00002.safetensors").unlink()
+    again = losses("two-factor")
     first = {blocks.family.linear_name(0, name) for name in blocks.family.linears}
     assert all(again[name] == ([7.0, 7.0] if name in first else whole[name]) for name in whole)
-    other = truncation_losses(blocks, windows, RETENTIONS, "pivot", store, SilentProgress())
+    other = losses("pivot")
     assert all(other[name] != again[name] for name in again)  # other ranks are measured anew

@@ -88,13 +88,12 @@ def model(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: p
     return request.param, folder, torch_logits(built)
 
 
-def measured_importance(tiny: ModuleType, checkpoint: Path) -> Path:
+def measured_importance(tiny: ModuleType, checkpoint: Path) -> None:
     """An importance matrix beside the checkpoint's weights."""
     (checkpoint / "notes.txt").write_text(tiny.TEXT, encoding="utf-8")
     (checkpoint / "calibration.json").write_text('{"windows": 8, "window_length": 64}', encoding="utf-8")
-    out, text = checkpoint / IMATRIX, str(checkpoint / "notes.txt")
-    export_imatrix(checkpoint, out, text=text, force=True, progress=SilentProgress())
-    return out
+    text = str(checkpoint / "notes.txt")
+    export_imatrix(checkpoint, checkpoint / IMATRIX, text=text, force=True, progress=SilentProgress())
 
 
 @pytest.mark.parametrize("quantisation", MIXES)
@@ -160,15 +159,23 @@ def test_dense_files_have_the_types_of_llama_cpp(tiny: ModuleType, tmp_path: Pat
             np.testing.assert_array_equal(tensor.data, theirs[name].data, err_msg=f"{quantisation} {name}")
 
 
+@pytest.fixture(scope="module")
+def llama(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense model with an importance matrix, and "f32.gguf" beside its weights."""
+    folder = tmp_path_factory.mktemp("llama")
+    tiny.save_dense(folder, "llama", **WIDE)
+    measured_importance(tiny, folder)
+    export(folder, folder / "f32.gguf", format="gguf", quantisation="f32")
+    return folder
+
+
 @pytest.mark.parametrize("quantisation", ["q4_0", "q5_1", "iq4_nl", "q4_k", "q6_k", "iq3_s"])
-def test_an_importance_matrix_gives_the_bytes_of_llama_cpp(tiny: ModuleType, tmp_path: Path, quantisation: str) -> None:
-    tiny.save_dense(tmp_path / "model", "llama", **WIDE)
-    imatrix = measured_importance(tiny, tmp_path / "model")
-    source = export(tmp_path / "model", tmp_path / "f32.gguf", format="gguf", quantisation="f32").path
+def test_an_importance_matrix_gives_the_bytes_of_llama_cpp(llama: Path, tmp_path: Path, quantisation: str) -> None:
+    imatrix = llama / IMATRIX
     given = {"format": "gguf", "quantisation": quantisation, "rounding": Rounding(imatrix=imatrix)}
-    made = export(tmp_path / "model", tmp_path / "ours.gguf", **given)
+    made = export(llama, tmp_path / "ours.gguf", **given)
     file_type = MIXES[quantisation].file_type
-    quantised_by_llama_cpp(source, tmp_path / "theirs.gguf", file_type, read_imatrix(imatrix))
+    quantised_by_llama_cpp(llama / "f32.gguf", tmp_path / "theirs.gguf", file_type, read_imatrix(imatrix))
     ours, theirs = ({t.name: t for t in GGUFReader(path).tensors} for path in (made.path, tmp_path / "theirs.gguf"))
     matrices = [name for name in ours if name.startswith("blk.") and len(ours[name].shape) > 1]
     assert len(matrices) == 14

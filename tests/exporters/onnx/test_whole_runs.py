@@ -1,0 +1,122 @@
+"""Whole runs per family: compress, export in every type, which checks itself, load in GenAI by hand, generate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_export.converter.checkpoint.folder import CheckpointReader, load
+from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.model.architectures import FAMILIES as COMPRESSED
+from lowrank_export.converter.pipeline import compress
+from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.recipe import Recipe
+from lowrank_export.exporters.onnx.builder_families import FAMILIES as BUILT
+from lowrank_export.exporters.onnx.export import export_onnx
+from lowrank_export.exporters.onnx.torch_exporter import FAMILIES as TRACED
+from lowrank_export.exporters.onnx.types import QUANTISATIONS, OnnxOptions
+
+QUICK = "int8"
+PROMPT, NEW = "A rank is a budget; a", 8
+OPTIONS: dict[str, dict[str, Any]] = {
+    "opt": {"ffn_dim": 160, "hidden_size": 80, "word_embed_proj_dim": 80, "pad_token_id": 1}
+}
+FAMILIES = (*BUILT, *TRACED)
+EXPORTED_ONLY = tuple(family for family in FAMILIES if family not in COMPRESSED)
+CASES = [
+    pytest.param(family, type, marks=pytest.mark.slow if type != QUICK or family in TRACED else ())
+    for family in FAMILIES
+    for type in QUANTISATIONS
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Callable[[str], Path]:
+    """Family -> a factored checkpoint: compressed here, or made by hand where `compress` refuses the family."""
+
+    @cache
+    def make(family: str) -> Path:
+        folder: Path = tmp_path_factory.mktemp(family)
+        if family in EXPORTED_ONLY:
+            tiny.save_factored(folder / "factored", family, rank=24, **OPTIONS.get(family, {}))
+            return folder / "factored"
+        tiny.save_dense(folder / "dense", family)
+        (folder / "notes.txt").write_text(tiny.TEXT, encoding="utf-8")
+        compress(_recipe(folder), folder / "factored", progress=SilentProgress())
+        return folder / "factored"
+
+    return make
+
+
+def _recipe(folder: Path) -> Recipe:
+    return Recipe(
+        model=str(folder / "dense"),
+        method="svd-llm",
+        retention=0.7,
+        rank_multiple=8,
+        calibration=str(folder / "notes.txt"),
+        windows=4,
+        window_length=64,
+        held_out=0,
+    )
+
+
+def test_every_family_of_the_tiny_models_is_here(tiny: ModuleType) -> None:
+    assert set(tiny.FAMILIES) == set(COMPRESSED) == set(FAMILIES) - set(EXPORTED_ONLY)
+    assert EXPORTED_ONLY == ("gemma2", "gemma3_text", "opt")
+
+
+@pytest.mark.parametrize(("family", "quantisation"), CASES)
+def test_compress_export_generate(
+    tmp_path: Path, checkpoint: Callable[[str], Path], family: str, quantisation: str
+) -> None:
+    if family in TRACED:
+        pytest.importorskip("onnxscript")
+    source, options = checkpoint(family), OnnxOptions(factors="all")
+    made = export_onnx(source, tmp_path / "out", quantisation=quantisation, options=options, progress=SilentProgress())
+    assert made.layout == "native" and CheckpointReader(source).ranks
+    prompt, tokens, text = _generated(tmp_path / "out")
+    assert tokens[: len(prompt)] == prompt and len(prompt) < len(tokens) <= len(prompt) + NEW
+    assert text.startswith(PROMPT)
+    if quantisation in ("fp32", "fp16"):
+        assert tokens == _greedy(source, prompt)
+
+
+@pytest.mark.parametrize("family", EXPORTED_ONLY)
+def test_compress_refuses_what_is_exported_only(tmp_path: Path, tiny: ModuleType, family: str) -> None:
+    tiny.save_dense(tmp_path / "dense", family, **OPTIONS.get(family, {}))
+    (tmp_path / "notes.txt").write_text(tiny.TEXT, encoding="utf-8")
+    with pytest.raises(InputError, match=family) as error:
+        compress(_recipe(tmp_path), tmp_path / "out", progress=SilentProgress())
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def _generated(folder: Path) -> tuple[list[int], list[int], str]:
+    """Tokens of the prompt, with the greedy continuation, and that as text; as docs/onnx.md loads a folder."""
+    import onnxruntime_genai as og
+
+    model = og.Model(str(folder))
+    tokenizer = og.Tokenizer(model)
+    prompt = [int(token) for token in tokenizer.encode(PROMPT)]
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + NEW, do_sample=False)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(prompt)
+    while not generator.is_done():
+        generator.generate_next_token()
+    tokens = [int(token) for token in generator.get_sequence(0)]
+    return prompt, tokens, str(tokenizer.decode(np.asarray(tokens, dtype=np.int32)))
+
+
+def _greedy(checkpoint: Path, prompt: list[int]) -> list[int]:
+    """The same by torch."""
+    model = load(checkpoint)
+    with torch.no_grad():
+        return [int(t) for t in model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0]]
