@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...converter.errors import ResourceError
 from ...converter.progress import Advance, Progress
-from .source import HASHES, apply_patch, download, last_error, unpack
+from .source import HASHES, last_error, prepared_source
 
 # The vision library, the tests and the tools are not shipped; curl and OpenSSL serve only the tools.
 CMAKE_OPTIONS = (
@@ -30,6 +30,7 @@ CMAKE_OPTIONS = (
     "-DLLAMA_OPENSSL=OFF",
 )
 COMPILERS = {"CXX": ("c++", "g++", "clang++"), "CC": ("cc", "gcc", "clang")}
+COMPILED = (".o", ".obj", ".a", ".lib", ".so", ".dylib", ".dll")
 STEP = re.compile(r"^\s*\[\s*(?:(\d+)/(\d+)\]|(\d+)%\])")  # ninja's "[35/78]", make's "[ 45%]"
 
 
@@ -37,7 +38,7 @@ def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
     """Download, patch and compile; returns the folder that holds the importable `llama_cpp`.
 
     Args:
-        folder: an empty folder to work in; the result lies inside it.
+        folder: to work in, empty or as an interrupted build left it; the result lies inside it.
         log: where the compiler's output goes.
         progress: told the percentage.
 
@@ -48,12 +49,10 @@ def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
     check_compiler()
     started, cpu = time.monotonic(), child_seconds()
     with progress.stage("building llama.cpp (once)", 100) as advance:
-        download(folder)
-        sdist, diskcache = (folder / name for name in HASHES)
-        source = unpack(sdist, folder)
-        apply_patch(source)
-        percent = follow(_compile(source, folder / "wheel", log), advance)
-        site = folder / "site"
+        source, tree = prepared_source(folder), folder / "tree"
+        forget_unfinished(tree)
+        percent = follow(_compile(source, tree, folder / "wheel", log), advance)
+        site, diskcache = folder / "site", folder / list(HASHES)[1]
         for wheel in (*(folder / "wheel").glob("*.whl"), diskcache):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(site)
@@ -80,10 +79,20 @@ def check_compiler() -> None:
             )
 
 
-def _compile(source: Path, wheels: Path, log: Path) -> Iterator[int]:
-    """Build one wheel with pip and scikit-build-core; yields percentages, non-decreasing."""
+def forget_unfinished(tree: Path) -> None:
+    """Remove what compilers wrote last in a build folder: a kill leaves files half-written, and make takes any file
+    for a finished one."""
+    made = [path for path in tree.rglob("*") if path.suffix in COMPILED and path.is_file()]
+    at_once = os.cpu_count() or 1
+    for path in sorted(made, key=lambda path: path.stat().st_mtime_ns)[-2 * at_once :]:
+        path.unlink()
+
+
+def _compile(source: Path, tree: Path, wheels: Path, log: Path) -> Iterator[int]:
+    """Build one wheel with pip and scikit-build-core in the folder `tree`; yields percentages, non-decreasing."""
     command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--verbose"]
-    command += ["--wheel-dir", str(wheels), "--config-settings", f"cmake.args={';'.join(CMAKE_OPTIONS)}", str(source)]
+    command += ["--wheel-dir", str(wheels), "--config-settings", f"cmake.args={';'.join(CMAKE_OPTIONS)}"]
+    command += ["--config-settings", f"build-dir={tree}", str(source)]
     log.unlink(missing_ok=True)
     yield from run_steps(command, log)
     if not any(wheels.glob("*.whl")):

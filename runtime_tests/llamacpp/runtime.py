@@ -8,13 +8,12 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from ...converter.errors import InputError, ResourceError
+from ...converter.errors import InputError, LowRankError, ResourceError
 from ...converter.progress import Progress
 from ...converter.storage.files import cache_folder as user_cache
 from .build import CMAKE_OPTIONS, build_runtime
@@ -63,8 +62,8 @@ def runtime_folder() -> Path:
 def ensure_runtime(progress: Progress) -> Path:
     """The built runtime's folder; builds it first if needed (some minutes, once per user and version).
 
-    A second process waits for the first. A killed build leaves nothing that counts as built; what it left is removed
-    by the next one.
+    A second process waits for the first. A build that was interrupted or killed leaves nothing that counts as built,
+    and the next one goes on with what it compiled; one that failed leaves nothing.
 
     Raises:
         ResourceError: no compiler, no network, no space, or the build failed.
@@ -79,7 +78,8 @@ def ensure_built(key: str, find: Callable[[], Path | None], build: Callable[[Pat
     Args:
         key: its name.
         find: gives the folder once it is built.
-        build: makes it, from an empty folder to work in and a file for the compiler's output; returns what to keep.
+        build: makes it, in a folder to work in, empty or as an interrupted build left it, and a file for the compiler's
+            output; returns what to keep.
 
     Raises:
         ResourceError, InputError: as `build` says, or the cache cannot be written.
@@ -111,13 +111,14 @@ def ggml_library(progress: Progress) -> Path:
 
 
 def _build(cache: Path, key: str, build: Callable[[Path, Path], Path]) -> Path:
-    for leftover in cache.glob(f"{key}.building-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{key}.building-", dir=cache))
+    work = cache / f"{key}.building"
+    work.mkdir(exist_ok=True)
     try:
         build(work, cache / f"{key}.log").rename(cache / key)
-    finally:
+    except (LowRankError, OSError):  # not what interrupts: the next build goes on from there
         shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
     return cache / key
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -46,6 +47,26 @@ COMMON_FORCED_ON = 'set(LLAMA_BUILD_COMMON ON CACHE BOOL "Build llama.cpp common
 COMMON_OFF = COMMON_FORCED_ON.replace(" ON ", " OFF ")
 
 
+def prepared_source(folder: Path) -> Path:
+    """The pinned files in `folder`, and the unpacked, patched source there; as a build before this one left it, if it
+    got that far.
+
+    Raises:
+        ResourceError, InputError: as `download` and `apply_patch` say.
+    """
+    ready = folder / "source"
+    if not ready.is_dir():
+        partial = folder / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        download(folder)
+        source = unpack(folder / next(iter(HASHES)), partial)
+        apply_patch(source)
+        source.rename(ready)
+    for name, digest in HASHES.items():
+        verify(folder / name, digest)
+    return ready
+
+
 def download(folder: Path) -> None:
     """Fetch the pinned files into `folder` with pip, which refuses any whose hash differs.
 
@@ -75,8 +96,6 @@ def download(folder: Path) -> None:
         raise ResourceError(
             f"llama.cpp runtime: pip could not download llama-cpp-python {VERSION}: {last_error(done.stderr)}"
         )
-    for name, digest in HASHES.items():
-        verify(folder / name, digest)
 
 
 def verify(path: Path, digest: str) -> None:

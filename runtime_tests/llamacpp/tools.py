@@ -14,9 +14,9 @@ from pathlib import Path
 from ...converter.errors import ResourceError, UsageError
 from ...converter.progress import Progress
 from ...converter.recipe import nearest
-from .build import check_compiler, child_seconds, follow, run_steps
+from .build import check_compiler, child_seconds, follow, forget_unfinished, run_steps
 from .runtime import build_digest, cache_folder, ensure_built
-from .source import HASHES, VERSION, apply_patch, download, last_error, unpack
+from .source import VERSION, last_error, prepared_source
 
 TOOLS = ("llama-cli", "llama-server", "llama-bench", "llama-perplexity", "llama-quantize", "llama-imatrix")
 # Programs that need no library beside them. The server's page would be fetched from the network while building.
@@ -78,7 +78,7 @@ def build_tools(folder: Path, log: Path, progress: Progress) -> Path:
     """Download, patch and compile; returns the folder that holds the programs.
 
     Args:
-        folder: an empty folder to work in; the result lies inside it.
+        folder: to work in, empty or as an interrupted build left it; the result lies inside it.
         log: where the compiler's output goes.
         progress: told the percentage.
 
@@ -89,12 +89,10 @@ def build_tools(folder: Path, log: Path, progress: Progress) -> Path:
     check_compiler()
     started, cpu = time.monotonic(), child_seconds()
     with progress.stage("building llama.cpp's tools (once)", 100) as advance:
-        download(folder)
-        source = unpack(folder / next(iter(HASHES)), folder)
-        apply_patch(source)
+        source, tree = prepared_source(folder), folder / "tree"
+        forget_unfinished(tree)
         cmake, environment = find_cmake(folder / "cmake")
         log.unlink(missing_ok=True)
-        tree = folder / "tree"
         configure = ["-S", str(source / "vendor" / "llama.cpp"), "-B", str(tree), *TOOL_OPTIONS]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         for _ in run_steps([*cmake, *configure], log, environment):
@@ -102,7 +100,7 @@ def build_tools(folder: Path, log: Path, progress: Progress) -> Path:
         build = ["--build", str(tree), "--config", "Release", "--target", *TOOLS]
         percent = follow(run_steps([*cmake, *build], log, environment), advance)
         programs = folder / "programs"
-        programs.mkdir()
+        programs.mkdir(exist_ok=True)
         for tool in TOOLS:
             made = next((path for path in (tree / "bin").rglob(f"{tool}{SUFFIX}") if path.is_file()), None)
             if made is None:
@@ -123,11 +121,24 @@ def find_cmake(folder: Path) -> tuple[list[str], Mapping[str, str]]:
     generators = ("ninja", "make", "gmake", "nmake")
     if shutil.which("cmake") and any(shutil.which(name) for name in generators):
         return ["cmake"], os.environ
-    command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "install", "--target", str(folder)]
-    command += ["--only-binary", ":all:", "cmake", "ninja"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode != 0:
-        raise ResourceError(f"llama.cpp tools: no cmake here, and pip could not get it: {last_error(done.stderr)}")
+    if not folder.is_dir():
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "install",
+            "--target",
+            str(partial),
+        ]
+        command += ["--only-binary", ":all:", "cmake", "ninja"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode != 0:
+            raise ResourceError(f"llama.cpp tools: no cmake here, and pip could not get it: {last_error(done.stderr)}")
+        partial.rename(folder)
     path = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "CMAKE_GENERATOR": "Ninja"}
     return [sys.executable, "-P", "-m", "cmake"], environment

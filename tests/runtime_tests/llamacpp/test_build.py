@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,13 +46,13 @@ def test_progress_lines(line: str, share: int, tmp_path: Path, monkeypatch: pyte
     wheels.mkdir()
     (wheels / "x.whl").touch()
     monkeypatch.setattr(build.sys, "executable", _script(tmp_path, f"echo '{line}'"))
-    assert list(build._compile(tmp_path, wheels, tmp_path / "log")) == [share]
+    assert list(build._compile(tmp_path, tmp_path / "tree", wheels, tmp_path / "log")) == [share]
 
 
 def test_failed_build_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.sys, "executable", _script(tmp_path, "echo 'a.cpp:1: error: no'; echo bye; exit 1"))
     with pytest.raises(ResourceError, match=r"the build failed: a\.cpp:1: error: no \(full output: .*log\)"):
-        list(build._compile(tmp_path, tmp_path, tmp_path / "log"))
+        list(build._compile(tmp_path, tmp_path / "tree", tmp_path, tmp_path / "log"))
 
 
 def test_interruption_ends_the_compilers_too(tmp_path: Path) -> None:
@@ -68,6 +69,19 @@ def test_interruption_ends_the_compilers_too(tmp_path: Path) -> None:
         steps.throw(KeyboardInterrupt())
     assert time.monotonic() - started < 30
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_what_a_killed_compiler_may_have_left_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.os, "cpu_count", lambda: 1)
+    for age, name in enumerate(["last.o", "late/lib.so", "early.o", "first.a"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    (tmp_path / "build.ninja").touch()
+    build.forget_unfinished(tmp_path)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"early.o", "first.a", "build.ninja"}
+    build.forget_unfinished(tmp_path / "none")
 
 
 def _script(folder: Path, text: str) -> str:

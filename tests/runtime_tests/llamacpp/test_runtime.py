@@ -61,9 +61,6 @@ def test_two_at_a_time_build_once(cache: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_failure_leaves_nothing_that_counts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leftover = cache / f"{runtime.runtime_key()}.building-killed"
-    (leftover / "deep").mkdir(parents=True)
-
     def broken(folder: Path, log: Path, progress: Progress) -> Path:
         (folder / "half").mkdir()
         raise ResourceError("no")
@@ -73,6 +70,24 @@ def test_failure_leaves_nothing_that_counts(cache: Path, monkeypatch: pytest.Mon
         runtime.ensure_runtime(SilentProgress())
     assert runtime.find_runtime() is None
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_an_interrupted_build_goes_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Path, log: Path, progress: Progress) -> Path:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+
+    def rest(folder: Path, log: Path, progress: Progress) -> Path:
+        assert (folder / "half").exists()
+        return fake_build(folder, log, progress)
+
+    monkeypatch.setattr(runtime, "build_runtime", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.ensure_runtime(SilentProgress())
+    assert runtime.find_runtime() is None
+    monkeypatch.setattr(runtime, "build_runtime", rest)
+    assert runtime.ensure_runtime(SilentProgress()) == runtime.find_runtime()
+    assert {path.name for path in cache.iterdir()} == {runtime.runtime_key(), f"{runtime.runtime_key()}.lock"}
 
 
 def test_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

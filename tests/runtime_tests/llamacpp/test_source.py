@@ -116,3 +116,32 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 )
 def test_last_error(output: str, line: str) -> None:
     assert source.last_error(output) == line
+
+
+def test_a_source_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill left half-unpacked is thrown away, what is whole stays, and downloads are checked every time."""
+    sdist, wheel = b"archive", b"wheel"
+    names = [f"x-{source.VERSION}.tar.gz", "d.whl"]
+    digests = {names[0]: hashlib.sha256(sdist).hexdigest(), names[1]: hashlib.sha256(wheel).hexdigest()}
+    monkeypatch.setattr(source, "HASHES", digests)
+    steps: list[str] = []
+
+    def download(folder: Path) -> None:
+        steps.append("download")
+        (folder / names[0]).write_bytes(sdist)
+        (folder / names[1]).write_bytes(wheel)
+
+    def unpack(archive: Path, folder: Path) -> Path:
+        assert not folder.exists()
+        (folder / "x").mkdir(parents=True)
+        return folder / "x"
+
+    monkeypatch.setattr(source, "download", download)
+    monkeypatch.setattr(source, "unpack", unpack)
+    monkeypatch.setattr(source, "apply_patch", lambda tree: steps.append("patch"))
+    (tmp_path / "partial" / "half").mkdir(parents=True)
+    ready = source.prepared_source(tmp_path)
+    assert ready == tmp_path / "source" == source.prepared_source(tmp_path) and steps == ["download", "patch"]
+    (tmp_path / names[1]).write_bytes(b"another")
+    with pytest.raises(InputError, match="has SHA-256"):
+        source.prepared_source(tmp_path)

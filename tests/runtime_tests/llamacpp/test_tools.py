@@ -88,6 +88,7 @@ def test_cmake_from_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: 
 
     def pip(command: list[str], **_: Any) -> SimpleNamespace:
         commands.append(command)
+        Path(command[command.index("--target") + 1]).mkdir()
         return SimpleNamespace(returncode=len(commands) - 1, stderr="ERROR: no network\n")
 
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -95,9 +96,11 @@ def test_cmake_from_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: 
     command, environment = tools.find_cmake(tmp_path / "own")
     assert command[1:] == ["-P", "-m", "cmake"] and environment["CMAKE_GENERATOR"] == "Ninja"
     assert environment["PATH"].startswith(str(tmp_path / "own" / "bin"))
-    assert commands[0][-2:] == ["cmake", "ninja"] and str(tmp_path / "own") in commands[0]
+    assert commands[0][-2:] == ["cmake", "ninja"] and (tmp_path / "own").is_dir()
+    assert tools.find_cmake(tmp_path / "own")[0] == command and len(commands) == 1  # a build before had it
     with pytest.raises(ResourceError, match="pip could not get it: ERROR: no network"):
-        tools.find_cmake(tmp_path / "own")
+        tools.find_cmake(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.fixture(scope="module")
