@@ -88,9 +88,10 @@ def _measure_here(path: str, name: str, threads: int, context: int, prompt_token
     loaded = perf_counter() - begin
     try:
         backend.reset()
-        backend.feed(np.zeros(prompt_tokens, dtype=np.int32))
-        for _ in range(8):
-            backend.feed(np.zeros(1, dtype=np.int32))
+        tokens = np.arange(prompt_tokens + 8, dtype=np.int32) % 64  # nothing but padding would end GenAI's process
+        backend.feed(tokens[:prompt_tokens])
+        for token in tokens[prompt_tokens:]:
+            backend.feed(np.array([token]))
     finally:
         backend.close()
     return Footprint(loaded, start, int(process_cost()["peak_bytes"]))

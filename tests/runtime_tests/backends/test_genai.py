@@ -13,6 +13,7 @@ import torch
 
 from lowrank_export.converter.errors import InputError, ResourceError
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
+from lowrank_export.runtime_tests.footprint import measure_footprint
 
 TOKENS = np.random.default_rng(4).integers(1, 320, 30, dtype=np.int32)
 
@@ -50,3 +51,10 @@ def test_damaged_folder_is_one_line(exported: tuple[Path, Any], tmp_path: Path, 
     with pytest.raises(InputError, match=str(tmp_path)) as error:
         GenAiBackend(folder, threads=1)
     assert "\n" not in str(error.value)
+
+
+def test_footprint_of_a_long_prompt(onnx_export: Callable[[str], tuple[Path, Any]]) -> None:
+    """Its process must not end by a signal, as it does on 256 tokens of padding, which token 0 is here."""
+    folder, _ = onnx_export("llama")
+    found = measure_footprint(folder, "onnxruntime-genai", threads=1, context=512, prompt_tokens=256)
+    assert found.peak_bytes > found.start_bytes > 0
