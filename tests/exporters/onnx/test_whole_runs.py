@@ -116,7 +116,8 @@ def _generated(folder: Path) -> tuple[list[int], list[int], str]:
 
 
 def _greedy(checkpoint: Path, prompt: list[int]) -> list[int]:
-    """The same by torch."""
+    """The same by torch, without the token that ends a text, which GenAI does not give."""
     model = load(checkpoint)
     with torch.no_grad():
-        return [int(t) for t in model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0]]
+        found = [int(t) for t in model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0]]
+    return found[:-1] if found[-1] == model.generation_config.eos_token_id else found
