@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...converter.errors import ResourceError
 from ...converter.progress import Advance, Progress
-from .source import HASHES, last_error, prepared_source
+from .source import HASHES, last_error, pip, prepared_source
 
 # The vision library, the tests and the tools are not shipped; curl and OpenSSL serve only the tools.
 CMAKE_OPTIONS = (
@@ -90,7 +90,7 @@ def forget_unfinished(tree: Path) -> None:
 
 def _compile(source: Path, tree: Path, wheels: Path, log: Path) -> Iterator[int]:
     """Build one wheel with pip and scikit-build-core in the folder `tree`; yields percentages, non-decreasing."""
-    command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--verbose"]
+    command = [*pip(), "wheel", "--no-deps", "--verbose"]
     command += ["--wheel-dir", str(wheels), "--config-settings", f"cmake.args={';'.join(CMAKE_OPTIONS)}"]
     command += ["--config-settings", f"build-dir={tree}", str(source)]
     log.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ def prepared_source(folder: Path) -> Path:
     got that far.
 
     Raises:
-        ResourceError, InputError: as `download` and `apply_patch` say.
+        ResourceError, InputError: as `download`, `verify` and `apply_patch` say.
     """
     ready = folder / "source"
     if not ready.is_dir():
@@ -71,8 +71,7 @@ def download(folder: Path) -> None:
     """Fetch the pinned files into `folder` with pip, which refuses any whose hash differs.
 
     Raises:
-        ResourceError: no network, or the package index does not have a file.
-        InputError: a file is there but its hash is not the pinned one.
+        ResourceError: no network, or the package index does not have a file of that hash.
     """
     sdist, wheel = HASHES.values()
     requirements = folder / "requirements.txt"
@@ -81,21 +80,27 @@ def download(folder: Path) -> None:
         encoding="utf-8",
     )
     command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
+        *pip(),
         "download",
         "--no-deps",
         "--require-hashes",
+        "--no-binary",
+        "llama-cpp-python",
+        "--dest",
+        str(folder),
+        "--requirement",
+        str(requirements),
     ]
-    command += ["--no-binary", "llama-cpp-python", "--dest", str(folder), "--requirement", str(requirements)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         raise ResourceError(
             f"llama.cpp runtime: pip could not download llama-cpp-python {VERSION}: {last_error(done.stderr)}"
         )
+
+
+def pip() -> list[str]:
+    """The pip of this environment, as the start of a command."""
+    return [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check"]
 
 
 def verify(path: Path, digest: str) -> None:

@@ -16,7 +16,7 @@ from ...converter.progress import Progress
 from ...converter.recipe import nearest
 from .build import check_compiler, child_seconds, follow, forget_unfinished, run_steps
 from .runtime import build_digest, cache_folder, ensure_built
-from .source import VERSION, last_error, prepared_source
+from .source import VERSION, last_error, pip, prepared_source
 
 TOOLS = ("llama-cli", "llama-server", "llama-bench", "llama-perplexity", "llama-quantize", "llama-imatrix")
 # Programs that need no library beside them. The server's page would be fetched from the network while building.
@@ -124,17 +124,7 @@ def find_cmake(folder: Path) -> tuple[list[str], Mapping[str, str]]:
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "install",
-            "--target",
-            str(partial),
-        ]
-        command += ["--only-binary", ":all:", "cmake", "ninja"]
+        command = [*pip(), "install", "--target", str(partial), "--only-binary", ":all:", "cmake", "ninja"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
             raise ResourceError(f"llama.cpp tools: no cmake here, and pip could not get it: {last_error(done.stderr)}")
