@@ -3,19 +3,24 @@
     python benchmarks/kills.py                                          # the demo model, 20 kills, some minutes
     python benchmarks/kills.py --method loss-aware --windows 8 --kills 5
 
-Exit code 1 if a checkpoint differs. `tests/test_kill.py` does the same with a tiny model and every stage.
+A moment is drawn in seconds of processor time, so other work on the machine does not change where kills fall. Exit code
+1 if a checkpoint differs. `tests/test_kill.py` does the same with a tiny model and every stage.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 
 def main() -> int:
@@ -36,30 +41,38 @@ def main() -> int:
 
 def run(folder: Path, command: list[str], kills: int, chance: random.Random) -> int:
     """Print a line per kill; 1 if a finished checkpoint is not that of a job left alone."""
-    started = time.monotonic()
     subprocess.run([*command, str(folder / "whole")], check=True, capture_output=True)
-    duration, done, finished, same = time.monotonic() - started, 0, 0, True
-    print(f"left alone: {duration:.0f} s", flush=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    whole, done, finished, same = used.ru_utime + used.ru_stime, 0, 0, True
+    print(f"left alone: {whole:.0f} CPU seconds", flush=True)
     cut = folder / "cut"
     while done < kills or not cut.exists():
         if cut.exists():
             same, finished = same and contents(cut) == contents(folder / "whole"), finished + 1
             shutil.rmtree(cut)
-        moment = chance.uniform(0.3, 1) * duration if done < kills else None
+        moment = chance.uniform(0.3, 1) * whole if done < kills else math.inf
         with subprocess.Popen([*command, str(cut)], stderr=subprocess.DEVNULL) as process:
-            try:
-                process.wait(timeout=moment)
-            except subprocess.TimeoutExpired:
+            if reaches(process, moment):
                 process.kill()
                 done += 1
                 blocks = len(list((folder / ".cut.unfinished").glob("block-*")))
-                print(f"kill {done} after {moment:.1f} s, {blocks} blocks kept", flush=True)
+                print(f"kill {done} after {moment:.1f} CPU seconds, {blocks} blocks kept", flush=True)
         if process.returncode > 0:
             raise SystemExit(f"{' '.join(process.args)}: exit code {process.returncode}")
     same = same and contents(cut) == contents(folder / "whole")
     left = sorted(entry.name for entry in folder.iterdir())
     print(f"{done} kills, finished {finished + 1} times, {'the same bytes' if same else 'OTHER BYTES'}; left: {left}")
     return 0 if same and left == ["cut", "whole"] else 1
+
+
+def reaches(process: subprocess.Popen[bytes], moment: float) -> bool:
+    """Wait until a process has used that many seconds of processor time: False if it ended before."""
+    clock = psutil.Process(process.pid)
+    while process.poll() is None:
+        if sum(clock.cpu_times()[:4]) >= moment:  # user, system, and those of children that ended
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.statistics import calibration
 from lowrank_export.converter.statistics.calibration import (
     calibrate,
     draw_windows,
@@ -125,6 +126,22 @@ def test_seed_and_hash(tiny: ModuleType, tmp_path: Path) -> None:
     assert first.sha256 != other.sha256
     assert first.record()["seed"] == 3 and first.record()["held_out"] == 2
     assert draw(held_out=0).held_out.shape == (0, 16)
+
+
+@pytest.mark.parametrize("text", ["", "one line", "a\nbc\n\ndef\n" * 9, "no end of a line " * 9, "\n" * 40])
+def test_a_long_text_is_tokenised_piece_by_piece(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Pieces are bounded, end where lines do if they can, and lose nothing."""
+    seen: list[str] = []
+
+    def tokenizer(piece: str, **_: Any) -> dict[str, list[int]]:
+        seen.append(piece)
+        return {"input_ids": [ord(letter) for letter in piece]}
+
+    monkeypatch.setattr(calibration, "PIECE", 10)
+    tokens = tokenize(tokenizer, text)  # type: ignore[arg-type]
+    assert tokens.dtype == np.int32 and "".join(map(chr, tokens)) == "".join(seen) == text
+    assert all(len(piece) <= 10 for piece in seen)
+    assert all(piece.endswith("\n") for piece in seen[:-1]) or len(text.splitlines()) <= 1
 
 
 def test_no_special_tokens(tiny: ModuleType) -> None:
