@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.factors import refinement
 from lowrank_export.converter.journal import Journal, unfinished
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.recipe import Recipe
@@ -24,7 +25,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "update after the block": {"method": "svd-llm-u"},
     "refined blocks": {"method": "loss-aware", "layout": "pivot", "refine": "block", "refine_epochs": 2},
     "measured blocks, refined": {"method": "lc-svd", "refine_epochs": 1},
-    "refined model": {"method": "loss-aware", "refine": "model", "refine_epochs": 3},
+    "refined model": {"method": "loss-aware", "refine": "model", "refine_epochs": 1, "refine_model_epochs": 3},
 }
 
 
@@ -111,6 +112,22 @@ def test_a_refinement_goes_on_with_its_next_epoch(
         patch.setattr(torch.optim.AdamW, "step", counted)
         compress(asked, tmp_path / "cut")
     assert len(steps) == 3 - epochs  # six windows of 32 are one batch
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_a_refinement_goes_on_within_an_epoch(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Six windows of 32 in batches of 64 tokens are three steps."""
+    monkeypatch.setattr(refinement, "BATCH_TOKENS", 64)
+    asked = recipe(**JOBS["refined model"])
+    compress(asked, tmp_path / "whole")
+    monkeypatch.setattr(refinement, "SAVE_SECONDS", -1)  # after every step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, steps, Journal, "save_refinement")
+        compress(asked, tmp_path / "cut")
+    compress(asked, tmp_path / "cut")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
