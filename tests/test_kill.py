@@ -29,7 +29,7 @@ def children_seconds() -> float:
 
 
 def reaches(process: subprocess.Popen[bytes], moment: float) -> bool:
-    """Wait until a process has used that many seconds of processor time, whatever else runs: False if it ends before."""
+    """Wait until a process has used that many seconds of processor time: False if it ends before."""
     clock = psutil.Process(process.pid)
     while process.poll() is None:
         if sum(clock.cpu_times()[:4]) >= moment:

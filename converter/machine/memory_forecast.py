@@ -324,12 +324,12 @@ class _Sizes:
         """Metrics of all groups and factors of a process's linears, where those of a block are truncated at once."""
         if self.windows.processes == 1 or self.method.metric == "compressed":
             return 0
-        shape, metrics = self.shape, 0
-        for group, names in shape.groups.items() if self.method.needs_dense_moments else ():
+        shape, metrics, entries = self.shape, 0, 0
+        for group, names in shape.groups.items():
             rooted = any(shape.outputs[name] > shape.inputs[group] for name in names)
-            metrics += self.moment(group) * (2 if rooted else 1)
-        linears = sum(shape.outputs[name] * shape.inputs[group] for group, names in shape.groups.items() for name in names)
-        return metrics + DOUBLE * (linears // self.windows.processes + shape.largest_linear)
+            metrics += self.moment(group) * (2 if rooted else 1) if self.method.needs_dense_moments else 0
+            entries += sum(shape.outputs[name] * shape.inputs[group] for name in names)
+        return metrics + DOUBLE * (entries // self.windows.processes + shape.largest_linear)
 
     def gathered(self, group: str) -> int:
         """Moments of a group."""

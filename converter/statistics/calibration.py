@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,9 @@ def read_token_windows(path: Path, vocabulary: int) -> Tokens:
         InputError: missing, not such an array, or a token outside the vocabulary.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # .npy only: no archive, no pickle
+        with warnings.catch_warnings():  # of a header that Python 2 wrote
+            warnings.simplefilter("ignore")
+            array = np.lib.format.open_memmap(path, mode="r")  # .npy only: no archive, no pickle
     except Exception as error:  # a header is Python's syntax: a hostile one fails in many ways
         raise InputError(f"{path}: not readable as a numpy array ({_first_line(error)})") from None
     if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):

@@ -182,8 +182,10 @@ def test_what_wants_the_whole_model_says_so(recipe: Any, models: Path, options: 
 
 @pytest.mark.parametrize(
     ("bytes", "shown"),
-    [(0, "0 MB"), (1.2, "1 MB"), (531_000_001, "532 MB"), (999 * 10**6, "999 MB"), (999_000_001, "1.0 GB")]
-    + [(8 * 10**9, "8.0 GB"), (8 * 2**30, "8.6 GB"), (8 * 10**9 + 1, "8.1 GB")],
+    [
+        *((0, "0 MB"), (1.2, "1 MB"), (531_000_001, "532 MB"), (999_000_000, "999 MB")),
+        *((999_000_001, "1.0 GB"), (8 * 10**9, "8.0 GB"), (8 * 2**30, "8.6 GB"), (8 * 10**9 + 1, "8.1 GB")),
+    ],
 )
 def test_what_a_message_tells_to_allow_is_enough(bytes: float, shown: str) -> None:
     assert memory_plan.gigabytes(bytes) == shown

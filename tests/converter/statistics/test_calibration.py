@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -174,6 +175,17 @@ def test_arrays_that_are_no_windows(tmp_path: Path, array: Any, message: str) ->
     np.save(tmp_path / "w.npy", array, allow_pickle=True)
     with pytest.raises(InputError, match=message):
         read_token_windows(tmp_path / "w.npy", 320)
+
+
+def test_an_array_of_python_2_is_read_without_a_word(tmp_path: Path) -> None:
+    header = "{'descr': '<i4', 'fortran_order': False, 'shape': (2L, 4L), }".ljust(117) + "\n"
+    size = len(header).to_bytes(2, "little")
+    (tmp_path / "w.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + size + header.encode() + np.arange(8, dtype="<i4").tobytes()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(read_token_windows(tmp_path / "w.npy", 320), np.arange(8).reshape(2, 4))
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
