@@ -251,6 +251,18 @@ def test_a_7b_model_fits_into_8_gigabytes(method: str) -> None:
     assert found["on disk"].peak <= found["repeated"].peak <= found["in memory"].peak
 
 
+@pytest.mark.parametrize("method", ["svd", "svd-llm", "adasvd", "loss-aware", "saes"])
+def test_several_processes_keep_what_they_truncated_ahead(method: str) -> None:
+    """Beside the same windows: nothing where a truncation waits for the stream, else at least the factors of a share."""
+    asked, row = Recipe(model="7b", method=method), METHODS[method]
+    one, two = (
+        forecast(asked, row, large(), Windows(32, 2, 1024, 4, processes), "on disk").memory["compressing a block"]
+        for processes in (1, 2)
+    )
+    more, factors = two - one, 8 * large().block_parameters // 2
+    assert more == 0 if row.metric == "compressed" else more > factors
+
+
 def test_blocks_cost_disk_and_no_memory() -> None:
     asked, windows = Recipe(model="7b", method="loss-aware"), Windows(32, 2, 1024, 4)
     few, many = (
