@@ -91,6 +91,8 @@ def descend(
         best = before = held_out_loss()
         kept = [parameter.detach().clone() for parameter in trained]
 
+    saved = monotonic()
+
     def save() -> None:
         nonlocal saved
         if journal is not None:
@@ -98,7 +100,6 @@ def descend(
             journal.save_refinement({**_state(trained, optimiser, kept), "counts": counts, "losses": losses})
         saved = monotonic()
 
-    saved = monotonic()
     while epoch < schedule.epochs and stale < PATIENCE:
         order = torch.randperm(examples, generator=generator).tolist()
         for start in range((step - epoch * per_epoch) * batch, examples, batch):

@@ -147,6 +147,8 @@ def test_an_unfinished_job_is_of_one_recipe(recipe: Any, tmp_path: Path, monkeyp
         compress(recipe(method="svd"), tmp_path / "out")
     with pytest.raises(UsageError, match=r"another method \(.svd., here .svd-llm.\).*--force"):
         compress(recipe(method="svd-llm"), tmp_path / "out")
+    with pytest.raises(UsageError, match=r"another method \(.*\), another retention \(0.6, here 0.5\); .*--force"):
+        compress(recipe(method="svd-llm", retention=0.5), tmp_path / "out")
     compress(recipe(method="svd-llm"), tmp_path / "out", force=True)
     assert "method: svd-llm" in (tmp_path / "out" / "recipe.yaml").read_text()
     assert not (tmp_path / ".out.unfinished").exists()
