@@ -19,6 +19,7 @@ RETENTIONS = (0.8, 0.6, 0.4)
 ONE_SIDED = ["--method", "loss-aware", "--truncation", "one-sided"]
 PIVOT = ["--method", "loss-aware", "--layout", "pivot"]
 MORE_TEXT = ["--calibration", "@/wiki.valid.raw", "--held-out", "4", "--windows"]
+REFINED_LONG = [*PIVOT, "--refine-epochs", "3", "--gradient-windows", "64", *MORE_TEXT, "192"]
 
 # Row name -> options of `lowrank-export compress`; "@" stands for the data folder. Rank multiple 1: the published codes
 # round ranks down to whole numbers.
@@ -47,10 +48,8 @@ ROWS: dict[str, list[str]] = {
     "loss-aware, pivot, 16 gradient windows": [*PIVOT, "--gradient-windows", "16"],
     "loss-aware, pivot, block": [*PIVOT, "--refine", "block", "--refine-epochs", "10"],
     "loss-aware, pivot, block, 128 windows": [*PIVOT, "--refine", "block", "--refine-epochs", "3", *MORE_TEXT, "128"],
-    "loss-aware, pivot, block, 192 windows": [
-        *(*PIVOT, "--refine", "block", "--refine-epochs", "3", "--gradient-windows", "64"),
-        *(*MORE_TEXT, "192"),
-    ],
+    "loss-aware, pivot, block, 192 windows": [*REFINED_LONG, "--refine", "block"],
+    "loss-aware, pivot, model, 192 windows": [*REFINED_LONG, "--refine", "model"],
     "loss-aware, pivot, model": [*PIVOT, "--refine", "model"],
     "adasvd": ["--method", "adasvd"],
     "adasvd, 0 iterations": ["--method", "adasvd", "--iterations", "0"],

@@ -3,19 +3,24 @@
     python benchmarks/kills.py                                          # the demo model, 20 kills, some minutes
     python benchmarks/kills.py --method loss-aware --windows 8 --kills 5
 
-Exit code 1 if a checkpoint differs. `tests/test_kill.py` does the same with a tiny model and every stage.
+A moment is drawn from the processor time that the job has left, so other work on the machine changes nothing. Exit code
+1 if a checkpoint differs. `tests/test_kill.py` does the same with a tiny model and every stage.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 
 def main() -> int:
@@ -35,31 +40,65 @@ def main() -> int:
 
 
 def run(folder: Path, command: list[str], kills: int, chance: random.Random) -> int:
-    """Print a line per kill; 1 if a finished checkpoint is not that of a job left alone."""
-    started = time.monotonic()
-    subprocess.run([*command, str(folder / "whole")], check=True, capture_output=True)
-    duration, done, finished, same = time.monotonic() - started, 0, 0, True
-    print(f"left alone: {duration:.0f} s", flush=True)
-    cut = folder / "cut"
+    """Print a line per kill and per finished job; 1 if a checkpoint is not that of a job left alone."""
+    alone, cut = Alone.of(command, folder / "whole"), folder / "cut"
+    print(f"left alone: {alone.seconds:.0f} CPU seconds, {alone.begun:.0f} before its first block", flush=True)
+    done, same = 0, True
     while done < kills or not cut.exists():
         if cut.exists():
-            same, finished = same and contents(cut) == contents(folder / "whole"), finished + 1
             shutil.rmtree(cut)
-        moment = chance.uniform(0.3, 1) * duration if done < kills else None
+        share = 1 - len(blocks(cut)) / alone.blocks
+        left = alone.begun + share * (alone.seconds - alone.begun)
+        moment = chance.uniform(0.3, 1.2) * left if done < kills else math.inf
         with subprocess.Popen([*command, str(cut)], stderr=subprocess.DEVNULL) as process:
-            try:
-                process.wait(timeout=moment)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                done += 1
-                blocks = len(list((folder / ".cut.unfinished").glob("block-*")))
-                print(f"kill {done} after {moment:.1f} s, {blocks} blocks kept", flush=True)
+            while (used := seconds(process)) is not None:
+                if used >= moment:
+                    process.kill()
+                    done += 1
+                    print(f"kill {done} after {used:.1f} CPU seconds, {len(blocks(cut))} blocks kept", flush=True)
+                    break
+                time.sleep(0.01)
         if process.returncode > 0:
             raise SystemExit(f"{' '.join(process.args)}: exit code {process.returncode}")
-    same = same and contents(cut) == contents(folder / "whole")
-    left = sorted(entry.name for entry in folder.iterdir())
-    print(f"{done} kills, finished {finished + 1} times, {'the same bytes' if same else 'OTHER BYTES'}; left: {left}")
-    return 0 if same and left == ["cut", "whole"] else 1
+        if cut.exists():
+            equal = contents(cut) == contents(folder / "whole")
+            same = same and equal
+            print(f"finished: {'the same bytes' if equal else 'OTHER BYTES'}", flush=True)
+    left_over = sorted(entry.name for entry in folder.iterdir())
+    print(f"{done} kills, {'the same bytes' if same else 'OTHER BYTES'}; left: {left_over}")
+    return 0 if same and left_over == ["cut", "whole"] else 1
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a job takes that nobody kills: seconds of processor time, those before its first block, and its blocks."""
+
+    seconds: float
+    begun: float
+    blocks: int
+
+    @classmethod
+    def of(cls, command: list[str], out: Path) -> Alone:
+        """Run it."""
+        whole, begun, count = 0.0, None, 0
+        with subprocess.Popen([*command, str(out)], stderr=subprocess.DEVNULL) as process:
+            while (used := seconds(process)) is not None:
+                whole, count = used, max(count, len(blocks(out)))
+                begun = used if begun is None and count else begun
+                time.sleep(0.01)
+        if process.returncode or begun is None:
+            raise SystemExit(f"{' '.join(process.args)}: exit code {process.returncode}")
+        return cls(whole, begun, count)
+
+
+def seconds(process: subprocess.Popen[bytes]) -> float | None:
+    """Processor time of a process so far, its children's that ended included; None if it has ended itself."""
+    return None if process.poll() is not None else float(sum(psutil.Process(process.pid).cpu_times()[:4]))
+
+
+def blocks(out: Path) -> list[Path]:
+    """The finished blocks of an unfinished job."""
+    return list(out.with_name(f".{out.name}.unfinished").glob("block-*"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -256,7 +256,7 @@ def memories(model: Model, count: int, options: argparse.Namespace) -> dict[str,
         bfloat16=True,
     )
     fitted, held_out = ceil(options.windows / count), ceil(options.held_out / count)
-    windows = Windows(fitted, held_out, options.window_length, max(1, 4096 // options.window_length))
+    windows = Windows(fitted, held_out, options.window_length, max(1, 4096 // options.window_length), count)
     gradient_windows = ceil(options.gradient_windows / count)
     recipe = Recipe(model="m", method=METHOD, dtype="bfloat16", gradient_windows=gradient_windows)
     return {holding: forecast(recipe, METHODS[METHOD], shape, windows, holding).peak for holding in HOLDINGS}

@@ -216,7 +216,7 @@ def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progr
     )
     progress.note(f"refining the whole model: about {needed / 1e9:.1f} GB and activations")
     batches = -(-fitted // max(1, BATCH_TOKENS // windows.shape[1]))
-    schedule = Schedule(job.recipe.refine_epochs, job.recipe.refine_model_rate, job.recipe.seed)
+    schedule = Schedule(job.recipe.refine_model_epochs, job.recipe.refine_model_rate, job.recipe.seed)
     with progress.stage("refining the whole model", schedule.epochs * batches) as advance:
         done = refine_model(
             student,

@@ -52,7 +52,8 @@ RECIPE_OPTIONS: dict[str, Any] = {
     ],
     "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
     "refine_rate": Annotated[float | None, _recipe_option("First step of the refinement, relative to each tensor.")],
-    "refine_model_rate": Annotated[float | None, _recipe_option("The same for the refinement of the whole model.")],
+    "refine_model_epochs": Annotated[int | None, _recipe_option("Passes over the windows, of the whole model.")],
+    "refine_model_rate": Annotated[float | None, _recipe_option("First step, of the whole model.")],
     "refine_alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the refinement's target.")],
     "calibration": Annotated[
         str | None,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..converter.errors import InputError, UsageError
+from ..converter.statistics.calibration import tokenize
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def llama_cpp_windows(tokenizer: PreTrainedTokenizerBase, text: str, *, windows:
 
 
 def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str, needed: int) -> Tokens:
-    ids = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+    ids = tokenize(tokenizer, text)
     if len(ids) < needed:
         raise InputError(
             f"evaluation text has {len(ids)} tokens, but one window needs {needed}; give more text or a shorter window"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ..progress import Advance
 BATCH_TOKENS = 1024  # small batches: a step costs as much as its tokens, and more steps go farther
 BETAS = (0.9, 0.95)
 PATIENCE = 3  # epochs without a better held-out loss
+SAVE_SECONDS = 600  # between states kept within an epoch: four times the parameters on the disk
 HEAD_ROWS = 256  # tokens whose logits are in memory at once
 
 
@@ -64,13 +66,14 @@ def descend(
         backward: given the numbers of a batch's examples, adds gradients to the parameters.
         held_out_loss: of the parameters as they are.
         schedule: epochs, rate, seed.
-        journal: keeps the state after every epoch, and gives it back to a job that goes on.
+        journal: keeps the state after every epoch and every SAVE_SECONDS, and gives it back to a job that goes on.
         advance: told about steps.
     """
     groups = [{"params": [p], "scale": float(p.detach().square().mean().sqrt())} for p in trained]
     optimiser = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, weight_decay=0.0)
     generator = torch.Generator().manual_seed(schedule.seed)
-    steps = schedule.epochs * -(-examples // batch)
+    per_epoch = -(-examples // batch)
+    steps = schedule.epochs * per_epoch
     step = stale = epoch = 0
     if journal is not None and (state := journal.read_refinement()) is not None:
         try:
@@ -79,7 +82,7 @@ def descend(
             epoch, step, stale = (int(value) for value in state["counts"])
         except (KeyError, RuntimeError, TypeError, ValueError):
             raise journal.refinement_damage() from None
-        if not 0 <= epoch <= schedule.epochs or not 0 <= step <= steps:
+        if not 0 <= epoch <= schedule.epochs or not 0 <= step - epoch * per_epoch <= per_epoch:
             raise journal.refinement_damage()
         for _ in range(epoch):
             torch.randperm(examples, generator=generator)
@@ -87,10 +90,19 @@ def descend(
     else:
         best = before = held_out_loss()
         kept = [parameter.detach().clone() for parameter in trained]
+
+    saved = monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        if journal is not None:
+            counts, losses = torch.tensor([epoch, step, stale]), torch.tensor([before, best], dtype=torch.float64)
+            journal.save_refinement({**_state(trained, optimiser, kept), "counts": counts, "losses": losses})
+        saved = monotonic()
+
     while epoch < schedule.epochs and stale < PATIENCE:
-        epoch += 1
         order = torch.randperm(examples, generator=generator).tolist()
-        for start in range(0, examples, batch):
+        for start in range((step - epoch * per_epoch) * batch, examples, batch):
             for group in optimiser.param_groups:
                 group["lr"] = group["scale"] * schedule.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             optimiser.zero_grad(set_to_none=True)
@@ -99,14 +111,15 @@ def descend(
             optimiser.step()
             step += 1
             advance(1)
+            if monotonic() - saved > SAVE_SECONDS:
+                save()
         now = held_out_loss()
+        epoch += 1
         stale += 1
         if now < best:
             best, stale = now, 0
             kept = [parameter.detach().clone() for parameter in trained]
-        if journal is not None:
-            counts, losses = torch.tensor([epoch, step, stale]), torch.tensor([before, best], dtype=torch.float64)
-            journal.save_refinement({**_state(trained, optimiser, kept), "counts": counts, "losses": losses})
+        save()
     with torch.no_grad():
         for parameter, value in zip(trained, kept, strict=True):
             parameter.copy_(value)
@@ -218,7 +231,7 @@ def refine_model(
         trained: parameters of the student that move.
         schedule: epochs, rate, seed.
         bfloat16: whether forwards are autocast to it.
-        journal: keeps the state after every epoch.
+        journal: as for `descend`.
         advance: told about steps.
         workers: of the job; the windows of a batch are divided among them.
     """

@@ -109,18 +109,20 @@ def model_shape(blocks: BlockSource) -> ModelShape:
 
 @dataclass(frozen=True)
 class Windows:
-    """Calibration windows by number and length.
+    """Calibration windows of a process by number and length.
 
     Attributes:
         fitted, held_out: how many.
         length: tokens per window.
         chunk: windows per forward, at most.
+        processes: that share the job.
     """
 
     fitted: int
     held_out: int
     length: int
     chunk: int
+    processes: int = 1
 
     @property
     def tokens(self) -> int:
@@ -313,10 +315,21 @@ class _Sizes:
             if asleep and number + 1 < len(groups):
                 fitting = blocks + held
             else:
-                fitting = self.shape.block + (self.asleep(number) if asleep else 0)
+                fitting = self.shape.block + (self.asleep(number) if asleep and streams else 0)
             waiting = gathered if at_end else 0
             found = max(found, fitting + self.fitted(group) + (gathered if at_end else 0))
-        return found
+        return found + self.ahead()
+
+    def ahead(self) -> int:
+        """Metrics of all groups and factors of a process's linears, where those of a block are truncated at once."""
+        if self.windows.processes == 1 or self.method.metric == "compressed":
+            return 0
+        shape, metrics, entries = self.shape, 0, 0
+        for group, names in shape.groups.items():
+            rooted = any(shape.outputs[name] > shape.inputs[group] for name in names)
+            metrics += self.moment(group) * (2 if rooted else 1) if self.method.needs_dense_moments else 0
+            entries += sum(shape.outputs[name] * shape.inputs[group] for name in names)
+        return metrics + DOUBLE * (entries // self.windows.processes + shape.largest_linear)
 
     def gathered(self, group: str) -> int:
         """Moments of a group."""
@@ -347,7 +360,10 @@ class _Sizes:
         kept = self.gathered(group) + (moment if drift and not narrow else 0)
         if self.method.metric in ("activation-scale", "fisher-rows"):
             kept += self.moment(group)  # a diagonal, as a matrix
-        fits = max(self.fit(group, name) for name in self.shape.groups[group])
+        fits = factors = 0
+        for name in self.shape.groups[group]:
+            fits = max(fits, factors + self.fit(group, name))
+            factors += self.shape.weight_bytes * self.shape.outputs[name] * self.shape.inputs[group]
         return max(self.gathered(group) + made, kept + fits)
 
     def fit(self, group: str, name: str) -> int:
@@ -358,9 +374,20 @@ class _Sizes:
         whitener = 0
         if (m > n or self.method.alpha == "adaptive") and self.method.metric != "none":
             whitener = self.moment(group) * (4 if self.singular(group) else 1)
-        copies = 2 + int(self.method.aligned) + int(self.method.two_sided)
-        inside = DOUBLE * (copies * m * n + 5 * min(m, n) ** 2 + (4 if m > n else 2) * m * rank + 2 * n * rank)
-        return max(2 * outputs, outputs + whitener + int(inside))
+        eigen, basis = 5 * min(m, n) ** 2, (4 if m > n else 2) * m * rank + 2 * n * rank
+        if self._only_truncates():  # one after the other: eigenvectors, factors of them, the loss that they leave
+            found, left = 2 * min(m, n) ** 2 + basis, m * n + 2 * (m + n) * rank
+            inside = m * n + max(eigen, found, left)
+        else:
+            copies = 2 + int(self.method.aligned) + int(self.method.two_sided)
+            inside = copies * m * n + eigen + basis
+        return max(2 * outputs, outputs + whitener + int(DOUBLE * inside))
+
+    def _only_truncates(self) -> bool:
+        """Whether a fit is a truncation of W itself, in two factors."""
+        method = self.method
+        changes = method.aligned or method.two_sided or method.compensation != "none"
+        return not changes and self.recipe.layout == "two-factor"
 
     def block_refinement(self) -> int:
         """Targets and streams window by window; parameters, their gradients, two moments and the best so far."""

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -238,5 +239,6 @@ def _make_regular(moment: Moment) -> None:
 
 
 def gigabytes(bytes: float) -> str:
-    """For people."""
-    return f"{bytes / 1e9:.1f} GB" if bytes >= 1e8 else f"{bytes / 1e6:.0f} MB"
+    """For people, rounded up: what a message tells them to allow must be enough."""
+    size = ceil(bytes)
+    return f"{-(-size // 10**8) / 10} GB" if size > 999 * 10**6 else f"{-(-size // 10**6)} MB"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +23,7 @@ Tokens = NDArray[np.int32]
 PYTHON_DOCS = "python-docs"
 SELF = "self"
 HELD_OUT_SHARE = 16
+PIECE = 2_000_000  # characters that are tokenised at once
 EVALUATION_TOPICS = 4  # every fourth topic of the Python documentation is held out for evaluation
 
 
@@ -82,9 +85,21 @@ def hold_out(calibration: Calibration) -> Calibration:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
-    """Token ids (n,) int32 of a text, without special tokens."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return np.asarray(ids, dtype=np.int32)
+    """Token ids (n,) int32 of a text, without special tokens.
+
+    A long text goes piece by piece, cut at ends of lines: the tokenizer's own lists are a hundred times the text.
+    """
+    found = (tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"] for piece in _pieces(text))
+    return np.concatenate([np.asarray(ids, dtype=np.int32) for ids in found])
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > PIECE:
+        end = text.rfind("\n", start, start + PIECE) + 1 or start + PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def draw_windows(tokens: Tokens, count: int, length: int, seed: int, where: str) -> Tokens:
@@ -118,7 +133,9 @@ def read_token_windows(path: Path, vocabulary: int) -> Tokens:
         InputError: missing, not such an array, or a token outside the vocabulary.
     """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # .npy only: no archive, no pickle
+        with warnings.catch_warnings():  # of a header that Python 2 wrote
+            warnings.simplefilter("ignore")
+            array = np.lib.format.open_memmap(path, mode="r")  # .npy only: no archive, no pickle
     except Exception as error:  # a header is Python's syntax: a hostile one fails in many ways
         raise InputError(f"{path}: not readable as a numpy array ({_first_line(error)})") from None
     if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):

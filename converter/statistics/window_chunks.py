@@ -88,9 +88,9 @@ def held_out_chunks(calibration: Calibration, workers: Workers) -> list[Tensor]:
 def window_sizes(recipe: Recipe, calibration: Calibration | None, workers: Workers) -> Windows:
     """The windows of a process that has the most."""
     if calibration is None:
-        return Windows(0, 0, 1, 1)
+        return Windows(0, 0, 1, 1, workers.count)
     fitted, length = calibration.windows.shape
     chunk = window_chunk(recipe, fitted, length)
     whole = chunk if recipe.calibration_reduction == "stack-of-batch" else 1
     shares = [-(-count // workers.count) for count in (-(-fitted // whole), len(calibration.held_out))]
-    return Windows(min(fitted, shares[0] * whole), shares[1], length, chunk)
+    return Windows(min(fitted, shares[0] * whole), shares[1], length, chunk, workers.count)

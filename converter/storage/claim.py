@@ -11,6 +11,8 @@ from ..errors import InputError, UsageError
 from .documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from .files import replacing
 
+SAID = 4  # differences, at most
+
 
 def claim(path: Path, identity: Mapping[str, Any], *, holds: str, otherwise: str) -> None:
     """Write an identity down, or check that it is the one that was written down before.
@@ -35,8 +37,5 @@ def claim(path: Path, identity: Mapping[str, Any], *, holds: str, otherwise: str
     except (ValueError, TypeError, AttributeError, InputError):
         raise UsageError(f"{path}: damaged; {otherwise}") from None
     if different:
-        key = different[0]
-        raise UsageError(
-            f"{path.parent}: holds {holds} made with another {key} ({shown(found.get(key))}, here "
-            f"{shown(identity.get(key))}); {otherwise}"
-        )
+        others = (f"{key} ({shown(found.get(key))}, here {shown(identity.get(key))})" for key in different[:SAID])
+        raise UsageError(f"{path.parent}: holds {holds} made with another {', another '.join(others)}; {otherwise}")

@@ -48,6 +48,7 @@ def check_folder(folder: Path) -> ModelProto:
     except Exception:  # protobuf's DecodeError
         raise InputError(f"{path}: not an ONNX model, or truncated") from None
     try:
+        _check_metadata(model)
         for tensor in model_tensors(model):
             _check_tensor(path, tensor)
         if (folder / GENAI_CONFIG).exists():
@@ -55,6 +56,12 @@ def check_folder(folder: Path) -> ModelProto:
     except (TypeError, ValueError, AttributeError) as error:  # protobuf gives bytes where a text is none
         raise InputError(f"{path}: damaged ONNX model ({error})") from None
     return model
+
+
+def _check_metadata(model: ModelProto) -> None:
+    entries = [text for entry in model.metadata_props for text in (entry.key, entry.value)]
+    if not all(isinstance(text, str) for text in (*entries, *(item.domain for item in model.opset_import))):
+        raise ValueError("its metadata are not UTF-8")
 
 
 def model_tensors(model: ModelProto) -> Iterator[TensorProto]:
@@ -103,6 +110,8 @@ def _check_tensor(path: Path, tensor: TensorProto) -> None:
     if any(n < 0 for n in tensor.dims):
         raise InputError(f"{path}: tensor {shown(tensor.name)} has shape {shown(tuple(tensor.dims))}")
     entry = {item.key: item.value for item in tensor.external_data}
+    if not all(isinstance(text, str) for item in entry.items() for text in item):
+        raise ValueError("the place of its data is not UTF-8")
     if not entry and tensor.data_location == 0:
         return
     name = entry.get("location", "")

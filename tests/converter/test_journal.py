@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.factors import refinement
 from lowrank_export.converter.journal import Journal, unfinished
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.recipe import Recipe
@@ -24,7 +25,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "update after the block": {"method": "svd-llm-u"},
     "refined blocks": {"method": "loss-aware", "layout": "pivot", "refine": "block", "refine_epochs": 2},
     "measured blocks, refined": {"method": "lc-svd", "refine_epochs": 1},
-    "refined model": {"method": "loss-aware", "refine": "model", "refine_epochs": 3},
+    "refined model": {"method": "loss-aware", "refine": "model", "refine_epochs": 1, "refine_model_epochs": 3},
 }
 
 
@@ -114,6 +115,22 @@ def test_a_refinement_goes_on_with_its_next_epoch(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_a_refinement_goes_on_within_an_epoch(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Six windows of 32 in batches of 64 tokens are three steps."""
+    monkeypatch.setattr(refinement, "BATCH_TOKENS", 64)
+    asked = recipe(**JOBS["refined model"])
+    compress(asked, tmp_path / "whole")
+    monkeypatch.setattr(refinement, "SAVE_SECONDS", -1)  # after every step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, steps, Journal, "save_refinement")
+        compress(asked, tmp_path / "cut")
+    compress(asked, tmp_path / "cut")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 def test_statistics_are_not_gathered_twice(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lowrank_export.converter.statistics import gathering
 
@@ -130,6 +147,8 @@ def test_an_unfinished_job_is_of_one_recipe(recipe: Any, tmp_path: Path, monkeyp
         compress(recipe(method="svd"), tmp_path / "out")
     with pytest.raises(UsageError, match=r"another method \(.svd., here .svd-llm.\).*--force"):
         compress(recipe(method="svd-llm"), tmp_path / "out")
+    with pytest.raises(UsageError, match=r"another method \(.*\), another retention \(0.6, here 0.5\); .*--force"):
+        compress(recipe(method="svd-llm", retention=0.5), tmp_path / "out")
     compress(recipe(method="svd-llm"), tmp_path / "out", force=True)
     assert "method: svd-llm" in (tmp_path / "out" / "recipe.yaml").read_text()
     assert not (tmp_path / ".out.unfinished").exists()

@@ -88,6 +88,7 @@ def test_no_mapping(refused: Refused, tmp_path: Path, content: str) -> None:
         ("rank_multiple: 1000000000000000000000", "rank_multiple"),
         ("gradient_windows: 10000000", "gradient_windows"),
         ("refine_epochs: 10000000", "refine_epochs"),
+        ("refine_model_epochs: 0", "refine_model_epochs"),
         ("buckets: 0", "buckets"),
         ("keep_dense: 7", "keep_dense"),
         ("keep_dense: [7]", "keep_dense"),

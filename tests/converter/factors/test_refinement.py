@@ -177,7 +177,13 @@ def test_refined_blocks_lose_less_on_held_out_windows(dense: Path, tmp_path: Pat
 
 
 def test_refined_model_is_closer_still_and_leaves_nothing_behind(dense: Path, tmp_path: Path) -> None:
-    options = {"method": "loss-aware", "keep_dense": ("*.o_proj",), "refine_epochs": 8, "refine_model_rate": 0.01}
+    options = {
+        "method": "loss-aware",
+        "keep_dense": ("*.o_proj",),
+        "refine_epochs": 8,
+        "refine_model_epochs": 8,
+        "refine_model_rate": 0.01,
+    }
     compress(recipe(dense, refine="block", **options), tmp_path / "block")
     compress(recipe(dense, refine="model", layout="pivot", **options), tmp_path / "model")
     assert error(dense, tmp_path / "model") < error(dense, tmp_path / "block") * 1.05

@@ -41,7 +41,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "pivot": {"method": "loss-aware", "layout": "pivot", "gradient_windows": 5},
     "no-windows": {"method": "loss-aware", "windows": 1, "held_out": 1, "gradient_windows": 1},
     "block": {"method": "svd-llm", "refine": "block", "refine_epochs": 2},
-    "model": {"method": "adasvd", "refine": "model", "refine_epochs": 2},
+    "model": {"method": "adasvd", "refine": "model", "refine_epochs": 1, "refine_model_epochs": 2},
 }
 
 

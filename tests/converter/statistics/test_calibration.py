@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.statistics import calibration
 from lowrank_export.converter.statistics.calibration import (
     calibrate,
     draw_windows,
@@ -127,6 +129,22 @@ def test_seed_and_hash(tiny: ModuleType, tmp_path: Path) -> None:
     assert draw(held_out=0).held_out.shape == (0, 16)
 
 
+@pytest.mark.parametrize("text", ["", "one line", "a\nbc\n\ndef\n" * 9, "no end of a line " * 9, "\n" * 40])
+def test_a_long_text_is_tokenised_piece_by_piece(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Pieces are bounded, end where lines do if they can, and lose nothing."""
+    seen: list[str] = []
+
+    def tokenizer(piece: str, **_: Any) -> dict[str, list[int]]:
+        seen.append(piece)
+        return {"input_ids": [ord(letter) for letter in piece]}
+
+    monkeypatch.setattr(calibration, "PIECE", 10)
+    tokens = tokenize(tokenizer, text)  # type: ignore[arg-type]
+    assert tokens.dtype == np.int32 and "".join(map(chr, tokens)) == "".join(seen) == text
+    assert all(len(piece) <= 10 for piece in seen)
+    assert all(piece.endswith("\n") for piece in seen[:-1]) or len(text.splitlines()) <= 1
+
+
 def test_no_special_tokens(tiny: ModuleType) -> None:
     tokens = tokenize(tiny.tokenizer(), "a rank")
     assert tokens.dtype == np.int32 and 0 not in tokens
@@ -157,6 +175,17 @@ def test_arrays_that_are_no_windows(tmp_path: Path, array: Any, message: str) ->
     np.save(tmp_path / "w.npy", array, allow_pickle=True)
     with pytest.raises(InputError, match=message):
         read_token_windows(tmp_path / "w.npy", 320)
+
+
+def test_an_array_of_python_2_is_read_without_a_word(tmp_path: Path) -> None:
+    header = "{'descr': '<i4', 'fortran_order': False, 'shape': (2L, 4L), }".ljust(117) + "\n"
+    size = len(header).to_bytes(2, "little")
+    (tmp_path / "w.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + size + header.encode() + np.arange(8, dtype="<i4").tobytes()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(read_token_windows(tmp_path / "w.npy", 320), np.arange(8).reshape(2, 4))
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
