@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--length", type=int, default=512, help="tokens per window")
     found.add_argument("--type", action="append", choices=[*QUANTISATIONS, BASELINE])
     found.add_argument("--rounding", action="append", choices=["plain", "aware"])
+    found.add_argument("--rounding-text", help="text, or token windows (.npy), of aware rounding; else --calibration")
     found.add_argument("--block-size", type=int, default=OnnxOptions().block_size)
     found.add_argument("--accuracy-level", type=int, default=OnnxOptions().accuracy_level)
     found.add_argument("--symmetric", action=argparse.BooleanOptionalAction, default=OnnxOptions().symmetric)
@@ -177,7 +178,8 @@ def exports(
             continue
         for rounding in (options.rounding or ["plain", "aware"]) if has_codes(type) else ["plain"]:
             out = scratch / f"{model}-{type}-{rounding}"
-            text = options.calibration if model == "dense" and rounding == "aware" else None
+            recorded = None if model == "factored" else options.calibration
+            text = (options.rounding_text or recorded) if rounding == "aware" else None
             chosen = OnnxOptions(
                 options.block_size, options.symmetric, options.accuracy_level, rounding, text, options.factors
             )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -143,30 +145,48 @@ def speed_options(description: str | None, *, blocks: int, prompt: int) -> argpa
     parser.add_argument("--prompt", type=int, default=prompt, help="tokens")
     parser.add_argument("--decode", type=int, default=48, help="tokens")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--loads", type=int, default=1, help="how often models are opened anew, see timed()")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--gguf-type", action="append")
     return parser
 
 
 def timed(artifacts: Sequence[Artifact], runtime: str, options: argparse.Namespace) -> list[Speed]:
-    """The speed of each in one runtime, timed in turn on random tokens."""
+    """The speed of each in one runtime, timed in turn on random tokens, all of them opened anew `--loads` times.
+
+    Where a model's weights come to lie in memory makes a few percent, for as long as it is open.
+    """
     length = options.prompt + options.decode
     tokens = np.random.default_rng(0).integers(0, 256, length).astype(np.int32)
-    backends = [
-        open_backend(artifact.path, runtime, threads=options.threads, context=length, exact=False)
-        for artifact in artifacts
-    ]
-    found = measure_speed(
-        backends,
-        tokens,
-        prompts=[options.prompt],
-        decode_tokens=options.decode,
-        threads=options.threads,
-        repeats=options.repeats,
-    )
-    for backend in backends:
-        backend.close()
-    return [speed for (speed,) in found]
+    loads = []
+    for _ in range(options.loads):
+        backends = [
+            open_backend(artifact.path, runtime, threads=options.threads, context=length, exact=False)
+            for artifact in artifacts
+        ]
+        found = measure_speed(
+            backends,
+            tokens,
+            prompts=[options.prompt],
+            decode_tokens=options.decode,
+            threads=options.threads,
+            repeats=options.repeats,
+        )
+        for backend in backends:
+            backend.close()
+        loads.append([speed for (speed,) in found])
+    return [_over_loads(speeds) for speeds in zip(*loads, strict=True)]
+
+
+def _over_loads(speeds: Sequence[Speed]) -> Speed:
+    """The median of the medians, and the range."""
+
+    def rate(rates: Sequence[Rate]) -> Rate:
+        medians = [rate.median for rate in rates]
+        return Rate(median(medians), min(rate.lowest for rate in rates), max(rate.highest for rate in rates))
+
+    prefill, decode = (rate([getattr(speed, kind) for speed in speeds]) for kind in ("prefill", "decode"))
+    return replace(speeds[0], prefill=prefill, decode=decode)
 
 
 def said(rate: Rate, dense: Rate) -> str:

@@ -115,7 +115,7 @@ FAMILIES: Mapping[str, Family] = {
 EXPORT_ONLY: Mapping[str, Family] = {name: Family(name, *_PATHS, _GATED) for name in ("gemma2", "gemma3_text")}
 """Loaded and exported, not compressed: soft caps, norms behind linears, a rotary embedding per kind of block."""
 
-EXPORT_ONLY_ELSEWHERE = ("opt",)
+EXPORT_ONLY_ELSEWHERE = ("opt", "cohere", "gpt_neox", "stablelm", "starcoder2")
 """The same, with tensors in other places, which only transformers checks."""
 
 

@@ -19,6 +19,7 @@ from ...converter.errors import InputError, LowRankError
 from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
 from .contents import save_model
 from .fused_linears import Part, split_attention, split_gate_up
+from .plain_norms import write_out_norms
 from .quantise import QuantisedMatrix, stack
 from .stored import StoredWeights
 from .upstream import builder_classes
@@ -80,6 +81,7 @@ def build(
         said = " ".join(captured.getvalue()[-_OUTPUT_TAIL:].split())
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise LowRankError(f"{checkpoint}: the ONNX model builder failed: {problem} (it said: {said})") from error
+    write_out_norms(builder.model)
     builder.model.graph.sort()
     # not by the builder, whose file would name the commit of any git repository around it
     save_model(builder.model, folder, metadata)

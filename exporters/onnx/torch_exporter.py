@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.errors import InputError, LowRankError, ResourceError
+from ...converter.model.architectures import EXPORT_ONLY_ELSEWHERE
 from .contents import MODEL_FILE, save_model
 from .session import one_line
 from .stored import StoredWeights
@@ -25,7 +26,7 @@ from .upstream import torch_exporter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FAMILIES = ("opt",)
+FAMILIES = EXPORT_ONLY_ELSEWHERE
 """config.json's `model_type`. Each was compared with torch in this project's tests."""
 
 GENAI_TYPE = "llama"

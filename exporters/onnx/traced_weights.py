@@ -8,6 +8,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast
 
+from .graph_edits import add_initializer, replace_node
 from .quantise import QuantisedMatrix
 from .stored import StoredWeights
 
@@ -36,9 +37,9 @@ def store_codes(model: ir.Model, weights: StoredWeights) -> None:
             continue
         inputs = stored.setdefault(id(matrix), []) or _add_codes(graph, found[0], matrix, stored[id(matrix)])
         if node.op_type == "Gather":
-            _replace(graph, node, _lookup(graph, node, matrix, inputs))
+            replace_node(graph, node, _lookup(graph, node, matrix, inputs))
         else:
-            _replace(graph, node, _product(node, matrix, inputs, weights.accuracy_level))
+            replace_node(graph, node, _product(node, matrix, inputs, weights.accuracy_level))
     _drop_unused(graph)
 
 
@@ -50,7 +51,7 @@ def store_half(model: ir.Model) -> None:
     graph = model.graph
     matrices = {found[0].name: found[0] for node in graph if (found := _matrix(node)) is not None}
     for name, value in matrices.items():
-        half = _initializer(graph, f"{name}.half", value.const_value.numpy().astype(np.float16))
+        half = add_initializer(graph, f"{name}.half", value.const_value.numpy().astype(np.float16))
         cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast")
         cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
         graph.insert_before(next(iter(graph)), [cast])
@@ -93,7 +94,7 @@ def _add_codes(graph: Any, value: Any, matrix: QuantisedMatrix, inputs: list[Any
     parts = {"qweight": matrix.qweight, "scales": matrix.scales, "qzeros": matrix.qzeros}
     for kind, part in parts.items():
         if part is not None:
-            inputs.append(_initializer(graph, f"{value.name}.{kind}", part.numpy()))
+            inputs.append(add_initializer(graph, f"{value.name}.{kind}", part.numpy()))
     return inputs
 
 
@@ -121,7 +122,7 @@ def _lookup(graph: Any, node: Any, matrix: QuantisedMatrix, stored: list[Any]) -
 
     codes, scales, *zeros = stored
     width = int(np.prod(matrix.qweight.shape[1:]))
-    shape = _initializer(graph, f"{node.name}.flat", np.array([matrix.out_features, width], dtype=np.int64))
+    shape = add_initializer(graph, f"{node.name}.flat", np.array([matrix.out_features, width], dtype=np.int64))
     flat = ir.node("Reshape", [codes, shape], name=f"{node.name}_flat")
     attributes = {"bits": matrix.bits, "block_size": matrix.group_size, "gather_axis": 0, "quantize_axis": 1}
     inputs = [flat.outputs[0], node.inputs[1], scales, *zeros]
@@ -129,30 +130,10 @@ def _lookup(graph: Any, node: Any, matrix: QuantisedMatrix, stored: list[Any]) -
     if width * 8 // matrix.bits == matrix.in_features:
         return [flat, lookup]
     bounds = [
-        _initializer(graph, f"{node.name}.{part}", np.array([number], dtype=np.int64))
+        add_initializer(graph, f"{node.name}.{part}", np.array([number], dtype=np.int64))
         for part, number in (("start", 0), ("end", matrix.in_features), ("axis", -1))
     ]
     return [flat, lookup, ir.node("Slice", [lookup.outputs[0], *bounds], name=f"{node.name}_slice")]
-
-
-def _replace(graph: Any, node: Any, new: list[Any]) -> None:
-    """Put nodes in another's place; the last one's output takes over its name, shape and type."""
-    import onnx_ir as ir
-
-    old, output = node.outputs[0], new[-1].outputs[0]
-    output.name, output.shape, output.type = old.name, old.shape, old.type
-    graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-
-
-def _initializer(graph: Any, name: str, values: Any) -> Any:
-    import onnx_ir as ir
-
-    tensor = ir.tensor(values, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _drop_unused(graph: Any) -> None:

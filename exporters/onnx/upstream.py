@@ -6,8 +6,10 @@ project was written for; `check_builder` compares it with what is installed, bef
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
+import textwrap
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -78,6 +80,35 @@ METHODS: dict[str, tuple[str, ...]] = {
 CLASS_METHODS: dict[str, tuple[str, ...]] = {"Gemma3Model.make_rotary_embedding_multi_cache": ()}
 """Overridden in one class only."""
 
+ATTRIBUTES: dict[str, dict[str, tuple[str, ...]]] = {
+    "Model": {
+        # read
+        "context_length": (),
+        "input_names": ("input_ids",),
+        "io_dtype": (),
+        "kv_size": (),
+        "layer_types": (),
+        "model": (),
+        "q_size": (),
+        # set: under another name, upstream would go on with values of its own
+        "attention_attrs": ("scale", "k_path", "v_path"),
+        "embed_attrs": ("scale",),
+        "layernorm_attrs": ("epsilon",),
+        "model_type": (),
+        "quant_attrs": ("matmul_block_size", "accuracy_level"),
+        "rope_attrs": ("create_caches",),
+        "tied_quantized_embeddings": (),
+        "tied_unquantized_embeddings": (),
+    },
+    "Gemma3Model": {
+        "cos_cache_global_name": (),
+        "cos_cache_local_name": (),
+        "sin_cache_global_name": (),
+        "sin_cache_local_name": (),
+    },
+}
+"""Class -> attributes of its instances, which its methods name -> keys, where they are dictionaries."""
+
 TESTED_TRANSFORMERS = "5.23"
 
 EXPORTER = ("model", "sample_inputs", "config")
@@ -107,7 +138,7 @@ def check_builder(builders: Any) -> None:
 
 
 def differences(builders: Any) -> list[str]:
-    """One phrase per class or method of the tables that is missing or takes other parameters."""
+    """One phrase per class, method or attribute of the tables that is missing or takes other parameters."""
     found = [f"it has no {name}" for name in CLASSES if not hasattr(builders, name)]
     methods = {f"Model.{name}": parameters for name, parameters in METHODS.items()} | CLASS_METHODS
     for path, expected in methods.items():
@@ -119,6 +150,25 @@ def differences(builders: Any) -> list[str]:
             found.append(f"it has no {path}")
         elif (actual := _parameters(method)) != expected:
             found.append(f"{path} takes ({', '.join(actual)}), not ({', '.join(expected)})")
+    for owner, attributes in ATTRIBUTES.items():
+        if hasattr(builders, owner):
+            named = _named_of_self(getattr(builders, owner))
+            wanted = {*attributes, *(f"{name}['{key}']" for name, keys in attributes.items() for key in keys)}
+            found += [f"{owner} has no {name}" for name in sorted(wanted - named)]
+    return found
+
+
+def _named_of_self(owner: type) -> set[str]:
+    """Every `X` and `X['key']` that the methods of a class name of `self`, from its source."""
+    found = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(owner)))):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self"), attr=name):
+                found.add(name)
+            case ast.Subscript(
+                value=ast.Attribute(value=ast.Name(id="self"), attr=name), slice=ast.Constant(value=str(key))
+            ):
+                found.add(f"{name}['{key}']")
     return found
 
 

@@ -253,7 +253,7 @@ def test_a_7b_model_fits_into_8_gigabytes(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["svd", "svd-llm", "adasvd", "loss-aware", "saes"])
 def test_several_processes_keep_what_they_truncated_ahead(method: str) -> None:
-    """Beside the same windows: nothing where a truncation waits for the stream, else at least the factors of a share."""
+    """Beside the same windows: nothing where a truncation waits for the stream, else the factors of a share or more."""
     asked, row = Recipe(model="7b", method=method), METHODS[method]
     one, two = (
         forecast(asked, row, large(), Windows(32, 2, 1024, 4, processes), "on disk").memory["compressing a block"]

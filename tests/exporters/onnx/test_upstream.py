@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from lowrank_export.converter.errors import LowRankError
-from lowrank_export.exporters.onnx import upstream
+from lowrank_export.exporters.onnx import fused_linears, genai_builder, upstream
 from lowrank_export.exporters.onnx.builder_families import FAMILIES
 
 
@@ -29,6 +31,34 @@ def test_every_method_our_subclass_overrides_is_in_the_table() -> None:
     pinned = {*upstream.METHODS, *(path.partition(".")[2] for path in upstream.CLASS_METHODS)}
     ours = {name for name, value in vars(_subclass("LlamaModel")).items() if callable(value)}
     assert ours <= pinned, f"overridden but not in upstream.METHODS: {sorted(ours - pinned)}"
+
+
+def test_everything_taken_from_the_builder_is_in_the_tables() -> None:
+    """What the code names of `self` and `builder`, methods, attributes and keys; our own names start with `_`."""
+    listed = {*upstream.METHODS, *(path.partition(".")[2] for path in upstream.CLASS_METHODS)}
+    for attributes in upstream.ATTRIBUTES.values():
+        listed |= {*attributes, *(f"{name}['{key}']" for name, keys in attributes.items() for key in keys)}
+    for module in (genai_builder, fused_linears):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            match node:
+                case ast.Attribute(value=ast.Name(id="self" | "builder"), attr=name) if not name.startswith("_"):
+                    assert name in listed, f"{module.__name__} names {name}: not in upstream.py"
+                case ast.Subscript(value=ast.Attribute(attr=name), slice=ast.Constant(value=str(key))):
+                    assert f"{name}['{key}']" in listed, f"{module.__name__} names {name}['{key}']: not in upstream.py"
+                case ast.Call(func=ast.Attribute(value=ast.Attribute(attr=name), attr="update"), keywords=keywords):
+                    keys = {f"{name}['{word.arg}']" for word in keywords if word.arg}
+                    assert keys <= listed, f"{module.__name__} sets {sorted(keys - listed)}: not in upstream.py"
+
+
+def test_moved_attribute_and_key_are_named() -> None:
+    class Moved:
+        def make(self) -> None:
+            self.io_type = self.layernorm_attrs["eps"]  # type: ignore[attr-defined]
+
+    problems = upstream.differences(pretend(Gemma3Model=Moved, Model=Moved))
+    assert {"Model has no io_dtype", "Model has no layernorm_attrs['epsilon']"} <= set(problems)
+    assert "Model has no layernorm_attrs" not in problems
+    assert "Gemma3Model has no cos_cache_local_name" in problems
 
 
 def pretend(**changes: Any) -> SimpleNamespace:
