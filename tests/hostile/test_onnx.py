@@ -33,7 +33,9 @@ def test_names_that_are_no_text(copied: Copy, refused: Refused) -> None:
     """Protobuf gives bytes for them."""
     path = (folder := copied("onnx")) / "model.onnx"
     data = path.read_bytes()
-    for name in (b"model.layers.0.input_layernorm.weight", b"past_key_values.0.key", b"model.onnx.data"):
+    names = (b"model.layers.0.input_layernorm.weight", b"past_key_values.0.key", b"model.onnx.data")
+    for name in (*names, b"lowrank.quantisation", b"length"):
+        assert name in data
         path.write_bytes(data.replace(name, b"\xff" + name[1:]))
         refused("inspect", folder, code=3, needle="onnx")
 
