@@ -33,17 +33,16 @@ def check_consistency(header: Header) -> None:
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     types = {tensor.name: tensor.type for tensor in header.tensors}
     _check_factors(shapes, types, header.metadata)
-    if header.metadata.get("general.type") == "adapter":
+    kind = header.metadata.get("general.type", "model")
+    if kind == "adapter":
         _check_adapter(shapes)
+        return
+    if kind == "imatrix":  # llama-imatrix names no architecture
         return
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise InputError("no general.architecture")
-    if (
-        not shapes
-        or header.metadata.get("general.type", "model") != "model"
-        or _number(header.metadata, "split.count", 1) > 1
-    ):
+    if not shapes or kind != "model" or _number(header.metadata, "split.count", 1) > 1:
         return
     _check_blocks(shapes, header.metadata, architecture)
     _check_vocabulary(shapes, header.metadata)

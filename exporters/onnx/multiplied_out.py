@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-MATMUL, SPLIT, CONCAT, REORDER = 3.0, 2.0, 2.0, 5.0
+MATMUL, SPLIT, CONCAT, REORDER = 5.0, 2.0, 2.0, 5.0
 """Microseconds that a node takes besides its weights; all three nodes of a permutation. See docs/onnx.md."""
 PER_MILLION_WEIGHTS = {32: 85.0, 16: 85.0, 8: 20.0, 4: 13.0}
 """Bits of a weight -> microseconds, for one token on two threads."""

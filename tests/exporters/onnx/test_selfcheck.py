@@ -67,10 +67,11 @@ def scale_tensor(name: str, factor: float) -> Change:
 
 
 def skip_node(op_type: str, position: int) -> Change:
-    """Remove a node that has a mate: who reads its output reads its first input."""
+    """Remove a node that has a mate, and is no part of a norm: who reads its output reads its first input."""
 
     def change(model: onnx.ModelProto) -> None:
-        node = [node for node in model.graph.node if node.op_type == op_type][position]
+        alike = [node for node in model.graph.node if node.op_type == op_type]
+        node = [node for node in alike if not any(name.startswith("norm.") for name in node.input)][position]
         for other in model.graph.node:
             other.input[:] = [node.input[0] if name == node.output[0] else name for name in other.input]
         model.graph.node.remove(node)
