@@ -101,10 +101,13 @@ def _describe_onnx(folder: Path) -> Artifact:
                 scales.update(node.input[2:])
     except Exception as error:  # onnx's own errors, among others
         raise InputError(f"{folder}: damaged ONNX model ({type(error).__name__})") from error
-    weights = [
+    weights = [  # a single number is a constant of the graph
         tensor
         for tensor in tensors
-        if tensor.name not in scales and not tensor.type.startswith("int") and not tensor.name.startswith(ROTARY_TABLES)
+        if tensor.shape
+        and tensor.name not in scales
+        and not tensor.type.startswith("int")
+        and not tensor.name.startswith(ROTARY_TABLES)
     ]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return Artifact(
