@@ -49,7 +49,7 @@ class Recipe(BaseModel):
     refine_epochs: int = Field(8, ge=1, le=LARGEST)
     refine_rate: float = Field(0.003, gt=0, le=1)
     refine_model_epochs: int = Field(1, ge=1, le=LARGEST)
-    refine_model_rate: float = Field(0.001, gt=0, le=1)
+    refine_model_rate: float = Field(0.0003, gt=0, le=1)
     refine_alpha: float = Field(0.5, ge=0, le=1)
     seed: int = Field(0, ge=0, lt=2**63)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
