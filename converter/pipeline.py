@@ -24,7 +24,7 @@ from .factors.fit import FitLoss
 from .factors.pivot_block import pivot_block
 from .factors.refinement import BATCH_TOKENS, Schedule, refine_model
 from .journal import Journal, forget_finished, unfinished
-from .machine.device import fast_matmul, pick_device
+from .machine.device import pick_device
 from .machine.memory import release_freed
 from .machine.workers import ALONE, Workers
 from .model.source import Source, check_same, open_source
@@ -124,7 +124,6 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
     started = time.perf_counter()
     losses: dict[str, FitLoss] = {}
     with (
-        fast_matmul(),
         replacing(out, force=force, folder=True) if job.workers.writes else nullcontext() as folder,
         closing(_compressed_blocks(job, journal, losses, progress)) as compressed,
     ):

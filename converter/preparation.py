@@ -16,7 +16,8 @@ from .allocation.plan import RankPlan
 from .errors import UsageError
 from .factors.whitening import OutputRoot, gradient_metric
 from .machine.activations import Keep
-from .machine.device import DTYPES, computes_bfloat16, fast_matmul, pick_device
+from .machine.device import DTYPES, computes_bfloat16, pick_device
+from .machine.float32 import float32_products
 from .machine.memory import exempt_loaded, release_freed
 from .machine.memory_forecast import Windows
 from .machine.memory_plan import MemoryPlan, check_by_trial, gigabytes, plan_memory
@@ -167,10 +168,13 @@ def prepared(
     """
     source = source or open_source(recipe.model, progress)
     room = Room(max_memory, scratch or Path(tempfile.gettempdir()))
-    with _gathered(recipe, source, device, statistics, room, progress, workers) as found:
+    where = pick_device(device, workers)
+    with (
+        float32_products(where, fast=True),
+        _gathered(recipe, source, where, statistics, room, progress, workers) as found,
+    ):
         method, blocks, calibration, store, memory = found
-        with fast_matmul():
-            plan = allocate(recipe, method, blocks, calibration, store, progress, workers)
+        plan = allocate(recipe, method, blocks, calibration, store, progress, workers)
         update = None
         if recipe.update_calibration is not None:
             update = draw_windows(recipe.update_calibration, recipe, source, blocks, progress, workers)
@@ -214,7 +218,11 @@ def gather_statistics(
     room = Room(max_memory, next(parent for parent in folder.absolute().parents if parent.is_dir()))
     source = workers.in_turn(lambda: open_source(recipe.model, progress))
     check_same(source, workers)
-    with _gathered(recipe, source, device, folder, room, progress, workers, wanted):
+    where = pick_device(device, workers)
+    with (
+        float32_products(where, fast=True),
+        _gathered(recipe, source, where, folder, room, progress, workers, wanted),
+    ):
         return wanted
 
 
@@ -222,7 +230,7 @@ def gather_statistics(
 def _gathered(
     recipe: Recipe,
     source: Source,
-    device: str,
+    device: torch.device,
     folder: Path | None,
     room: Room,
     progress: Progress,
@@ -231,8 +239,7 @@ def _gathered(
 ) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics, MemoryPlan]]:
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
-    where = pick_device(device, workers)
-    blocks = BlockSource(source.reader(), source.family, where, DTYPES[recipe.dtype], _in_bfloat16(recipe, where))
+    blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
     exempt_loaded()
     kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
     if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
@@ -250,9 +257,8 @@ def _gathered(
                 store.claim(_identity(recipe, blocks, source, calibration))
             if folder is not None:
                 workers.check_shared(folder / IDENTITY)
-            with fast_matmul():
-                chosen = statistics_kinds(recipe) if kinds is None else kinds
-                _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress, workers)
+            chosen = statistics_kinds(recipe) if kinds is None else kinds
+            _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress, workers)
             workers.wait()  # for the writer's last file
         release_freed()
         yield method, blocks, calibration, store, memory
@@ -264,9 +270,8 @@ def _try(
     """Hold the forecast against one block, where there is a limit."""
     if memory.limit is None:
         return
-    with fast_matmul():
-        tokens = torch.zeros(max(1, windows.chunk_tokens // windows.length), windows.length, dtype=torch.int32)
-        check_by_trial(memory, recipe, method, blocks, windows, tokens)
+    tokens = torch.zeros(max(1, windows.chunk_tokens // windows.length), windows.length, dtype=torch.int32)
+    check_by_trial(memory, recipe, method, blocks, windows, tokens)
     release_freed()
     progress.note(f"at most {gigabytes(memory.peak)} of memory, by forecast and trial; activations {memory.holding}")
 

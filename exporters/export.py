@@ -117,39 +117,42 @@ def export(
         raise UsageError(f"--layout {layout}: unknown layout{nearest(layout, LAYOUTS)}")
     if layout != "adapter" and (dense or residual):
         raise UsageError("--dense and --gguf-residual-type belong to --layout adapter")
-    if format == "gguf" and layout == "adapter":
-        from ..converter.model.source import open_source
-        from .gguf.adapter import export_adapter
-
-        return export_adapter(
-            checkpoint,
-            out,
-            dense=None if dense is None else open_source(dense, progress),
-            residual=residual,
-            quantisation=quantisation,
-            embedding_type=embedding_type,
-            head_type=head_type,
-            library=library,
-            force=force,
-            progress=progress,
-        )
-    if format == "gguf":
-        from .gguf.writer import export_gguf
-
-        return export_gguf(
-            checkpoint,
-            out,
-            quantisation=quantisation,
-            embedding_type=embedding_type,
-            head_type=head_type,
-            layout=layout,
-            rounding=rounding,
-            library=library,
-            force=force,
-            progress=progress,
-        )
-    if layout != "native":
+    if format == "onnx" and layout != "native":
         raise UsageError(f"--layout {layout}: ONNX has the native layout only")
-    from .onnx.export import export_onnx
+    from ..converter.machine.float32 import float32_products
 
-    return export_onnx(checkpoint, out, quantisation=quantisation, options=onnx, force=force, progress=progress)
+    with float32_products("cpu"):
+        if format == "gguf" and layout == "adapter":
+            from ..converter.model.source import open_source
+            from .gguf.adapter import export_adapter
+
+            return export_adapter(
+                checkpoint,
+                out,
+                dense=None if dense is None else open_source(dense, progress),
+                residual=residual,
+                quantisation=quantisation,
+                embedding_type=embedding_type,
+                head_type=head_type,
+                library=library,
+                force=force,
+                progress=progress,
+            )
+        if format == "gguf":
+            from .gguf.writer import export_gguf
+
+            return export_gguf(
+                checkpoint,
+                out,
+                quantisation=quantisation,
+                embedding_type=embedding_type,
+                head_type=head_type,
+                layout=layout,
+                rounding=rounding,
+                library=library,
+                force=force,
+                progress=progress,
+            )
+        from .onnx.export import export_onnx
+
+        return export_onnx(checkpoint, out, quantisation=quantisation, options=onnx, force=force, progress=progress)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from ..errors import ResourceError, UsageError
@@ -49,19 +46,3 @@ def computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(has is True and "bf16" in feature for feature, has in torch.cpu.get_capabilities().items())
-
-
-@contextmanager
-def fast_matmul() -> Iterator[None]:
-    """Send float32 matmuls on the CPU to oneDNN, and put the setting back afterwards.
-
-    PyTorch asks oneDNN only where bfloat16 products are allowed. oneDNN takes that freedom on processors with bfloat16
-    matrix units; elsewhere it computes in float32, up to twice as fast as PyTorch's own choice of library.
-    """
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before

@@ -13,6 +13,7 @@ from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.lowrank_linear import LowRankLinear
 from ...converter.checkpoint.pivot_linear import PivotLinear
+from ...converter.machine.float32 import float32_products
 from ...converter.model.blocks import BlockSource
 from ...converter.progress import Progress
 from ...converter.statistics.input_moments import input_moments
@@ -41,7 +42,8 @@ def export_imatrix(checkpoint: Path, out: Path, *, text: str | None, force: bool
     reader = CheckpointReader(checkpoint)
     of = family(str(reader.config.get("model_type")))
     blocks, chunks = open_calibrated(reader, text)
-    found = measure_importance(blocks, chunks, of, progress)
+    with float32_products("cpu"):
+        found = measure_importance(blocks, chunks, of, progress)
     windows, length = sum(map(len, chunks)), chunks[0].shape[1]
     said = text or "the text that the checkpoint records"
     write_imatrix(

@@ -31,7 +31,7 @@ class TorchBackend:
 
     Raises:
         UsageError: no such device or dtype.
-        ResourceError: the device has not enough memory.
+        ResourceError: the device has not enough memory, or rounds products of float32 matrices.
     """
 
     name: str = "torch"
@@ -41,7 +41,11 @@ class TorchBackend:
     ) -> None:
         import torch
 
+        from ...converter.machine.float32 import float32_products
+
         self._device = _device(device)
+        with float32_products(self._device):  # proves the device, once
+            pass
         self._threads_before = torch.get_num_threads() if threads is not None else None
         try:
             self._model: Any = model.to(device=self._device, dtype=torch_dtype(dtype)).eval()  # type: ignore[call-arg]
@@ -100,11 +104,13 @@ class TorchBackend:
         """
         import torch
 
+        from ...converter.machine.float32 import float32_settings
+
         if self._model is None:
             raise RuntimeError("the torch backend is closed")
         ids = torch.from_numpy(np.atleast_2d(np.ascontiguousarray(tokens, dtype=np.int64))).to(self._device)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), float32_settings():
                 if not use_cache:
                     logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
                     return logits
