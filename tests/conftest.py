@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -30,10 +31,30 @@ def _two_threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _another_processor() -> Iterator[None]:
+    """LOWRANK_BFLOAT16=1 or 0: as if this processor multiplied bfloat16 in hardware, or did not."""
+    wanted = os.environ.get("LOWRANK_BFLOAT16")
+    if wanted is None:
+        yield
+        return
+    from lowrank_export.converter import preparation
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "computes_bfloat16", lambda device: wanted == "1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """tests/tiny.py: tiny random models of every family."""
     return _load("tiny")
+
+
+@pytest.fixture(scope="session")
+def greedy() -> ModuleType:
+    """tests/greedy.py: greedy text of a runtime, held against torch."""
+    return _load("greedy")
 
 
 @pytest.fixture(scope="session")
