@@ -1,6 +1,7 @@
 # Two commands are all the set-up: `make demo` and `make test`. Everything goes into .venv; a second run reuses it.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+CONSTRAINTS ?= -c constraints.txt
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,14 +9,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
 USE_STAMP := $(VENV)/.installed
 DEVELOP_STAMP := $(VENV)/.installed-test-lint
+WHEEL_VENV = build/wheel-venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+WHEEL_PIP = $(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check
 TYPED := build/typing/lowrank_export
 TYPED_ENTRIES := __init__.py __main__.py cli.py py.typed converter exporters runtime_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format types clean distclean
+.PHONY: help demo test test-quick test-wheel test-processors lint format types clean distclean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(USE_STAMP) ## compress, export and validate the demo model; leaves everything in out/demo
 	$(BIN)/lowrank-export runtime build
@@ -27,6 +30,23 @@ test: $(DEVELOP_STAMP) ## every test, the slow ones too
 
 test-quick: $(DEVELOP_STAMP) ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# -P: the current folder is not looked in, so what is tested is what was installed
+test-wheel: ## the quick tests against the installed wheel: PYTHON=python3.12, CONSTRAINTS= for the newest of everything
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	rm -rf build/wheel build/lib build/bdist.*
+	$(WHEEL_PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
+	rm -rf build/lib build/bdist.*
+	$(WHEEL_PIP) install $(CONSTRAINTS) "$$(echo build/wheel/*.whl)[test]"
+	$(WHEEL_PIP) install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	$(WHEEL_VENV)/bin/python -P -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# libraries choose their kernels as on a processor with SSE alone, which multiplies bfloat16; then with AVX2, without it
+test-processors: $(DEVELOP_STAMP) ## the quick tests, twice, as older processors compute
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem LOWRANK_BFLOAT16=1 \
+		$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell LOWRANK_BFLOAT16=0 \
+		$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 lint: $(DEVELOP_STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .

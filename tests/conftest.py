@@ -32,6 +32,20 @@ def _two_threads() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_package() -> Iterator[None]:
+    """A package that was installed from a wheel is tested as it is: nothing of the checkout may take its place."""
+    import lowrank_export
+
+    yield
+    root = HERE.parent
+    if Path(lowrank_export.__file__).parent != root:
+        files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+        folders = {root / part for part in ("converter", "exporters", "runtime_tests")}
+        ours = [name for name, file in files.items() if file and folders & {*Path(file).parents}]
+        assert not ours, f"imported from the checkout: {ours}"
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _another_processor() -> Iterator[None]:
     """LOWRANK_BFLOAT16=1 or 0: as if this processor multiplied bfloat16 in hardware, or did not."""
     wanted = os.environ.get("LOWRANK_BFLOAT16")
