@@ -142,7 +142,7 @@ class BlockFit:
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         linear = self._linear(name)
         if "weight" in tensors:
-            linear.weight = nn.Parameter(tensors["weight"], requires_grad=False)
+            linear.weight = nn.Parameter(tensors["weight"].contiguous(), requires_grad=False)
         else:
             self.tapped.install(name, _as_module(linear, tensors["u"], tensors["v"]))
 
@@ -163,7 +163,8 @@ class BlockFit:
 
 def _as_module(linear: nn.Linear, u: Tensor, v: Tensor) -> LowRankLinear:
     module = LowRankLinear(linear.in_features, linear.out_features, u.shape[1], bias=False, device="meta")
-    module.lowrank_u.weight = nn.Parameter(u, requires_grad=False)
-    module.lowrank_v.weight = nn.Parameter(v, requires_grad=False)
+    # in memory as a file holds them: with other strides some kernels sum in another order
+    module.lowrank_u.weight = nn.Parameter(u.contiguous(), requires_grad=False)
+    module.lowrank_v.weight = nn.Parameter(v.contiguous(), requires_grad=False)
     module.bias = linear.bias
     return module

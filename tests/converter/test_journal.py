@@ -83,7 +83,10 @@ def test_ends_with_the_same_bytes(
 
     def counted(self: Streams, index: int, block: nn.Module, progress: Any) -> Any:
         made.append(index)
-        return real(self, index, block, progress)
+        losses = real(self, index, block, progress)
+        # as what is read back: some kernels sum in another order where strides differ
+        assert all(tensor.is_contiguous() for tensor in block.state_dict().values())
+        return losses
 
     monkeypatch.setattr(Streams, "compress_block", counted)
     compress(asked, tmp_path / "cut")
