@@ -1,0 +1,267 @@
+"""Does a build of llama.cpp compute what it should? Tiny models in a process of its own, against numpy.
+
+A model of every type and layout reads prompts of several lengths on one and two threads, with the exact settings that
+validation uses and with llama.cpp's defaults. Each position's logits have to agree with numpy's, which come from the
+same stored weights. How far they may be off follows from the arithmetic:
+
+- ggml rounds activations before it multiplies them with weights (float16, bfloat16, 8 bits a block). Numpy does the
+  same on a few positions; ROUNDINGS times what that changes is allowed (2.0 times was seen, over 512 positions).
+- Sums: float32 has 24 bits, float16 (flash attention's values, float16 weights on some processors) has 11.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import numpy as np
+
+from ...converter.progress import Advance, Progress
+from ...converter.signals import signal_words
+from .proof_child import JOB, Run
+from .proof_models import (
+    CONTEXT,
+    INNER,
+    LAYOUTS,
+    TYPES,
+    Floats,
+    Model,
+    exactly,
+    logits,
+    models,
+    prompt,
+    rounding_of,
+    write_model,
+)
+
+PROMPTS = (1, 2, 33, CONTEXT)  # tokens: decoding; the least that is a prompt; more than a tile of rows; many
+SETTINGS = ((1, True), (2, True), (2, False))  # threads, exact
+SECONDS = 900  # wall; a process that hangs is ended
+ROUNDINGS = 4.0
+ROUNDED_POSITIONS = 64
+FLOAT32_SUMS = 8 * INNER * 2.0**-24  # so many sums of so many products follow each other
+FLOAT16_SUMS = CONTEXT**0.5 * 2.0**-11
+CHILD = f"{__package__}.proof_child"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong in one model.
+
+    Attributes:
+        kind, layout: of the model.
+        tokens, threads: the first prompt that failed, and the threads it ran on.
+        what: "illegal instruction (SIGILL)", "wrong logits", ...
+        detail: more of it, or empty.
+    """
+
+    kind: str
+    layout: str
+    tokens: int
+    threads: int
+    what: str
+    detail: str = ""
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        detail = f": {self.detail}" if self.detail else ""
+        return f"{self.kind} {self.layout}, prompt of {self.tokens} on {self.threads} thread(s): {self.what}{detail}"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What came of proving one build.
+
+    Attributes:
+        runs: prompts that were to be run.
+        seconds: wall time, models and numpy included.
+        failures: the first of each model; none if the build passed.
+        worst: type -> largest difference of logits from numpy's as a share of what is allowed; of runs that ended.
+        repacked: whether all failures are gone where weights are not repacked for special kernels (AMX among them).
+    """
+
+    runs: int
+    seconds: float
+    failures: tuple[Failure, ...]
+    worst: dict[str, float]
+    repacked: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the build computes what it should."""
+        return not self.failures
+
+    def lines(self) -> Iterator[str]:
+        """The whole proof for people: every failure, and how near the types came to what is allowed."""
+        yield f"proof: {self.runs} prompts in {self.seconds} s: {'passed' if self.passed else 'FAILED'}"
+        shares = ", ".join(f"{kind} {share:.2f}" for kind, share in self.worst.items())
+        yield f"proof: logits differ from numpy's by at most, as a share of what is allowed: {shares or 'none ended'}"
+        for failure in self.failures:
+            yield f"FAILED: {failure.line}"
+        if self.repacked:
+            yield "without repacked weights, which AMX and other kernels use, none of them fails"
+
+    def summary(self) -> str:
+        """The failures in one line: types by what went wrong with them."""
+        found: dict[str, list[Failure]] = {}
+        for failure in self.failures:
+            found.setdefault(failure.what, []).append(failure)
+        parts = []
+        for what, failures in found.items():
+            first, kinds = failures[0], dict.fromkeys(failure.kind for failure in failures)
+            where = f"first {first.layout}, prompt of {first.tokens} on {first.threads} thread(s)"
+            parts.append(f"{what} in {', '.join(kinds)} ({where}{': ' if first.detail else ''}{first.detail})")
+        return "; ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return {**asdict(self), "failures": [asdict(failure) for failure in self.failures], "passed": self.passed}
+
+
+def prove(site: Path, progress: Progress, *, kinds: Sequence[str] = TYPES, layouts: Sequence[str] = LAYOUTS) -> Proof:
+    """Run the tiny models in a build.
+
+    Args:
+        site: folder that holds the importable `llama_cpp`.
+        progress: told every prompt.
+        kinds, layouts: which models.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="lowrank-proof-") as name:
+        folder = Path(name)
+        made = {str(folder / f"{model.name}.gguf"): model for model in models(tuple(kinds), tuple(layouts))}
+        for path, model in made.items():
+            write_model(model, Path(path))
+        runs = [Run(path, n, threads, exact) for path in made for threads, exact in SETTINGS for n in PROMPTS]
+        with progress.stage("proving llama.cpp", len(runs)) as advance:
+            failed = _failed(site, runs, made, folder, advance)
+            worst = failed.worst
+            again = [replace(run, repack=False) for run in failed.first]
+            repacked = bool(again) and not _failed(site, again, made, folder, lambda _: None).first
+    failures = tuple(_failure(made[run.model], run, words) for run, words in failed.first.items())
+    return Proof(len(runs), round(time.monotonic() - started, 1), failures, worst, repacked)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """The first failed run of every model, with what and detail; and `Proof.worst`."""
+
+    first: dict[Run, tuple[str, str]]
+    worst: dict[str, float]
+
+
+def _failed(site: Path, runs: Sequence[Run], made: dict[str, Model], folder: Path, advance: Advance) -> _Failed:
+    first: dict[str, tuple[Run, tuple[str, str]]] = {}
+    for run, words in _lost(site, runs, folder, advance):
+        first[run.model] = (run, words)
+    worst: dict[str, float] = {}
+    for path, model in made.items():
+        mine = [run for run in runs if run.model == path and (folder / f"{run.name}.npy").is_file()]
+        if not mine:
+            continue
+        expected, rounded = _expected(model)
+        for run in mine:
+            found = np.load(folder / f"{run.name}.npy").astype(np.float64)
+            allowed = ROUNDINGS * rounded + _sums(model.kind, run.exact)
+            off = _difference(found, expected[: run.tokens], expected)
+            worst[model.kind] = max(worst.get(model.kind, 0.0), round(off / allowed, 3))
+            if not off <= allowed and (path not in first or runs.index(run) < runs.index(first[path][0])):
+                first[path] = (run, ("wrong logits", f"off by {off:.2g} of their size, {allowed:.2g} is allowed"))
+    return _Failed(dict(first.values()), worst)
+
+
+def _lost(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -> Iterator[tuple[Run, tuple[str, str]]]:
+    """Run in as many processes as it takes; yields the runs that a process was lost over, and how."""
+    waiting = list(runs)
+    while waiting:
+        started, how = _child(site, waiting, folder, advance)
+        if how is None:
+            return
+        lost = waiting[max(0, started - 1)]
+        yield lost, how
+        if not started:  # the library does not load: no model would fare better
+            return
+        rest = [run for run in waiting[started:] if run.model != lost.model]
+        advance(len(waiting) - started - len(rest))
+        waiting = rest
+
+
+def _child(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -> tuple[int, tuple[str, str] | None]:
+    """One process. Returns how many runs it started, and how it was lost, None if it was not."""
+    job = {"site": str(site), "runs": [asdict(run) for run in runs], "tokens": prompt(CONTEXT).tolist()}
+    (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
+    command = [sys.executable, "-P", "-m", CHILD, str(folder)]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # this is no race, and other work may be running
+    environment.pop("LLAMA_CPP_LIB_PATH", None)  # it is this build's library that is to be proven
+    said, late, started = folder / "stderr", [], 0
+    with said.open("w", encoding="utf-8") as errors:
+        child = subprocess.Popen(  # noqa: S603
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+
+        def end() -> None:
+            late.append(True)
+            child.kill()
+
+        timer = Timer(SECONDS, end)
+        timer.start()
+        try:
+            for _ in child.stdout or ():
+                started += 1
+                advance(1)
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            timer.cancel()
+            code = child.wait()
+    if code == 0:
+        return started, None
+    lines = [line.strip() for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    if late:
+        return started, (f"no end within {SECONDS} s", "")
+    if code < 0:
+        return started, (signal_words(-code), next((line for line in lines if "assert" in line.lower()), "")[:200])
+    return started, ("an error", (lines or ["no reason given"])[-1][:200])
+
+
+def _expected(model: Model) -> tuple[Floats, float]:
+    """Exact logits of the longest prompt, and what rounded activations change in them, as a share of their size."""
+    tokens = prompt(CONTEXT)
+    exact = logits(model, tokens, activations=exactly)
+    rounding = rounding_of(model.kind)
+    if rounding is exactly:
+        return exact, 0.0
+    rounded = logits(model, tokens[:ROUNDED_POSITIONS], activations=rounding)
+    changes = np.linalg.norm(rounded - exact[:ROUNDED_POSITIONS], axis=1)
+    return exact, float(np.sqrt((changes**2).mean())) / _size(exact)
+
+
+def _sums(kind: str, exact: bool) -> float:
+    return FLOAT32_SUMS if exact and kind != "f16" else FLOAT16_SUMS
+
+
+def _difference(found: Floats, expected: Floats, all_expected: Floats) -> float:
+    """The position whose logits are farthest off, as a share of the logits' size; infinite if one is no number."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.linalg.norm(found - expected, axis=1).max()) / _size(all_expected)
+
+
+def _size(values: Floats) -> float:
+    """Root mean square over positions of the length of their logits."""
+    return float(np.sqrt((values**2).sum(axis=1).mean()))
+
+
+def _failure(model: Model, run: Run, words: tuple[str, str]) -> Failure:
+    return Failure(model.kind, model.layout, run.tokens, run.threads, *words)
