@@ -11,23 +11,18 @@ same stored weights. How far they may be off follows from the arithmetic:
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import numpy as np
 
+from ...converter.errors import ResourceError
 from ...converter.progress import Advance, Progress
-from ...converter.signals import signal_words
-from .proof_child import JOB, Run
+from .proof_child import Run
 from .proof_models import (
     CONTEXT,
     INNER,
@@ -35,6 +30,7 @@ from .proof_models import (
     TYPES,
     Floats,
     Model,
+    check_numpy,
     exactly,
     logits,
     models,
@@ -42,15 +38,15 @@ from .proof_models import (
     rounding_of,
     write_model,
 )
+from .proof_process import lost_runs
 
 PROMPTS = (1, 2, 33, CONTEXT)  # tokens: decoding; the least that is a prompt; more than a tile of rows; many
 SETTINGS = ((1, True), (2, True), (2, False))  # threads, exact
-SECONDS = 900  # wall; a process that hangs is ended
 ROUNDINGS = 4.0
 ROUNDED_POSITIONS = 64
 FLOAT32_SUMS = 8 * INNER * 2.0**-24  # so many sums of so many products follow each other
 FLOAT16_SUMS = CONTEXT**0.5 * 2.0**-11
-CHILD = f"{__package__}.proof_child"
+BEYOND = 1e6  # stands for what is no number
 
 
 @dataclass(frozen=True)
@@ -135,21 +131,30 @@ def prove(site: Path, progress: Progress, *, kinds: Sequence[str] = TYPES, layou
         site: folder that holds the importable `llama_cpp`.
         progress: told every prompt.
         kinds, layouts: which models.
+
+    Raises:
+        ResourceError: numpy cannot be relied on here, or there is no room for the models.
     """
+    check_numpy()
+    try:
+        with tempfile.TemporaryDirectory(prefix="lowrank-proof-") as folder:
+            return _prove(site, progress, Path(folder), models(tuple(kinds), tuple(layouts)))
+    except OSError as error:
+        raise ResourceError(f"llama.cpp runtime: no room for the models of its proof: {error}") from None
+
+
+def _prove(site: Path, progress: Progress, folder: Path, tiny: Iterable[Model]) -> Proof:
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="lowrank-proof-") as name:
-        folder = Path(name)
-        made = {str(folder / f"{model.name}.gguf"): model for model in models(tuple(kinds), tuple(layouts))}
-        for path, model in made.items():
-            write_model(model, Path(path))
-        runs = [Run(path, n, threads, exact) for path in made for threads, exact in SETTINGS for n in PROMPTS]
-        with progress.stage("proving llama.cpp", len(runs)) as advance:
-            failed = _failed(site, runs, made, folder, advance)
-            worst = failed.worst
-            again = [replace(run, repack=False) for run in failed.first]
-            repacked = bool(again) and not _failed(site, again, made, folder, lambda _: None).first
+    made = {str(folder / f"{model.name}.gguf"): model for model in tiny}
+    for path, model in made.items():
+        write_model(model, Path(path))
+    runs = [Run(path, n, threads, exact) for path in made for threads, exact in SETTINGS for n in PROMPTS]
+    with progress.stage("proving llama.cpp", len(runs)) as advance:
+        failed = _failed(site, runs, made, folder, advance)
+        again = [replace(run, repack=False) for run in failed.first]
+        repacked = bool(again) and not _failed(site, again, made, folder, lambda _: None).first
     failures = tuple(_failure(made[run.model], run, words) for run, words in failed.first.items())
-    return Proof(len(runs), round(time.monotonic() - started, 1), failures, worst, repacked)
+    return Proof(len(runs), round(time.monotonic() - started, 1), failures, failed.worst, repacked)
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ class _Failed:
 
 def _failed(site: Path, runs: Sequence[Run], made: dict[str, Model], folder: Path, advance: Advance) -> _Failed:
     first: dict[str, tuple[Run, tuple[str, str]]] = {}
-    for run, words in _lost(site, runs, folder, advance):
+    for run, words in lost_runs(site, runs, folder, advance):
         first[run.model] = (run, words)
     worst: dict[str, float] = {}
     for path, model in made.items():
@@ -174,65 +179,10 @@ def _failed(site: Path, runs: Sequence[Run], made: dict[str, Model], folder: Pat
             found = np.load(folder / f"{run.name}.npy").astype(np.float64)
             allowed = ROUNDINGS * rounded + _sums(model.kind, run.exact)
             off = _difference(found, expected[: run.tokens], expected)
-            worst[model.kind] = max(worst.get(model.kind, 0.0), round(off / allowed, 3))
+            worst[model.kind] = max(worst.get(model.kind, 0.0), min(round(off / allowed, 3), BEYOND))
             if not off <= allowed and (path not in first or runs.index(run) < runs.index(first[path][0])):
                 first[path] = (run, ("wrong logits", f"off by {off:.2g} of their size, {allowed:.2g} is allowed"))
     return _Failed(dict(first.values()), worst)
-
-
-def _lost(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -> Iterator[tuple[Run, tuple[str, str]]]:
-    """Run in as many processes as it takes; yields the runs that a process was lost over, and how."""
-    waiting = list(runs)
-    while waiting:
-        started, how = _child(site, waiting, folder, advance)
-        if how is None:
-            return
-        lost = waiting[max(0, started - 1)]
-        yield lost, how
-        if not started:  # the library does not load: no model would fare better
-            return
-        rest = [run for run in waiting[started:] if run.model != lost.model]
-        advance(len(waiting) - started - len(rest))
-        waiting = rest
-
-
-def _child(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -> tuple[int, tuple[str, str] | None]:
-    """One process. Returns how many runs it started, and how it was lost, None if it was not."""
-    job = {"site": str(site), "runs": [asdict(run) for run in runs], "tokens": prompt(CONTEXT).tolist()}
-    (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
-    command = [sys.executable, "-P", "-m", CHILD, str(folder)]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # this is no race, and other work may be running
-    environment.pop("LLAMA_CPP_LIB_PATH", None)  # it is this build's library that is to be proven
-    said, late, started = folder / "stderr", [], 0
-    with said.open("w", encoding="utf-8") as errors:
-        child = subprocess.Popen(  # noqa: S603
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-
-        def end() -> None:
-            late.append(True)
-            child.kill()
-
-        timer = Timer(SECONDS, end)
-        timer.start()
-        try:
-            for _ in child.stdout or ():
-                started += 1
-                advance(1)
-        except BaseException:
-            child.kill()
-            raise
-        finally:
-            timer.cancel()
-            code = child.wait()
-    if code == 0:
-        return started, None
-    lines = [line.strip() for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    if late:
-        return started, (f"no end within {SECONDS} s", "")
-    if code < 0:
-        return started, (signal_words(-code), next((line for line in lines if "assert" in line.lower()), "")[:200])
-    return started, ("an error", (lines or ["no reason given"])[-1][:200])
 
 
 def _expected(model: Model) -> tuple[Floats, float]:

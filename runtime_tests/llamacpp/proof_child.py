@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ...converter.errors import ResourceError
+
 JOB = "job.json"
 CPU_SECONDS = 600
 F32_TYPE = 0
@@ -60,7 +62,10 @@ def run_all(api: Any, runs: list[Run], tokens: list[int], out: Path) -> None:
             _free(api, None, context)
             context = _context(api, model, run, len(tokens))
         logits = _logits(api, model, context, tokens[: run.tokens])
-        np.save(out / f"{run.name}.npy", logits)
+        try:
+            np.save(out / f"{run.name}.npy", logits)
+        except OSError as error:  # says nothing about the library
+            raise ResourceError(str(error)) from None
         before = run
     _free(api, model, context)
 
@@ -129,4 +134,8 @@ if __name__ == "__main__":
     errors = library.llama_log_callback(lambda level, text, _: None)  # asserts go to stderr all the same
     library.llama_log_set(errors, ctypes.c_void_p(0))
     library.llama_backend_init()
-    run_all(library, [Run(**run) for run in given["runs"]], given["tokens"], folder)
+    try:
+        run_all(library, [Run(**run) for run in given["runs"]], given["tokens"], folder)
+    except (ResourceError, MemoryError) as error:
+        sys.stderr.write(f"\n{str(error) or 'no memory'}\n")
+        sys.exit(ResourceError.exit_code)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...converter.errors import ResourceError
+
 Floats = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 Rounding = Callable[[Floats], Floats]
@@ -171,6 +173,19 @@ def logits(model: Model, tokens: NDArray[np.int32], *, activations: Rounding) ->
     return times("output", _normed(x))
 
 
+def check_numpy() -> None:
+    """Hold numpy's matrix products to sums without a BLAS: an old BLAS on a new processor would blame the library.
+
+    Raises:
+        ResourceError: they differ, so that nothing can be proven with them.
+    """
+    left, right = np.random.default_rng(3).standard_normal((2, CONTEXT, WIDTH))
+    if not np.allclose(
+        left @ right[:VOCABULARY].T, np.einsum("ik,jk->ij", left, right[:VOCABULARY]), rtol=0, atol=1e-9
+    ):
+        raise ResourceError("numpy computes wrong matrix products on this processor; install a newer numpy")
+
+
 PARTS = (".weight", ".lowrank_u.weight", ".lowrank_v.weight", ".lowrank_p.weight", ".lowrank_c.weight")
 
 
@@ -268,6 +283,7 @@ def _iq4_nl(random: np.random.Generator, rows: int, columns: int, deviation: flo
     """Blocks of 32: d (float16), 4-bit places in a table. gguf-py only reads them."""
     blocks = random.integers(0, 256, (rows, columns // 32, 18), dtype=np.uint8)
     scale = random.uniform(0.5, 1.5, (*blocks.shape[:2], 1)) * deviation / 70  # what the table's values deviate by
+    scale *= random.choice((-1, 1), scale.shape)  # the table's mean is not 0
     blocks[..., :2] = scale.astype(np.float16).view(np.uint8)
     return blocks.reshape(rows, -1)
 
