@@ -2,6 +2,7 @@
 
 `python -m lowrank_export.runtime_tests.llamacpp.proof_child FOLDER`, where FOLDER/job.json names the build's folder,
 runs and tokens. Each run's name stands on stdout before it starts; its logits lie in FOLDER/NAME.npy when it has ended.
+FOLDER/gpu says that the build computes on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from ...converter.errors import ResourceError
 
-JOB = "job.json"
+JOB, GPU = "job.json", "gpu"
 CPU_SECONDS = 600
 F32_TYPE = 0
 NO_FLASH_ATTENTION = 0
@@ -134,6 +135,8 @@ if __name__ == "__main__":
     errors = library.llama_log_callback(lambda level, text, _: None)  # asserts go to stderr all the same
     library.llama_log_set(errors, ctypes.c_void_p(0))
     library.llama_backend_init()
+    if library.llama_supports_gpu_offload():
+        (folder / GPU).touch()
     try:
         run_all(library, [Run(**run) for run in given["runs"]], given["tokens"], folder)
     except (ResourceError, MemoryError) as error:

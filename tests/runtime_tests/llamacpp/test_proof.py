@@ -15,7 +15,7 @@ from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests.llamacpp import proof_process, proven, runtime
 from lowrank_export.runtime_tests.llamacpp.ladder import Rung
 from lowrank_export.runtime_tests.llamacpp.processor import Processor
-from lowrank_export.runtime_tests.llamacpp.proof import PROMPTS, SETTINGS, Proof, prove
+from lowrank_export.runtime_tests.llamacpp.proof import PROMPTS, SETTINGS, Failure, Proof, prove
 from lowrank_export.runtime_tests.llamacpp.proof_models import LAYOUTS, TYPES
 
 Broken = Callable[..., Path]
@@ -58,18 +58,17 @@ def test_wrong_logits(broken: Broken, tmp_path: Path, wrong: float) -> None:
     json.loads(json.dumps(proof.to_json(), allow_nan=False))
 
 
-def test_an_abort_says_what_was_asserted(broken: Broken, tmp_path: Path) -> None:
-    fault = 'os.write(2, b"ggml.c:1: GGML_ASSERT(x) failed\\n"), os.abort()'
-    proof = small(broken(tmp_path, "f32", fault=fault), "f32")
-    assert proof.failures[0].what == "aborted (SIGABRT)" and proof.failures[0].detail.endswith("GGML_ASSERT(x) failed")
-
-
-@pytest.mark.parametrize(
-    ("fault", "what"),
-    [("os._exit(0)", "an end before its time"), ("raise RuntimeError('no')", "an error"), ("import no", "an error")],
-)
-def test_other_ends(broken: Broken, tmp_path: Path, fault: str, what: str) -> None:
-    assert [one.what for one in small(broken(tmp_path, "f32", fault=fault), "f32").failures] == [what]
+def test_other_ends(broken: Broken, tmp_path: Path) -> None:
+    """Each in one type: an assertion, an exit, an error of Python's."""
+    ends = {
+        "f32": 'os.write(2, b"ggml.c:1: GGML_ASSERT(x) failed\\n"), os.abort()',
+        "f16": "os._exit(0)",
+        "bf16": "raise RuntimeError('no')",
+    }
+    chosen = f"exec({ends!r}[given['model'].partition('-')[0]])"
+    found = small(broken(tmp_path, "-dense", fault=chosen), *ends).failures
+    assert [one.what for one in found] == ["aborted (SIGABRT)", "an end before its time", "an error"]
+    assert found[0].detail.endswith("GGML_ASSERT(x) failed") and found[2].detail == "RuntimeError: no"
 
 
 def test_a_hang_has_an_end(broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +91,7 @@ def test_want_of_memory_is_not_held_against_the_build(broken: Broken, tmp_path: 
             small(broken(tmp_path / name, "f32", fault=fault), "f32")
 
 
+FAILED = Proof(1, 1.0, (Failure("f32", "dense", 1, 1, "wrong logits", "by far"),), {})
 XEON = Processor("Xeon", "x86_64", frozenset({"amx_int8"}), "xeon")
 
 
@@ -123,11 +123,9 @@ def test_a_build_goes_down_the_ladder(
     assert "built without AMX, because of illegal instruction (SIGILL) in q8_0" in result.stderr
 
 
-def test_a_build_that_never_passes_gets_no_name(cache: Path, broken: Broken, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        proven, "compile_runtime", lambda folder, log, progress, rung: broken(folder / rung.name, "f32", fault=SIGILL)
-    )
-    monkeypatch.setattr(proven, "prove", lambda site, progress: small(site, "f32"))
+def test_a_build_that_never_passes_gets_no_name(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proven, "compile_runtime", lambda folder, log, progress, rung: folder / rung.name)
+    monkeypatch.setattr(proven, "prove", lambda site, progress: FAILED)
     result = CliRunner().invoke(app, ["runtime", "build"])
     assert result.exit_code == 5 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: llama.cpp runtime: no build computes what it should")
