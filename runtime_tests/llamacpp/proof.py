@@ -71,8 +71,12 @@ class Failure:
     @property
     def line(self) -> str:
         """For people."""
-        detail = f": {self.detail}" if self.detail else ""
-        return f"{self.kind} {self.layout}, prompt of {self.tokens} on {self.threads} thread(s): {self.what}{detail}"
+        return f"{self.kind} {self.where}: {self.what}" + (f": {self.detail}" if self.detail else "")
+
+    @property
+    def where(self) -> str:
+        """Layout and prompt, for people."""
+        return f"{self.layout}, prompt of {self.tokens} on {self.threads} thread{'s' * (self.threads > 1)}"
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ class Proof:
         parts = []
         for what, failures in found.items():
             first, kinds = failures[0], dict.fromkeys(failure.kind for failure in failures)
-            where = f"first {first.layout}, prompt of {first.tokens} on {first.threads} thread(s)"
-            parts.append(f"{what} in {', '.join(kinds)} ({where}{': ' if first.detail else ''}{first.detail})")
+            detail = f": {first.detail}" if first.detail else ""
+            parts.append(f"{what} in {', '.join(kinds)} (first {first.where}{detail})")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:

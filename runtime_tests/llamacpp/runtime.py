@@ -145,6 +145,7 @@ def _build(cache: Path, key: str, build: Callable[[Path, Path], Path]) -> Path:
     try:
         made, before = build(work, cache / f"{key}.log"), work / "before"
         if (cache / key).exists():
+            shutil.rmtree(before, ignore_errors=True)
             (cache / key).rename(before)
         try:
             made.rename(cache / key)

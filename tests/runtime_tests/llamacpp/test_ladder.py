@@ -84,7 +84,7 @@ def test_a_good_build_is_the_only_one() -> None:
 def test_amx_is_left_out_where_it_is_to_blame() -> None:
     ladder = Ladder(native=failing(repacked=True))
     assert ladder.descend(XEON).name == "no-amx" and ladder.built == ["native", "no-amx"]
-    assert ladder.because == "illegal instruction (SIGILL) in q8_0 (first dense, prompt of 2 on 1 thread(s))"
+    assert ladder.because == "illegal instruction (SIGILL) in q8_0 (first dense, prompt of 2 on 1 thread)"
     assert ladder.notes == [f"llama.cpp runtime: building again without AMX, because of {ladder.because}"]
 
 

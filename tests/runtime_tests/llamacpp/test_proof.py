@@ -44,7 +44,7 @@ def test_a_signal_in_one_type(broken: Broken, tmp_path: Path) -> None:
     ]
     assert {one.what for one in proof.failures} == {"illegal instruction (SIGILL)"} and proof.repacked
     assert proof.worst["f32"] < 1 and proof.worst["q4_0"] < 1
-    assert proof.summary() == "illegal instruction (SIGILL) in q8_0 (first dense, prompt of 2 on 1 thread(s))"
+    assert proof.summary() == "illegal instruction (SIGILL) in q8_0 (first dense, prompt of 2 on 1 thread)"
     assert any("FAILED: q8_0 factored, prompt of 2" in line for line in proof.lines())
 
 
@@ -141,7 +141,7 @@ def test_check(cache: Path, broken: Broken, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(runtime, "prove", lambda site, progress: small(site, "f32", "q8_0"))
     site = broken(cache / runtime.runtime_key(), "q8_0", fault=SIGILL)
     failed = invoke(app, ["runtime", "build", "--check", "--json"])
-    assert failed.exit_code == 5 and "FAILED: q8_0 dense, prompt of 1 on 1 thread(s): illegal" in failed.stderr
+    assert failed.exit_code == 5 and "FAILED: q8_0 dense, prompt of 1 on 1 thread: illegal" in failed.stderr
     assert "runtime build --force" in failed.stderr.splitlines()[-1]
     found = json.loads(failed.stdout)["proof"]
     assert not found["passed"] and found["failures"][0]["what"] == "illegal instruction (SIGILL)"

@@ -37,7 +37,7 @@ def test_round_trip_and_words(tmp_path: Path) -> None:
     assert read_record(tmp_path) == written
     assert list(written.lines()) == [
         "built no-amx by GNU 12.2.0 for Xeon; proven by 252 prompts in 3.5 s",
-        "built without AMX, because of illegal instruction (SIGILL) in q8_0 (first dense, prompt of 2 on 1 thread(s))",
+        "built without AMX, because of illegal instruction (SIGILL) in q8_0 (first dense, prompt of 2 on 1 thread)",
     ]
     assert len(list(replace(written, left_out="", because="").lines())) == 1
 
