@@ -36,15 +36,16 @@ def lost_runs(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -
         advance: told every run.
 
     Raises:
-        ResourceError: no memory or no room, which says nothing about the library.
+        ResourceError: no memory, no room, or a module or library that the build needs is missing: what no other build
+            would change.
     """
     waiting = list(runs)
     while waiting:
         started, how = _child(site, waiting, folder, advance)
         if how is None:
             return
-        if not started:  # the library does not load: no model would fare better
-            yield waiting[0], ("the library does not load", ": ".join(part for part in how if part))
+        if not started:  # it is lost while it loads: no model would fare better
+            yield waiting[0], how
             return
         lost = waiting[started - 1]
         yield lost, how
@@ -88,21 +89,23 @@ def _child(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -> t
         finally:
             timer.cancel()
             code = child.wait()
-    lines = said.read_text(encoding="utf-8", errors="replace").splitlines()
     if late:
         return started, (f"no end within {SECONDS:.0f} s", "")
-    return started, _how(code, [line.strip()[:200] for line in lines if line.strip()], whole=started == len(runs))
+    lines = said.read_text(encoding="utf-8", errors="replace").splitlines()
+    return started, _how(code, [line.strip()[:200] for line in lines if line.strip()], started, len(runs))
 
 
-def _how(code: int, said: list[str], *, whole: bool) -> Words | None:
-    """How a process was lost, from its exit code and what it said; None if it was not."""
-    last = (said or ["no reason given"])[-1]
+def _how(code: int, said: list[str], started: int, runs: int) -> Words | None:
+    """How a process was lost, from its exit code, what it said, and how many runs it started; None if it was not."""
+    last = said[-1] if said else "no reason given"
     if code == -signal.SIGKILL:
         raise ResourceError("llama.cpp runtime: its proof was killed, most likely for want of memory")
     if code < 0:
         return signal_words(-code), next((line for line in said if "assert" in line.lower()), "")
+    if code > 0 and not started:
+        raise ResourceError(f"llama.cpp runtime: its library does not load: {last}")
     if code == ResourceError.exit_code:
         raise ResourceError(f"llama.cpp runtime: its proof could not be run: {last}")
-    if code == 0 and whole:
-        return None
-    return "an end before its time" if code == 0 else "an error", last
+    if code > 0:
+        return "an error", last
+    return None if started == runs else ("an end before its time", last)

@@ -78,11 +78,14 @@ def test_a_hang_has_an_end(broken: Broken, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_library_that_does_not_load(tmp_path: Path) -> None:
-    (tmp_path / "llama_cpp").mkdir()
-    (tmp_path / "llama_cpp" / "__init__.py").write_text("raise OSError('libomp.so: no such file')\n")
-    proof = small(tmp_path, "f32", "q8_0")
-    assert [one.what for one in proof.failures] == ["the library does not load"]
-    assert "libomp.so" in proof.summary()
+    """A library that it needs is missing: no other build would load. One that dies while it loads fails its proof."""
+    package = tmp_path / "llama_cpp"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('libomp.so: no such file')\n")
+    with pytest.raises(ResourceError, match=r"does not load: OSError: libomp\.so: no such file"):
+        small(tmp_path, "f32", "q8_0")
+    (package / "__init__.py").write_text(f"import os, signal\n{SIGILL}\n")
+    assert [one.what for one in small(tmp_path, "f32", "q8_0").failures] == ["illegal instruction (SIGILL)"]
 
 
 def test_want_of_memory_is_not_held_against_the_build(broken: Broken, tmp_path: Path) -> None:
