@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,27 +24,12 @@ import numpy as np
 from ...converter.errors import ResourceError
 from ...converter.progress import Advance, Progress
 from .proof_child import GPU, Run
-from .proof_models import (
-    CONTEXT,
-    INNER,
-    LAYOUTS,
-    TYPES,
-    Floats,
-    Model,
-    check_numpy,
-    exactly,
-    logits,
-    models,
-    prompt,
-    rounding_of,
-    write_model,
-)
-from .proof_process import lost_runs
+from .proof_models import CONTEXT, INNER, LAYOUTS, TYPES, Floats, size_of
+from .proof_process import Words, lost_runs, written_models
 
 PROMPTS = (1, 2, 33, CONTEXT)  # tokens: decoding; the least that is a prompt; more than a tile of rows; many
 SETTINGS = ((1, True), (2, True), (2, False))  # threads, exact
 ROUNDINGS = 4.0
-ROUNDED_POSITIONS = 64
 FLOAT32_SUMS = 8 * INNER * 2.0**-24  # so many sums of so many products follow each other
 FLOAT16_SUMS = CONTEXT**0.5 * 2.0**-11
 BEYOND = 1e6  # stands for what is no number
@@ -140,25 +125,23 @@ def prove(site: Path, progress: Progress, *, kinds: Sequence[str] = TYPES, layou
     Raises:
         ResourceError: numpy cannot be relied on here, or there is no room for the models.
     """
-    check_numpy()
+    names = [f"{kind}-{layout}" for kind in kinds for layout in layouts]
     try:
         with tempfile.TemporaryDirectory(prefix="lowrank-proof-") as folder:
-            return _prove(site, progress, Path(folder), models(tuple(kinds), tuple(layouts)))
+            return _prove(site, progress, Path(folder), names)
     except OSError as error:
         raise ResourceError(f"llama.cpp runtime: no room for the models of its proof: {error}") from None
 
 
-def _prove(site: Path, progress: Progress, folder: Path, tiny: Iterable[Model]) -> Proof:
+def _prove(site: Path, progress: Progress, folder: Path, names: Sequence[str]) -> Proof:
     started = time.monotonic()
-    made = {str(folder / f"{model.name}.gguf"): model for model in tiny}
-    for path, model in made.items():
-        write_model(model, Path(path))
-    runs = [Run(path, n, threads, exact) for path in made for threads, exact in SETTINGS for n in PROMPTS]
+    files = written_models(folder, names)
+    runs = [Run(str(file), n, threads, exact) for file in files for threads, exact in SETTINGS for n in PROMPTS]
     with progress.stage("proving llama.cpp", len(runs)) as advance:
-        failed = _failed(site, runs, made, folder, advance)
+        failed = _failed(site, runs, folder, advance)
         again = [replace(run, repack=False) for run in failed.first]
-        repacked = bool(again) and not _failed(site, again, made, folder, lambda _: None).first
-    failures = tuple(_failure(made[run.model], run, words) for run, words in failed.first.items())
+        repacked = bool(again) and not _failed(site, again, folder, lambda _: None).first
+    failures = tuple(_failure(run, words) for run, words in failed.first.items())
     return Proof(len(runs), round(time.monotonic() - started, 1), failures, failed.worst, repacked)
 
 
@@ -166,54 +149,42 @@ def _prove(site: Path, progress: Progress, folder: Path, tiny: Iterable[Model]) 
 class _Failed:
     """The first failed run of every model, with what and detail; and `Proof.worst`."""
 
-    first: dict[Run, tuple[str, str]]
+    first: dict[Run, Words]
     worst: dict[str, float]
 
 
-def _failed(site: Path, runs: Sequence[Run], made: dict[str, Model], folder: Path, advance: Advance) -> _Failed:
-    first: dict[str, tuple[Run, tuple[str, str]]] = {}
-    for run, words in lost_runs(site, runs, folder, advance):
-        first[run.model] = (run, words)
+def _failed(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -> _Failed:
+    first = {run.model: (run, words) for run, words in lost_runs(site, runs, folder, advance)}
+    gpu = (folder / GPU).exists()
     worst: dict[str, float] = {}
-    for path, model in made.items():
-        mine = [run for run in runs if run.model == path and (folder / f"{run.name}.npy").is_file()]
-        if not mine:
+    for run in runs:
+        file = folder / f"{run.name}.npy"
+        if not file.is_file():
             continue
-        expected, rounded = _expected(model)
-        for run in mine:
-            found = np.load(folder / f"{run.name}.npy").astype(np.float64)
-            fine = run.exact and model.kind != "f16" and not (folder / GPU).exists()
-            allowed = ROUNDINGS * rounded + (FLOAT32_SUMS if fine else FLOAT16_SUMS)
-            off = _difference(found, expected[: run.tokens], expected)
-            worst[model.kind] = max(worst.get(model.kind, 0.0), min(round(off / allowed, 3), BEYOND))
-            if not off <= allowed and (path not in first or runs.index(run) < runs.index(first[path][0])):
-                first[path] = (run, ("wrong logits", f"off by {off:.2g} of their size, {allowed:.2g} is allowed"))
+        kind, _ = _kind_and_layout(run)
+        with np.load(Path(run.model).with_suffix(".npz")) as expected:
+            exact, rounded = expected["exact"], float(expected["rounded"])
+        fine = run.exact and kind != "f16" and not gpu
+        allowed = ROUNDINGS * rounded + (FLOAT32_SUMS if fine else FLOAT16_SUMS)
+        off = _difference(np.load(file).astype(np.float64), exact[: run.tokens], exact)
+        worst[kind] = max(worst.get(kind, 0.0), min(round(off / allowed, 3), BEYOND))
+        before = first.get(run.model)
+        if not off <= allowed and (before is None or runs.index(run) < runs.index(before[0])):
+            first[run.model] = (run, ("wrong logits", f"off by {off:.2g} of their size, {allowed:.2g} is allowed"))
     return _Failed(dict(first.values()), worst)
-
-
-def _expected(model: Model) -> tuple[Floats, float]:
-    """Exact logits of the longest prompt, and what rounded activations change in them, as a share of their size."""
-    tokens = prompt(CONTEXT)
-    exact = logits(model, tokens, activations=exactly)
-    rounding = rounding_of(model.kind)
-    if rounding is exactly:
-        return exact, 0.0
-    rounded = logits(model, tokens[:ROUNDED_POSITIONS], activations=rounding)
-    changes = np.linalg.norm(rounded - exact[:ROUNDED_POSITIONS], axis=1)
-    return exact, float(np.sqrt((changes**2).mean())) / _size(exact)
 
 
 def _difference(found: Floats, expected: Floats, all_expected: Floats) -> float:
     """The position whose logits are farthest off, as a share of the logits' size; infinite if one is no number."""
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
-    return float(np.linalg.norm(found - expected, axis=1).max()) / _size(all_expected)
+    return float(np.linalg.norm(found - expected, axis=1).max()) / size_of(all_expected)
 
 
-def _size(values: Floats) -> float:
-    """Root mean square over positions of the length of their logits."""
-    return float(np.sqrt((values**2).sum(axis=1).mean()))
+def _failure(run: Run, words: Words) -> Failure:
+    return Failure(*_kind_and_layout(run), run.tokens, run.threads, *words)
 
 
-def _failure(model: Model, run: Run, words: tuple[str, str]) -> Failure:
-    return Failure(model.kind, model.layout, run.tokens, run.threads, *words)
+def _kind_and_layout(run: Run) -> tuple[str, str]:
+    kind, _, layout = Path(run.model).stem.partition("-")
+    return kind, layout

@@ -1,11 +1,15 @@
 """Tiny models that a build of llama.cpp is proven with, and their logits in numpy from the very same stored weights.
 
 One block of the `llama` architecture, random weights, no vocabulary. Nothing here asks the library for anything.
+
+`python -m lowrank_export.runtime_tests.llamacpp.proof_models FOLDER NAME...` writes models and logits: a process of its
+own can be told to multiply on one thread, which on a busy machine is several times faster than many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,7 @@ LAYOUTS = ("dense", "factored", "pivot")
 WIDTH, INNER, VOCABULARY = 256, 512, 96  # K-quants need rows of 256
 HEADS, KEY_HEADS, HEAD = 4, 2, 64
 CONTEXT = 512  # tokens
+ROUNDED_POSITIONS = 64
 RANK, K_RANK = 96, 256
 EPSILON, ROPE_BASE = 1e-5, 10000.0
 SHAPES = {
@@ -70,7 +75,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """For people, and for files."""
+        """Of its files."""
         return f"{self.kind}-{self.layout}"
 
 
@@ -171,6 +176,23 @@ def logits(model: Model, tokens: NDArray[np.int32], *, activations: Rounding) ->
     gate = times("blk.0.ffn_gate", normed)
     x = x + times("blk.0.ffn_down", gate / (1 + np.exp(-gate)) * times("blk.0.ffn_up", normed))
     return times("output", _normed(x))
+
+
+def expected(model: Model) -> tuple[Floats, float]:
+    """Exact logits of the longest prompt, and what rounded activations change in them, as a share of their size."""
+    tokens = prompt(CONTEXT)
+    exact = logits(model, tokens, activations=exactly)
+    rounding = rounding_of(model.kind)
+    if rounding is exactly:
+        return exact, 0.0
+    rounded = logits(model, tokens[:ROUNDED_POSITIONS], activations=rounding)
+    changes = np.linalg.norm(rounded - exact[:ROUNDED_POSITIONS], axis=1)
+    return exact, float(np.sqrt((changes**2).mean())) / size_of(exact)
+
+
+def size_of(values: Floats) -> float:
+    """Root mean square over positions of the length of their logits."""
+    return float(np.sqrt((values**2).sum(axis=1).mean()))
 
 
 def check_numpy() -> None:
@@ -291,8 +313,20 @@ def _iq4_nl(random: np.random.Generator, rows: int, columns: int, deviation: flo
 BLOCKS: dict[str, Callable[[np.random.Generator, int, int, float], Bytes]] = {"q4_k": _q4_k, "iq4_nl": _iq4_nl}
 
 
-def models(kinds: tuple[str, ...] = TYPES, layouts: tuple[str, ...] = LAYOUTS) -> Iterator[Model]:
-    """Every model of these types and layouts."""
-    for kind in kinds:
-        for layout in layouts:
-            yield make_model(kind, layout)
+def main(folder: Path, names: list[str]) -> None:
+    """Write NAME.gguf and NAME.npz (`expected`'s two) of every model named."""
+    check_numpy()
+    for name in names:
+        kind, _, layout = name.partition("-")
+        model = make_model(kind, layout)
+        write_model(model, folder / f"{name}.gguf")
+        exact, rounded = expected(model)
+        np.savez(folder / f"{name}.npz", exact=exact, rounded=rounded)
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), sys.argv[2:])
+    except (ResourceError, OSError) as error:
+        sys.stderr.write(f"\n{error}\n")
+        sys.exit(ResourceError.exit_code)

@@ -1,4 +1,4 @@
-"""Runs of tiny models in processes that may be lost: which runs end them, and how."""
+"""The processes of a proof: one that makes models and their logits, and those that run them and may be lost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,29 @@ from ...converter.signals import signal_words
 from .proof_child import JOB, Run
 from .proof_models import CONTEXT, prompt
 
-CHILD = f"{__package__}.proof_child"
+MODELS, CHILD = f"{__package__}.proof_models", f"{__package__}.proof_child"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 SECONDS = 900.0  # wall; a process that hangs is ended
 Words = tuple[str, str]
 """What went wrong, and its details or nothing."""
+
+
+def written_models(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Models and their logits, made by numpy in a process of its own; see `proof_models.py`.
+
+    Raises:
+        ResourceError: numpy cannot be relied on here, or there is no room.
+    """
+    command = [sys.executable, "-P", "-m", MODELS, str(folder), *names]
+    environment = {**os.environ, **ONE_THREAD}
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
+    if done.returncode != 0:
+        how = signal_words(-done.returncode) if done.returncode < 0 else ""
+        said = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+        raise ResourceError(
+            f"llama.cpp runtime: its proof could not be made: {how or (said or ['no reason given'])[-1]}"
+        )
+    return [folder / f"{name}.gguf" for name in names]
 
 
 def lost_runs(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -> Iterator[tuple[Run, Words]]:

@@ -16,7 +16,9 @@ from lowrank_export.runtime_tests.llamacpp import proof_process, proven, runtime
 from lowrank_export.runtime_tests.llamacpp.ladder import Rung
 from lowrank_export.runtime_tests.llamacpp.processor import Processor
 from lowrank_export.runtime_tests.llamacpp.proof import PROMPTS, SETTINGS, Failure, Proof, prove
+from lowrank_export.runtime_tests.llamacpp.proof_child import Run
 from lowrank_export.runtime_tests.llamacpp.proof_models import LAYOUTS, TYPES
+from lowrank_export.runtime_tests.llamacpp.proof_process import lost_runs
 
 Broken = Callable[..., Path]
 SIGILL = "os.kill(os.getpid(), signal.SIGILL)"
@@ -48,13 +50,13 @@ def test_a_signal_in_one_type(broken: Broken, tmp_path: Path) -> None:
     assert any("FAILED: q8_0 factored, prompt of 2" in line for line in proof.lines())
 
 
-@pytest.mark.parametrize("wrong", [3.0, float("nan")])
-def test_wrong_logits(broken: Broken, tmp_path: Path, wrong: float) -> None:
-    """One logit of one position is wrong, from the third prompt on; with and without repacked weights."""
-    number = f"float({str(wrong)!r})"
-    proof = small(broken(tmp_path, "f16", tokens=33, wrong=number), "f16")
-    assert [(one.tokens, one.what) for one in proof.failures] == [(33, "wrong logits")]
-    assert not proof.repacked and proof.worst["f16"] > 1
+def test_wrong_logits(broken: Broken, tmp_path: Path) -> None:
+    """One logit of one position is off or no number, from the third prompt on; with and without repacked weights."""
+    wrong = "(3.0 if 'bf16' in given['model'] else float('nan'))"
+    proof = small(broken(tmp_path, "-dense", tokens=33, wrong=wrong), "f16", "bf16")
+    found = [(one.kind, one.tokens, one.what) for one in proof.failures]
+    assert found == [("f16", 33, "wrong logits"), ("bf16", 33, "wrong logits")]
+    assert not proof.repacked and min(proof.worst.values()) > 1
     json.loads(json.dumps(proof.to_json(), allow_nan=False))
 
 
@@ -79,13 +81,22 @@ def test_a_hang_has_an_end(broken: Broken, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_library_that_does_not_load(tmp_path: Path) -> None:
     """A library that it needs is missing: no other build would load. One that dies while it loads fails its proof."""
-    package = tmp_path / "llama_cpp"
+    package, run = tmp_path / "llama_cpp", Run("none.gguf", 1, 1, True)
     package.mkdir()
     (package / "__init__.py").write_text("raise OSError('libomp.so: no such file')\n")
     with pytest.raises(ResourceError, match=r"does not load: OSError: libomp\.so: no such file"):
-        small(tmp_path, "f32", "q8_0")
+        list(lost_runs(tmp_path, [run], tmp_path, lambda _: None))
     (package / "__init__.py").write_text(f"import os, signal\n{SIGILL}\n")
-    assert [one.what for one in small(tmp_path, "f32", "q8_0").failures] == ["illegal instruction (SIGILL)"]
+    found = list(lost_runs(tmp_path, [run], tmp_path, lambda _: None))
+    assert found == [(run, ("illegal instruction (SIGILL)", ""))]
+
+
+def test_models_that_cannot_be_made_are_not_held_against_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof_process, "MODELS", "no_such_module")
+    with pytest.raises(ResourceError, match=r"its proof could not be made: .*No module named"):
+        small(tmp_path, "f32")
 
 
 def test_want_of_memory_is_not_held_against_the_build(broken: Broken, tmp_path: Path) -> None:
