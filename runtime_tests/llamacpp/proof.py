@@ -24,7 +24,8 @@ import numpy as np
 from ...converter.errors import ResourceError
 from ...converter.progress import Advance, Progress
 from .proof_child import GPU, Run
-from .proof_models import CONTEXT, INNER, LAYOUTS, TYPES, Floats, size_of
+from .proof_logits import size_of
+from .proof_models import CONTEXT, INNER, LAYOUTS, TYPES, Floats
 from .proof_process import Words, lost_runs, written_models
 
 PROMPTS = (1, 2, 33, CONTEXT)  # tokens: decoding; the least that is a prompt; more than a tile of rows; many

@@ -18,7 +18,7 @@ from ...converter.signals import signal_words
 from .proof_child import JOB, Run
 from .proof_models import CONTEXT, prompt
 
-MODELS, CHILD = f"{__package__}.proof_models", f"{__package__}.proof_child"
+MODELS, CHILD = f"{__package__}.proof_logits", f"{__package__}.proof_child"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 SECONDS = 900.0  # wall; a process that hangs is ended
 Words = tuple[str, str]
@@ -26,7 +26,7 @@ Words = tuple[str, str]
 
 
 def written_models(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Models and their logits, made by numpy in a process of its own; see `proof_models.py`.
+    """Models and their logits, made by numpy in a process of its own; see `proof_logits.py`.
 
     Raises:
         ResourceError: numpy cannot be relied on here, or there is no room.

@@ -161,7 +161,7 @@ def _build(cache: Path, key: str, build: Callable[[Path, Path], Path]) -> Path:
 
 
 def _for_others() -> str:
-    """ ": the build in the cache is for another processor ...", or empty."""
+    """Where the cache holds builds for other processors only, a line that says so, after a colon."""
     line = other_processors(cache_folder(), VERSION, this_processor())
     return f": {line}" if line else ""
 

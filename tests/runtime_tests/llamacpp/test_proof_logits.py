@@ -7,18 +7,16 @@ import pytest
 import torch
 
 from lowrank_export.converter.errors import ResourceError
-from lowrank_export.runtime_tests.llamacpp import proof_models
+from lowrank_export.runtime_tests.llamacpp import proof_logits, proof_models
+from lowrank_export.runtime_tests.llamacpp.proof_logits import exactly, logits, rounding_of
 from lowrank_export.runtime_tests.llamacpp.proof_models import (
     LAYOUTS,
     SHAPES,
     TYPES,
     Model,
     Stored,
-    exactly,
-    logits,
     make_model,
     prompt,
-    rounding_of,
 )
 
 
@@ -113,7 +111,7 @@ def test_bfloat16_is_torchs() -> None:
 
 
 def test_a_blas_that_is_wrong_blames_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    proof_models.check_numpy()
-    monkeypatch.setattr(proof_models.np, "einsum", lambda *_: np.zeros((proof_models.CONTEXT, proof_models.VOCABULARY)))
+    proof_logits.check_numpy()
+    monkeypatch.setattr(proof_logits.np, "einsum", lambda *_: np.zeros((proof_models.CONTEXT, proof_models.VOCABULARY)))
     with pytest.raises(ResourceError, match="numpy computes wrong matrix products"):
-        proof_models.check_numpy()
+        proof_logits.check_numpy()
