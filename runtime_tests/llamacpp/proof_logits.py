@@ -171,6 +171,9 @@ def main(folder: Path, names: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), sys.argv[2:])
-    except (ResourceError, OSError) as error:
+    except ResourceError as error:
         sys.stderr.write(f"\n{error}\n")
+        sys.exit(ResourceError.exit_code)
+    except OSError as error:
+        sys.stderr.write(f"\nthe temporary folder takes no more ({error})\n")
         sys.exit(ResourceError.exit_code)
