@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -56,6 +58,35 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         return path
 
     return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_fsync() -> Iterator[None]:
+    """The disk need not hold what a test wrote: no test cuts the power. `test_files.py` looks that it is asked to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def forked() -> Callable[..., Any]:
+    """Start `argv` (tests/forked.py) in a process of its own, which needs no second to import torch and transformers.
+
+    Takes the words, the files of its stdout and stderr, and more of its environment; returns multiprocessing's Process.
+    """
+    import multiprocessing
+
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["transformers.models.llama.modeling_llama", "lowrank_export.converter.pipeline"])
+
+    def start(argv: Sequence[str], log: Path, cwd: Path | None = None, **environment: str) -> Any:
+        given = {"argv": [str(word) for word in argv], "environ": {**os.environ, **environment}}
+        given |= {"cwd": str(cwd or Path.cwd()), "stdout": f"{log}.out", "stderr": str(log)}
+        process = server.Process(target=runpy.run_path, args=(str(HERE / "forked.py"), {"given": given}, "__main__"))
+        process.start()
+        return process
+
+    return start
 
 
 @pytest.fixture(scope="session")
