@@ -11,7 +11,7 @@ import runpy
 import sys
 from typing import Any
 
-given: dict[str, Any]  # set by who runs this file
+given: dict[str, Any] = globals()["given"]  # set by who runs this file
 
 for stream, file in ((1, given["stdout"]), (2, given["stderr"])):
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
