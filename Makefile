@@ -1,10 +1,13 @@
 # Two commands are all the set-up: `make demo` and `make test`. Everything goes into .venv; a second run reuses it.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# A process per core, each with whole files; memory for every further one: about 1.5 GB
+WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 PINS := pyproject.toml constraints.txt
 USE_STAMP := $(VENV)/.installed
 DEVELOP_STAMP := $(VENV)/.installed-test-lint
@@ -12,7 +15,7 @@ TYPED := build/typing/lowrank_export
 TYPED_ENTRIES := __init__.py __main__.py cli.py py.typed converter exporters runtime_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format types clean distclean
+.PHONY: help demo test test-quick reproduce has-data lint format types clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,10 +26,17 @@ demo: $(USE_STAMP) ## compress, export and validate the demo model; leaves every
 
 test: $(DEVELOP_STAMP) ## every test, the slow ones too
 	$(BIN)/lowrank-export runtime build
-	$(BIN)/python -m pytest --junitxml=build/test-results.xml $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) --junitxml=build/test-results.xml $(PYTEST_ARGS)
 
 test-quick: $(DEVELOP_STAMP) ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
+
+reproduce: has-data $(DEVELOP_STAMP) ## published figures again, on the real text in LOWRANK_DATA (see CONTRIBUTING.md)
+	$(BIN)/python -m pytest -m reproduce $(PYTEST_ARGS)
+
+has-data:
+	@test -d "$$LOWRANK_DATA" || { echo "make reproduce: LOWRANK_DATA must name the folder of evaluation text;" \
+	  "CONTRIBUTING.md, \"Figures on real text\", says what it holds" >&2; exit 2; }
 
 lint: $(DEVELOP_STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .

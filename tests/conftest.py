@@ -130,9 +130,19 @@ def demo() -> Path:
 
 
 @pytest.fixture(scope="session")
+def factored_demo(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The demo model, compressed by the default method on little text; made once, to be read only."""
+    from lowrank_export.converter.pipeline import compress
+    from lowrank_export.converter.recipe import Recipe
+
+    recipe = Recipe(model="demo", retention=0.8, windows=4, window_length=256, held_out=0)
+    return made_once("factored-demo", lambda path: compress(recipe, path))
+
+
+@pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of evaluation text named by LOWRANK_DATA."""
     folder = os.environ.get("LOWRANK_DATA")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("LOWRANK_DATA does not name a folder of evaluation text")
+        pytest.fail("LOWRANK_DATA does not name a folder of evaluation text; CONTRIBUTING.md says what it holds")
     return Path(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 from typing import Any
 
@@ -17,6 +18,8 @@ for stream, file in ((1, given["stdout"]), (2, given["stderr"])):
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, stream)
     os.close(descriptor)
+# a shell's background job ignores SIGINT and passes that on
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.clear()
 os.environ.update(given["environ"])
 os.chdir(given["cwd"])

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,17 +26,28 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_at_every_file(tiny: ModuleType, tmp_path: Path) -> None:
-    tiny.save_dense(tmp_path / "dense", "llama", blocks=3)
-    (tmp_path / "text.txt").write_text(tiny.TEXT)
-    command = [sys.executable, str(KILLED), "whole", "cut", "compress", "--model", "dense", "--calibration", "text.txt"]
-    command += ["--method", "loss-aware", "--layout", "pivot", "--refine", "model", "--refine-epochs", "2"]
-    command += ["--windows", "6", "--window-length", "32", "--held-out", "2", "--rank-multiple", "4", "--out"]
-    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    alone, *moments, last = (json.loads(line) for line in done.stdout.splitlines())
-    assert alone == 0, done.stderr
-    assert moments == [[name, when] for name in FILES for when in ("before", "after")], done.stderr
+def test_killed_at_every_file(tiny: ModuleType, tmp_path: Path, forked: Callable[..., Any]) -> None:
+    (work := tmp_path / "work").mkdir()
+    tiny.save_dense(work / "dense", "llama", blocks=3)
+    (work / "text.txt").write_text(tiny.TEXT)
+    command = ["compress", "--model", "dense", "--calibration", "text.txt", "--method", "loss-aware"]
+    command += ["--layout", "pivot", "--refine", "model", "--refine-epochs", "2", "--rank-multiple", "4"]
+    command += ["--windows", "6", "--window-length", "32", "--held-out", "2", "--out"]
+
+    def run(*words: Any) -> tuple[int, Path]:
+        log = tmp_path / f"log-{len(list(tmp_path.iterdir()))}"
+        process = forked(words, log, cwd=work)
+        process.join()
+        return process.exitcode, log
+
+    code, log = run("lowrank_export", *command, "whole")
+    assert code == 0, log.read_text()
+    moments: list[list[str]] = []
+    while (ended := run(KILLED, json.dumps(moments), *command, "cut"))[0] == -signal.SIGKILL:
+        moments.append(json.loads(Path(f"{ended[1]}.out").read_text()))
+    code, log = ended
+    assert moments == [[name, when] for name in FILES for when in ("before", "after")], log.read_text()
     # the checkpoint had its name when the last one died: nothing was left to do but to forget the job
-    assert last == 2 and "cut: already exists" in done.stderr
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    assert {entry.name for entry in tmp_path.iterdir()} == {"dense", "text.txt", "whole", "cut"}
+    assert code == 2 and "cut: already exists" in log.read_text()
+    assert contents(work / "cut") == contents(work / "whole")
+    assert {entry.name for entry in work.iterdir()} == {"dense", "text.txt", "whole", "cut"}
