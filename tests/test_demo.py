@@ -12,26 +12,38 @@ from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.release import Evaluation, load_windows
 from lowrank_export.runtime_tests.validate import Settings, validate
 
-FAITHFUL = {"gguf": ("f16", "q8_0"), "onnx": ("int8",)}  # every type is compared with tiny models
+FAITHFUL = {"gguf": ("f32", "f16", "bf16", "q8_0"), "onnx": ("fp32", "int8")}  # narrower types lose by design
+FEW = {"gguf": ("f16", "q8_0"), "onnx": ("int8",)}  # every type is compared with tiny models too
 
 
-@pytest.mark.slow
-def test_every_runtime_computes_what_the_factored_model_computes(factored_demo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("types", "count", "length"),
+    [
+        pytest.param(FEW, 4, 256, marks=pytest.mark.slow, id="few"),
+        pytest.param(FAITHFUL, 8, 512, marks=pytest.mark.reproduce, id="all"),
+    ],
+)
+def test_every_runtime_computes_what_the_factored_model_computes(
+    factored_demo: Path, tmp_path: Path, types: dict[str, tuple[str, ...]], count: int, length: int
+) -> None:
     """All parity gates, in llama.cpp, ONNX Runtime and ONNX Runtime GenAI."""
     artifacts = [
         export(factored_demo, tmp_path / artifact_name(kind, type), format=kind, quantisation=type)
-        for kind, types in FAITHFUL.items()
-        for type in types
+        for kind in types
+        for type in types[kind]
     ]
     report = validate(
         artifacts,
         reference=factored_demo,
-        windows=load_windows(Evaluation(windows=4, window_length=256), factored_demo),
+        windows=load_windows(Evaluation(windows=count, window_length=length), factored_demo),
         threads=1,
         settings=Settings(speed=False, pieces=2, sample_tokens=16),
         progress=SilentProgress(),
     )
-    assert len(report.rows) == 1 + len(FAITHFUL["gguf"]) + 2 * len(FAITHFUL["onnx"])
+    assert len(report.rows) == 1 + len(types["gguf"]) + 2 * len(types["onnx"])
     assert [(row.label, gate) for row, gate in report.failures] == []
+    for row in report.rows:
+        if row.parity is not None and row.quantisation in ("f32", "fp32"):
+            assert row.parity.mean_kld < 1e-10
     predicted = {row.path: row.bytes for row in report.rows}
     assert all(artifact.bytes == predicted[str(artifact.path)] for artifact in artifacts)
