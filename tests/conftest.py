@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 HERE = Path(__file__).parent
 # A core per process of the suite, and per process that a test starts: the models are too small to be worth two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How long an example takes depends on what else the machine does.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
