@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .converter.errors import LowRankError, ToldError, UsageError
+from .converter.errors import LowRankError, ResourceError, ToldError, UsageError
 from .converter.recipe_options import Given, RecipeFile, chosen_recipe, chosen_recipes, listed, numbers, recipe_options
 from .converter.storage.printable import printable
 from .exporters.export_options import (
@@ -651,16 +651,34 @@ def runtime_build(
         bool,
         typer.Option("--tools", help="llama.cpp's programs too, from llama-cli to llama-quantize."),
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Build nothing: prove the build that is there, tiny models against numpy.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build anew, even if there is a build.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Build the patched llama.cpp into the per-user cache (once)."""
+    """Build the patched llama.cpp into the per-user cache (once), and prove that it computes what it should."""
     with _one_line_errors():
         from .converter.progress import ConsoleProgress
-        from .runtime_tests.llamacpp.runtime import ensure_runtime
+        from .runtime_tests.llamacpp.runtime import check_runtime, ensure_runtime, runtime_folder
         from .runtime_tests.llamacpp.tools import ensure_tools
 
-        built = ensure_runtime(ConsoleProgress())
-        programs = ensure_tools(ConsoleProgress()) if tools else None
+        if check:
+            if tools or force:
+                raise UsageError("--check builds nothing: give it without --tools and --force")
+            folder, proof = runtime_folder(), check_runtime(ConsoleProgress())
+            _show(None, {"built": True, "path": str(folder), "proof": proof.to_json()}, as_json)
+            _tell(f"llama.cpp runtime: {folder}")
+            for line in proof.lines():
+                _tell(line)
+            if not proof.passed:
+                raise ResourceError(
+                    "llama.cpp runtime: it does not compute what it should; `lowrank-export runtime build --force` "
+                    "builds it anew"
+                )
+            return
+        built = ensure_runtime(ConsoleProgress(), force=force)
+        programs = ensure_tools(ConsoleProgress(), force=force) if tools else None
         _show(None, {"built": True, "path": str(built), "tools": str(programs) if programs else None}, as_json)
         _tell(f"llama.cpp runtime: {built}")
         if programs:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converter.errors import InputError, LowRankError, ResourceError, UsageError
+from ..converter.signals import signal_words
 
 INTERRUPTED = 130
 PATIENCE = 60.0  # seconds that a child has to clean up in, once it is told to end
@@ -89,5 +90,5 @@ def _error(code: int, stderr: str) -> BaseException:
     if code == -signal.SIGKILL:
         return ResourceError("the compression was killed, most likely for want of memory; use fewer --windows")
     if code < 0:
-        return RuntimeError(f"the compression ended by signal {-code} ({message})")
+        return RuntimeError(f"the compression was ended by a signal: {signal_words(-code)} (it last said: {message})")
     return ERRORS.get(code, RuntimeError)(message)

@@ -11,7 +11,8 @@ from ..exporters.onnx.providers import SessionProbe, probe
 from ..exporters.onnx.session import PROVIDERS
 from .environment import library_versions, machine_facts
 from .llamacpp.build import check_compiler
-from .llamacpp.runtime import find_runtime
+from .llamacpp.record import Record
+from .llamacpp.runtime import find_runtime, runtime_record
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Findings:
         providers: execution providers the installed ONNX Runtime was built with; a session may still not get them.
         sessions: provider asked for -> providers a tiny session really got, or why it got none.
         runtime: folder of the patched llama.cpp, or None.
+        build: how it was built and proven; None where that is not known.
         problems: one line each, with what to do.
     """
 
@@ -33,11 +35,13 @@ class Findings:
     providers: list[str]
     sessions: dict[str, str]
     runtime: str | None
+    build: Record | None
     problems: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready data."""
-        return {**self.__dict__, "ok": not self.problems}
+        build = self.build.to_json() if self.build else None
+        return {**self.__dict__, "build": build, "ok": not self.problems}
 
     def lines(self) -> list[str]:
         """The findings for people."""
@@ -47,6 +51,7 @@ class Findings:
         lines.append(f"ONNX Runtime built with: {', '.join(self.providers)}")
         lines += [f"ONNX Runtime session that asks for {asked}: {got}" for asked, got in self.sessions.items()]
         lines.append(f"llama.cpp runtime: {self.runtime or 'not built yet (built when first needed)'}")
+        lines += [f"llama.cpp runtime: {line}" for line in (self.build.lines() if self.build else ())]
         lines += [f"PROBLEM: {problem}" for problem in self.problems] or ["no problems found"]
         return lines
 
@@ -77,5 +82,6 @@ def diagnose() -> Findings:
         providers=providers,
         sessions={found.asked: ", ".join(found.got) or found.error for found in probes},
         runtime=str(runtime) if runtime else None,
+        build=runtime_record(),
         problems=problems,
     )

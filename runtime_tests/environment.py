@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from ..converter.machine.memory import peak_memory
 
@@ -26,7 +25,11 @@ LIBRARIES = (
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, of the installed libraries that take part, and of the project's own llama.cpp build."""
+    """Versions of Python, of the installed libraries that take part, and of the project's own llama.cpp build.
+
+    Names what that build does without, where it failed its proof with it.
+    """
+    from .llamacpp.runtime import runtime_record
     from .llamacpp.source import VERSION
 
     versions = {"python": platform.python_version()}
@@ -35,7 +38,9 @@ def library_versions() -> dict[str, str]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    versions["llama-cpp-python (patched)"] = VERSION
+    record = runtime_record()
+    lacks = f", without {record.left_out}" if record and record.left_out else ""
+    versions["llama-cpp-python (patched)"] = VERSION + lacks
     return versions
 
 
@@ -44,8 +49,10 @@ def machine_facts() -> dict[str, str | int]:
     import psutil
     import torch
 
+    from .llamacpp.processor import this_processor
+
     facts: dict[str, str | int] = {
-        "cpu": _cpu_model(),
+        "cpu": this_processor().name,
         "physical_cores": psutil.cpu_count(logical=False) or 0,
         "logical_cores": os.cpu_count() or 0,
         "memory_bytes": psutil.virtual_memory().total,
@@ -62,12 +69,3 @@ def process_cost() -> dict[str, float | int]:
 
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_bytes": peak_memory()}
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name"))
-    return next(names, platform.processor() or "unknown")

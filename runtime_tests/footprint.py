@@ -16,6 +16,7 @@ from time import perf_counter
 import numpy as np
 
 from ..converter.errors import ResourceError
+from ..converter.signals import signal_words
 from ..exporters.artifact import TensorRecord
 from .environment import process_cost
 
@@ -50,7 +51,8 @@ def measure_footprint(path: Path, name: str, *, threads: int, context: int, prom
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ResourceError(f"{path}: measuring the memory of {name} failed: {lines[-1]}")
+        how = f"its process was ended: {signal_words(-done.returncode)}" if done.returncode < 0 else lines[-1]
+        raise ResourceError(f"{path}: measuring the memory of {name} failed: {how}")
     return Footprint(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -17,6 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from ..converter.errors import InputError, LowRankError, ResourceError
+from ..converter.progress import SilentProgress
+from ..converter.signals import signal_words
+from .backends.open import LLAMA_CPP
+from .llamacpp.proof import Proof
+from .llamacpp.runtime import check_runtime
 
 CONTEXT = 64  # tokens
 CPU_SECONDS, BYTES_PER_SECOND = 600, 20_000_000  # a trial may take that long, and one second more per 20 MB
@@ -32,6 +37,7 @@ def check_survives(path: Path, name: str) -> None:
 
     Raises:
         InputError: that process was ended by a signal: the runtime cannot be given this file.
+        ResourceError: it was, and the runtime fails its own proof too: that says nothing about the file.
         LowRankError: the runtime's own refusal.
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -51,11 +57,30 @@ def _tried(path: Path, name: str, state: tuple[tuple[str, int, int], ...]) -> No
     if done.returncode == -signal.SIGKILL:
         raise ResourceError(f"{path}: {name} was killed while it loaded this file, most likely for want of memory")
     if done.returncode < 0:
-        word = signal.Signals(-done.returncode).name
-        why = next((line for line in said if "assert" in line.lower()), said[-1])
-        raise InputError(f"{path}: {name} ends the process that loads this file ({word}: {why.strip()[:200]})")
+        how = signal_words(-done.returncode)
+        why = next((line for line in said if "assert" in line.lower()), said[-1]).strip()[:200]
+        raise _verdict(path, name, f"{how}: {why}" if why else how)
     known = next((kind for kind in (InputError, ResourceError) if kind.exit_code == done.returncode), RuntimeError)
     raise known(said[-1])
+
+
+def _verdict(path: Path, name: str, how: str) -> LowRankError:
+    """Whether a signal is to be held against the file or the runtime."""
+    ended = f"{path}: {name} ends the process that loads this file: {how}"
+    if name != LLAMA_CPP:
+        return InputError(f"{ended}; `lowrank-export doctor` says whether {name} runs anything here")
+    proof = _runtime_proof()
+    if proof.passed:
+        return InputError(f"{ended}; the runtime passes its own proof, so it is the file that it cannot be given")
+    return ResourceError(
+        f"{ended}; the runtime fails its own proof too ({proof.summary()}), so it is to blame and not the model: "
+        "`lowrank-export runtime build --check` shows the proof, `lowrank-export runtime build --force` builds it anew"
+    )
+
+
+@lru_cache(maxsize=1)
+def _runtime_proof() -> Proof:
+    return check_runtime(SilentProgress())
 
 
 def _try(path: Path, name: str) -> None:

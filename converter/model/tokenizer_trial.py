@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 from ..errors import InputError
+from ..signals import signal_words
 
 FILE = "tokenizer.json"
 # -P: the folder that the command is run in may be a model's, and its files no modules
@@ -31,5 +31,5 @@ def _tried(file: Path, changed: int, size: int) -> None:
     command = [sys.executable, *COMMAND, str(file)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
     if done.returncode < 0:  # a refusal is met again, in a line of the library's own
-        word = signal.Signals(-done.returncode).name
-        raise InputError(f"{file}: no usable tokenizer: the tokenizers library ends the process over it ({word})")
+        how = signal_words(-done.returncode)
+        raise InputError(f"{file}: no usable tokenizer: the tokenizers library ends the process over it: {how}")

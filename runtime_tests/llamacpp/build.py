@@ -1,4 +1,4 @@
-"""Builds the patched llama.cpp into one folder that can be put on sys.path."""
+"""Compiles the patched llama.cpp into one folder that can be put on sys.path."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...converter.errors import ResourceError
 from ...converter.progress import Advance, Progress
+from .ladder import Rung
 from .source import HASHES, last_error, pip, prepared_source
 
-# The vision library, the tests and the tools are not shipped; curl and OpenSSL serve only the tools.
+# What all builds share; ladder.py has the rest. The vision library, the tests and the tools are not shipped; curl and
+# OpenSSL serve only the tools.
 CMAKE_OPTIONS = (
     "-DLLAVA_BUILD=OFF",
-    "-DGGML_NATIVE=ON",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
     "-DLLAMA_BUILD_TOOLS=OFF",
@@ -34,13 +35,14 @@ COMPILED = (".o", ".obj", ".a", ".lib", ".so", ".dylib", ".dll")
 STEP = re.compile(r"^\s*\[\s*(?:(\d+)/(\d+)\]|(\d+)%\])")  # ninja's "[35/78]", make's "[ 45%]"
 
 
-def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
+def compile_runtime(folder: Path, log: Path, progress: Progress, rung: Rung) -> Path:
     """Download, patch and compile; returns the folder that holds the importable `llama_cpp`.
 
     Args:
         folder: to work in, empty or as an interrupted build left it; the result lies inside it.
         log: where the compiler's output goes.
         progress: told the percentage.
+        rung: how to build.
 
     Raises:
         ResourceError: no compiler, no network, or the build failed.
@@ -48,18 +50,24 @@ def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
     """
     check_compiler()
     started, cpu = time.monotonic(), child_seconds()
-    with progress.stage("building llama.cpp (once)", 100) as advance:
-        source, tree = prepared_source(folder), folder / "tree"
+    how = f"without {rung.left_out}" if rung.left_out else "once"
+    with progress.stage(f"building llama.cpp ({how})", 100) as advance:
+        source, tree = prepared_source(folder), tree_of(folder, rung)
+        site, wheels = tree.with_name(f"site-{rung.name}"), tree.with_name(f"wheel-{rung.name}")
         forget_unfinished(tree)
-        percent = follow(_compile(source, tree, folder / "wheel", log), advance)
-        site, diskcache = folder / "site", folder / list(HASHES)[1]
-        for wheel in (*(folder / "wheel").glob("*.whl"), diskcache):
+        percent = follow(_compile(source, tree, wheels, log, rung.options), advance)
+        for wheel in (*wheels.glob("*.whl"), folder / list(HASHES)[1]):
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(site)
         advance(100 - percent)
     seconds, cpu = time.monotonic() - started, child_seconds() - cpu
     progress.note(f"llama.cpp built in {seconds:.0f} s ({cpu:.0f} CPU-seconds)")
     return site
+
+
+def tree_of(folder: Path, rung: Rung) -> Path:
+    """CMake's build folder of one way to build, in the folder that a build works in."""
+    return folder / f"tree-{rung.name}"
 
 
 def check_compiler() -> None:
@@ -88,10 +96,10 @@ def forget_unfinished(tree: Path) -> None:
         path.unlink()
 
 
-def _compile(source: Path, tree: Path, wheels: Path, log: Path) -> Iterator[int]:
+def _compile(source: Path, tree: Path, wheels: Path, log: Path, options: Sequence[str]) -> Iterator[int]:
     """Build one wheel with pip and scikit-build-core in the folder `tree`; yields percentages, non-decreasing."""
     command = [*pip(), "wheel", "--no-deps", "--verbose"]
-    command += ["--wheel-dir", str(wheels), "--config-settings", f"cmake.args={';'.join(CMAKE_OPTIONS)}"]
+    command += ["--wheel-dir", str(wheels), "--config-settings", f"cmake.args={';'.join((*CMAKE_OPTIONS, *options))}"]
     command += ["--config-settings", f"build-dir={tree}", str(source)]
     log.unlink(missing_ok=True)
     yield from run_steps(command, log)

@@ -16,7 +16,12 @@ from types import ModuleType
 from ...converter.errors import InputError, LowRankError, ResourceError
 from ...converter.progress import Progress
 from ...converter.storage.files import cache_folder as user_cache
-from .build import CMAKE_OPTIONS, build_runtime
+from .build import CMAKE_OPTIONS
+from .ladder import NATIVE
+from .processor import this_processor
+from .proof import Proof, prove
+from .proven import build_runtime
+from .record import Record, other_processors, read_record
 from .source import HASHES, PATCH, VERSION
 
 MARKER = "llama_lowrank_version"  # the symbol that only a patched library exports
@@ -31,13 +36,13 @@ def cache_folder() -> Path:
 
 def runtime_key() -> str:
     """Name of the build that fits this machine: version plus a digest of all that decides what the compiler makes."""
-    return f"{VERSION}-{build_digest(CMAKE_OPTIONS)}"
+    return f"{VERSION}-{build_digest((*CMAKE_OPTIONS, *NATIVE.options))}"
 
 
 def build_digest(options: Iterable[str]) -> str:
-    """Digest of source, patch, CMake's options, and the machine's platform and features."""
+    """Digest of source, patch, CMake's options, platform and processor: each kind of processor finds its own build."""
     parts = [VERSION, *HASHES.values(), PATCH.read_text(encoding="utf-8"), *options]
-    parts += [os.environ.get("CMAKE_ARGS", ""), sys.platform, platform.machine(), _cpu_features()]
+    parts += [os.environ.get("CMAKE_ARGS", ""), sys.platform, platform.machine(), this_processor().identity]
     return hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]
 
 
@@ -55,24 +60,47 @@ def runtime_folder() -> Path:
     """
     found = find_runtime()
     if found is None:
-        raise ResourceError("llama.cpp runtime: not built yet; run `lowrank-export runtime build`")
+        raise ResourceError(f"llama.cpp runtime: not built yet{_for_others()}; run `lowrank-export runtime build`")
     return found
 
 
-def ensure_runtime(progress: Progress) -> Path:
-    """The built runtime's folder; builds it first if needed (some minutes, once per user and version).
+def runtime_record() -> Record | None:
+    """How the built runtime came about; None if it has not been built."""
+    found = find_runtime()
+    return None if found is None else read_record(found)
+
+
+def check_runtime(progress: Progress) -> Proof:
+    """Prove the built runtime again; nothing is changed.
+
+    Raises:
+        ResourceError: it has not been built.
+    """
+    return prove(runtime_folder(), progress)
+
+
+def ensure_runtime(progress: Progress, *, force: bool = False) -> Path:
+    """The built runtime's folder; builds and proves it first if needed (some minutes, once per user and version).
 
     A second process waits for the first. A build that was interrupted or killed leaves nothing that counts as built,
     and the next one goes on with what it compiled; one that failed leaves nothing.
 
+    Args:
+        progress: told what is done.
+        force: build anew even if there is one.
+
     Raises:
-        ResourceError: no compiler, no network, no space, or the build failed.
+        ResourceError: no compiler, no network, no space, the build failed, or none passes its proof.
         InputError: a download differs from its pinned hash.
     """
-    return ensure_built(runtime_key(), find_runtime, lambda work, log: build_runtime(work, log, progress))
+    if find_runtime() is None and (others := _for_others()):
+        progress.note(f"llama.cpp runtime{others}")
+    return ensure_built(runtime_key(), find_runtime, lambda work, log: build_runtime(work, log, progress), force=force)
 
 
-def ensure_built(key: str, find: Callable[[], Path | None], build: Callable[[Path, Path], Path]) -> Path:
+def ensure_built(
+    key: str, find: Callable[[], Path | None], build: Callable[[Path, Path], Path], *, force: bool = False
+) -> Path:
     """A build's folder in the cache; makes it first if needed, one process at a time.
 
     Args:
@@ -80,18 +108,19 @@ def ensure_built(key: str, find: Callable[[], Path | None], build: Callable[[Pat
         find: gives the folder once it is built.
         build: makes it, in a folder to work in, empty or as an interrupted build left it, and a file for the compiler's
             output; returns what to keep.
+        force: build anew even if there is one, which stays until the new one takes its place.
 
     Raises:
         ResourceError, InputError: as `build` says, or the cache cannot be written.
     """
-    found = find()
+    found = None if force else find()
     if found is not None:
         return found
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{key}.lock"):
-            found = find()
+            found = None if force else find()
             return found if found is not None else _build(cache, key, build)
     except OSError as error:
         raise ResourceError(f"llama.cpp runtime: cannot be built under {cache}: {error}") from None
@@ -114,12 +143,27 @@ def _build(cache: Path, key: str, build: Callable[[Path, Path], Path]) -> Path:
     work = cache / f"{key}.building"
     work.mkdir(exist_ok=True)
     try:
-        build(work, cache / f"{key}.log").rename(cache / key)
+        made, before = build(work, cache / f"{key}.log"), work / "before"
+        if (cache / key).exists():
+            shutil.rmtree(before, ignore_errors=True)
+            (cache / key).rename(before)
+        try:
+            made.rename(cache / key)
+        except OSError:
+            if before.exists():
+                before.rename(cache / key)
+            raise
     except (LowRankError, OSError):  # not what interrupts: the next build goes on from there
         shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
     return cache / key
+
+
+def _for_others() -> str:
+    """Where the cache holds builds for other processors only, a line that says so, after a colon."""
+    line = other_processors(cache_folder(), VERSION, this_processor())
+    return f": {line}" if line else ""
 
 
 @contextmanager
@@ -161,13 +205,3 @@ def lowrank_version(llama_cpp: ModuleType) -> int:
     """Version of the factored layout that the library behind an imported `llama_cpp` loads; 0 without the patch."""
     library = llama_cpp.llama_cpp._lib
     return int(getattr(library, MARKER)()) if hasattr(library, MARKER) else 0
-
-
-def _cpu_features() -> str:
-    """What -march=native looks at: the CPU's feature flags."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("flags", "features", "cpu part")
-    return "\n".join(sorted({line for line in lines if line.lower().startswith(wanted)}))

@@ -15,7 +15,8 @@ from ...converter.errors import ResourceError, UsageError
 from ...converter.progress import Progress
 from ...converter.recipe import nearest
 from .build import check_compiler, child_seconds, follow, forget_unfinished, run_steps
-from .runtime import build_digest, cache_folder, ensure_built
+from .ladder import NATIVE
+from .runtime import build_digest, cache_folder, ensure_built, runtime_record
 from .source import VERSION, last_error, pip, prepared_source
 
 TOOLS = ("llama-cli", "llama-server", "llama-bench", "llama-perplexity", "llama-quantize", "llama-imatrix")
@@ -23,7 +24,6 @@ TOOLS = ("llama-cli", "llama-server", "llama-bench", "llama-perplexity", "llama-
 TOOL_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
-    "-DGGML_NATIVE=ON",
     "-DLLAMA_BUILD_COMMON=ON",
     "-DLLAMA_BUILD_TOOLS=ON",
     "-DLLAMA_BUILD_SERVER=ON",
@@ -40,7 +40,7 @@ SUFFIX = ".exe" if sys.platform == "win32" else ""
 
 def tools_key() -> str:
     """Name of the tools' folder in the cache: version plus a digest of all that decides what the compiler makes."""
-    return f"{VERSION}-tools-{build_digest([*TOOL_OPTIONS, *TOOLS])}"
+    return f"{VERSION}-tools-{build_digest([*TOOL_OPTIONS, *_found_options(), *TOOLS])}"
 
 
 def find_tools() -> Path | None:
@@ -49,14 +49,20 @@ def find_tools() -> Path | None:
     return folder if all((folder / f"{tool}{SUFFIX}").is_file() for tool in TOOLS) else None
 
 
-def ensure_tools(progress: Progress) -> Path:
+def ensure_tools(progress: Progress, *, force: bool = False) -> Path:
     """The folder that holds the programs; builds them first if needed (some minutes, once per user and version).
+
+    What had to be left out of the library, which is proven first, is left out of them.
+
+    Args:
+        progress: told what is done.
+        force: build anew even if they are there.
 
     Raises:
         ResourceError: no compiler, no network, no space, or the build failed.
         InputError: a download differs from its pinned hash.
     """
-    return ensure_built(tools_key(), find_tools, lambda work, log: build_tools(work, log, progress))
+    return ensure_built(tools_key(), find_tools, lambda work, log: build_tools(work, log, progress), force=force)
 
 
 def tool_path(name: str) -> Path:
@@ -93,7 +99,7 @@ def build_tools(folder: Path, log: Path, progress: Progress) -> Path:
         forget_unfinished(tree)
         cmake, environment = find_cmake(folder / "cmake")
         log.unlink(missing_ok=True)
-        configure = ["-S", str(source / "vendor" / "llama.cpp"), "-B", str(tree), *TOOL_OPTIONS]
+        configure = ["-S", str(source / "vendor" / "llama.cpp"), "-B", str(tree), *TOOL_OPTIONS, *_found_options()]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         for _ in run_steps([*cmake, *configure], log, environment):
             pass
@@ -110,6 +116,12 @@ def build_tools(folder: Path, log: Path, progress: Progress) -> Path:
     seconds, cpu = time.monotonic() - started, child_seconds() - cpu
     progress.note(f"llama.cpp's tools built in {seconds:.0f} s ({cpu:.0f} CPU-seconds)")
     return programs
+
+
+def _found_options() -> tuple[str, ...]:
+    """CMake's options of the library's proven build; the best ones while there is none."""
+    record = runtime_record()
+    return NATIVE.options if record is None else record.options
 
 
 def find_cmake(folder: Path) -> tuple[list[str], Mapping[str, str]]:

@@ -13,6 +13,7 @@ import pytest
 from lowrank_export.converter.errors import ResourceError
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests.llamacpp import build
+from lowrank_export.runtime_tests.llamacpp.ladder import NATIVE
 
 
 def test_missing_compiler_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +21,7 @@ def test_missing_compiler_names_the_package(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ResourceError, match=r"no C\+\+ compiler found \(c\+\+, g\+\+, clang\+\+\).*build-essential"):
-        build.build_runtime(tmp_path, tmp_path / "log", SilentProgress())
+        build.compile_runtime(tmp_path, tmp_path / "log", SilentProgress(), NATIVE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,13 +47,13 @@ def test_progress_lines(line: str, share: int, tmp_path: Path, monkeypatch: pyte
     wheels.mkdir()
     (wheels / "x.whl").touch()
     monkeypatch.setattr(build.sys, "executable", _script(tmp_path, f"echo '{line}'"))
-    assert list(build._compile(tmp_path, tmp_path / "tree", wheels, tmp_path / "log")) == [share]
+    assert list(build._compile(tmp_path, tmp_path / "tree", wheels, tmp_path / "log", ())) == [share]
 
 
 def test_failed_build_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.sys, "executable", _script(tmp_path, "echo 'a.cpp:1: error: no'; echo bye; exit 1"))
     with pytest.raises(ResourceError, match=r"the build failed: a\.cpp:1: error: no \(full output: .*log\)"):
-        list(build._compile(tmp_path, tmp_path / "tree", tmp_path, tmp_path / "log"))
+        list(build._compile(tmp_path, tmp_path / "tree", tmp_path, tmp_path / "log", ()))
 
 
 def test_interruption_ends_the_compilers_too(tmp_path: Path) -> None:

@@ -14,12 +14,10 @@ import pytest
 from lowrank_export.converter.errors import InputError, ResourceError
 from lowrank_export.converter.progress import Progress, SilentProgress
 from lowrank_export.runtime_tests.llamacpp import runtime
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "lowrank-export" / "llama.cpp"
+from lowrank_export.runtime_tests.llamacpp.ladder import NATIVE, Built
+from lowrank_export.runtime_tests.llamacpp.processor import Processor
+from lowrank_export.runtime_tests.llamacpp.proof import Proof
+from lowrank_export.runtime_tests.llamacpp.record import write_record
 
 
 def fake_build(folder: Path, log: Path, progress: Progress) -> Path:
@@ -34,6 +32,30 @@ def test_key_follows_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.runtime_key() != key
 
 
+def test_another_processor_finds_no_build_and_is_told_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cache that machines share, or that came with an image."""
+    monkeypatch.setattr(runtime, "build_runtime", fake_build)
+    here = Processor("EPYC", "x86_64", frozenset({"avx512f"}), "epyc")
+    monkeypatch.setattr(runtime, "this_processor", lambda: here)
+    built = runtime.ensure_runtime(SilentProgress())
+    write_record(Built(built, NATIVE, Proof(1, 1.0, (), {}), ()), here, {})
+    assert runtime.find_runtime() == built
+    monkeypatch.setattr(runtime, "this_processor", lambda: Processor("Xeon", "x86_64", frozenset({"amx"}), "xeon"))
+    assert runtime.find_runtime() is None
+    with pytest.raises(
+        ResourceError, match=r"not built yet: .* another processor \(EPYC\); this one lacks avx512f: .* run"
+    ):
+        runtime.runtime_folder()
+    told: list[str] = []
+
+    class Told(SilentProgress):
+        def note(self, message: str) -> None:
+            told.append(message)
+
+    other = runtime.ensure_runtime(Told())
+    assert other != built and built.is_dir() and "another processor (EPYC)" in told[0]
+
+
 def test_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.find_runtime() is None
     monkeypatch.setattr(runtime, "build_runtime", fake_build)
@@ -41,6 +63,24 @@ def test_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == cache / runtime.runtime_key() == runtime.find_runtime()
     monkeypatch.setattr(runtime, "build_runtime", None)
     assert runtime.ensure_runtime(SilentProgress()) == found
+
+
+def test_force_builds_anew_and_keeps_the_old_until_then(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "build_runtime", fake_build)
+    found = runtime.ensure_runtime(SilentProgress())
+    (found / "old").touch()
+
+    def broken(folder: Path, log: Path, progress: Progress) -> Path:
+        raise ResourceError("no")
+
+    monkeypatch.setattr(runtime, "build_runtime", broken)
+    with pytest.raises(ResourceError, match="no"):
+        runtime.ensure_runtime(SilentProgress(), force=True)
+    assert (found / "old").exists() and runtime.find_runtime() == found
+    monkeypatch.setattr(runtime, "build_runtime", fake_build)
+    assert runtime.ensure_runtime(SilentProgress(), force=True) == found == runtime.find_runtime()
+    assert not (found / "old").exists()
+    assert {path.name for path in cache.iterdir()} == {found.name, f"{found.name}.lock"}
 
 
 def test_two_at_a_time_build_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

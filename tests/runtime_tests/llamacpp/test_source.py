@@ -63,11 +63,21 @@ def test_every_release_has_its_patch_and_every_patch_its_release() -> None:
 
 
 SPLIT = {"ggml/include/ggml.h", "ggml/src/ggml-cpu/ggml-cpu.c", "ggml/src/ggml-cpu/repack.cpp"}
+TILES = "ggml/src/ggml-cpu/amx/mmq.cpp"
 
 
-def test_patch_touches_of_ggml_only_how_a_factor_is_split_over_threads() -> None:
-    assert {name for name in hunks() if not name.startswith(("src/", "include/llama.h"))} == SPLIT
-    assert all(len(hunks()[name]) == 1 for name in SPLIT)
+def test_patch_touches_of_ggml_only_how_a_factor_is_split_over_threads_and_amx_tiles() -> None:
+    touched = {*SPLIT, TILES}
+    assert {name for name in hunks() if not name.startswith(("src/", "include/llama.h"))} == touched
+    assert all(len(hunks()[name]) == 1 for name in touched)
+
+
+def test_amx_tiles_are_constants_that_no_compiler_drops(tree: Path) -> None:
+    """gcc before 12.4 and 13.3 drops stores to what `_tile_loadconfig` reads."""
+    source.apply_patch(tree)
+    text = (tree / "vendor" / "llama.cpp" / TILES).read_text(encoding="utf-8")
+    assert "static const tile_config_t tc = {" in text and "_tile_loadconfig(&tc);" in text
+    assert not re.search(r"tc\.\w+(\[\d\])? *=", text) and "done" not in text
 
 
 def test_patch_refuses_another_source(tree: Path) -> None:

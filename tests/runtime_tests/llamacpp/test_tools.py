@@ -17,14 +17,12 @@ from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.llamacpp import runtime, source, tools
+from lowrank_export.runtime_tests.llamacpp.ladder import Built, Rung
+from lowrank_export.runtime_tests.llamacpp.processor import this_processor
+from lowrank_export.runtime_tests.llamacpp.proof import Proof
+from lowrank_export.runtime_tests.llamacpp.record import write_record
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_key_value_heads": 4}
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "lowrank-export" / "llama.cpp"
 
 
 def put(folder: Path, *names: str) -> None:
@@ -55,6 +53,27 @@ def test_key_differs_from_the_librarys_and_follows_what_is_compiled(monkeypatch:
     assert key.startswith(f"{source.VERSION}-tools-") and key != runtime.runtime_key()
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=ON")
     assert tools.tools_key() != key
+
+
+def test_what_the_library_does_without_the_tools_do_without(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, built = tools.tools_key(), cache / runtime.runtime_key()
+    (built / "llama_cpp" / "lib").mkdir(parents=True)
+    assert tools.tools_key() == before
+    rung = Rung("no-x", "X", ("-DGGML_X=OFF",))
+    write_record(Built(built, rung, Proof(1, 1.0, (), {}), ()), this_processor(), {})
+    assert tools.tools_key() != before
+    commands: list[list[str]] = []
+
+    def steps(command: list[str], *_: Any) -> Any:
+        commands.append(command)
+        raise ResourceError("far enough")
+
+    monkeypatch.setattr(tools, "run_steps", steps)
+    monkeypatch.setattr(tools, "prepared_source", lambda folder: folder)
+    monkeypatch.setattr(tools, "find_cmake", lambda folder: (["cmake"], {}))
+    with pytest.raises(ResourceError, match="far enough"):
+        tools.ensure_tools(SilentProgress())
+    assert "-DGGML_X=OFF" in commands[0] and "-DGGML_NATIVE=ON" not in commands[0]
 
 
 def test_failed_build_leaves_nothing_that_counts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
