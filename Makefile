@@ -2,10 +2,15 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 CONSTRAINTS ?= -c constraints.txt
+# A process per core, each with whole files; memory for every further one: about 1.5 GB
+WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What is imported compiles itself once, unless Python was told not to write that down; all else saves half a minute.
+INSTALL := $(PIP) install $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) -c constraints.txt
+PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 PINS := pyproject.toml constraints.txt
 USE_STAMP := $(VENV)/.installed
 DEVELOP_STAMP := $(VENV)/.installed-test-lint
@@ -15,7 +20,7 @@ TYPED := build/typing/lowrank_export
 TYPED_ENTRIES := __init__.py __main__.py cli.py py.typed converter exporters runtime_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-wheel test-processors lint format types clean distclean
+.PHONY: help demo test test-quick test-wheel test-processors reproduce has-data lint format types clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,10 +31,17 @@ demo: $(USE_STAMP) ## compress, export and validate the demo model; leaves every
 
 test: $(DEVELOP_STAMP) ## every test, the slow ones too
 	$(BIN)/lowrank-export runtime build
-	$(BIN)/python -m pytest --junitxml=build/test-results.xml $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) --junitxml=build/test-results.xml $(PYTEST_ARGS)
 
 test-quick: $(DEVELOP_STAMP) ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
+
+reproduce: has-data $(DEVELOP_STAMP) ## published figures again, on the real text in LOWRANK_DATA (see CONTRIBUTING.md)
+	$(BIN)/python -m pytest -m reproduce $(PYTEST_ARGS)
+
+has-data:
+	@test -d "$$LOWRANK_DATA" || { echo "make reproduce: LOWRANK_DATA must name the folder of evaluation text;" \
+	  "CONTRIBUTING.md, \"Figures on real text\", says what it holds" >&2; exit 2; }
 
 # -P: the current folder is not looked in, so what is tested is what was installed
 test-wheel: ## the quick tests against the installed wheel: PYTHON=python3.12, CONSTRAINTS= for the newest of everything
@@ -39,14 +51,14 @@ test-wheel: ## the quick tests against the installed wheel: PYTHON=python3.12, C
 	rm -rf build/lib build/bdist.*
 	$(WHEEL_PIP) install $(CONSTRAINTS) "$$(echo build/wheel/*.whl)[test]"
 	$(WHEEL_PIP) install --quiet --no-deps --force-reinstall build/wheel/*.whl
-	$(WHEEL_VENV)/bin/python -P -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(WHEEL_VENV)/bin/python -P -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
 
 # libraries choose their kernels as on a processor with SSE alone, which multiplies bfloat16; then with AVX2, without it
 test-processors: $(DEVELOP_STAMP) ## the quick tests, twice, as older processors compute
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem LOWRANK_BFLOAT16=1 \
-		$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+		$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
 	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell LOWRANK_BFLOAT16=0 \
-		$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+		$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
 
 lint: $(DEVELOP_STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -69,11 +81,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(USE_STAMP): $(PINS) | $(VENV)/bin/python
-	$(PIP) install -c constraints.txt -e .
+	$(INSTALL) -e .
 	touch $@
 
 $(DEVELOP_STAMP): $(PINS) | $(VENV)/bin/python
-	$(PIP) install -c constraints.txt -e '.[test,lint]'
+	$(INSTALL) -e '.[test,lint]'
 	touch $@ $(USE_STAMP)
 
 clean: ## remove what was built, tested and exported here

@@ -2,9 +2,11 @@
 
     python benchmarks/kills.py                                          # the demo model, 20 kills, some minutes
     python benchmarks/kills.py --method loss-aware --windows 8 --kills 5
+    python benchmarks/kills.py --method loss-aware --layout pivot --refine model --refine-epochs 3
 
-A moment is drawn from the processor time that the job has left, so other work on the machine changes nothing. Exit code
-1 if a checkpoint differs. `tests/test_kill.py` does the same with a tiny model and every stage.
+Options that it does not know are those of `compress`. A moment is drawn from the processor time that the job has left,
+so other work on the machine changes nothing. Exit code 1 if a checkpoint differs. `tests/test_kill.py` kills a job at
+every file it writes.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ def main() -> int:
     parser.add_argument("--window-length", type=int, default=128)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    asked, others = parser.parse_known_args()
     command = [sys.executable, "-m", "lowrank_export", "compress", "--model", asked.model, "--method", asked.method]
-    command += ["--windows", str(asked.windows), "--window-length", str(asked.window_length), "--out"]
+    command += ["--windows", str(asked.windows), "--window-length", str(asked.window_length), *others, "--out"]
     with tempfile.TemporaryDirectory() as folder:
         return run(Path(folder), command, asked.kills, random.Random(asked.seed))  # noqa: S311
 

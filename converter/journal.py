@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +176,21 @@ def unfinished(out: Path, workers: Workers = ALONE) -> Iterator[Journal]:
 
 
 def forget_finished(out: Path) -> None:
-    """Remove the journal of a job that was killed when its output was in place already."""
+    """Remove the journal of a job that was killed when its output was in place already, and its lock."""
+    import filelock
+
     folder = _folder(out)
     made, begun = out, folder / RECIPE
-    if made.exists() and begun.is_file() and made.stat().st_mtime > begun.stat().st_mtime:
-        remove(folder)
+    if not (made.exists() and begun.is_file() and made.stat().st_mtime > begun.stat().st_mtime):
+        return
+    lock = filelock.FileLock(folder.with_suffix(".lock"))
+    with suppress(filelock.Timeout):  # it lives, and is about to do so itself
+        lock.acquire(timeout=0)
+        try:
+            remove(folder)
+        finally:
+            lock.release()
+            remove(folder.with_suffix(".lock"))
 
 
 def forget(out: Path) -> None:

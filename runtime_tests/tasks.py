@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -153,7 +154,13 @@ def _manager() -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise ResourceError("tasks need lm-evaluation-harness: pip install 'lowrank-export[tasks]'") from None
-    return TaskManager()
+    return _made(TaskManager)
+
+
+@cache
+def _made(manager: Callable[[], Any]) -> Any:
+    """Once for all artifacts: it reads thousands of descriptions."""
+    return manager()
 
 
 @contextmanager

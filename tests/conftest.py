@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 HERE = Path(__file__).parent
+# A core per process of the suite, and per process that a test starts: the models are too small to be worth two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How long an example takes depends on what else the machine does.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process of the suite is left alone with one in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def _load(name: str) -> ModuleType:
@@ -25,10 +40,57 @@ def _load(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
+def _one_thread() -> None:
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """(name, make) -> a path that `make` has made, once for all processes of this run of the suite; read only."""
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        own = tmp_path_factory.getbasetemp()
+        shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made-once"
+        shared.mkdir(exist_ok=True)
+        path, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_fsync() -> Iterator[None]:
+    """The disk need not hold what a test wrote: no test cuts the power. `test_files.py` looks that it is asked to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def forked() -> Callable[..., Any]:
+    """Start `argv` (tests/forked.py) in a process of its own, which needs no second to import torch and transformers.
+
+    Takes the words, the files of its stdout and stderr, and more of its environment; returns multiprocessing's Process.
+    """
+    import multiprocessing
+
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["transformers.models.llama.modeling_llama", "lowrank_export.converter.pipeline"])
+
+    def start(argv: Sequence[str], log: Path, cwd: Path | None = None, **environment: str) -> Any:
+        given = {"argv": [str(word) for word in argv], "environ": {**os.environ, **environment}}
+        given |= {"cwd": str(cwd or Path.cwd()), "stdout": f"{log}.out", "stderr": str(log)}
+        process = server.Process(target=runpy.run_path, args=(str(HERE / "forked.py"), {"given": given}, "__main__"))
+        process.start()
+        return process
+
+    return start
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,9 +168,19 @@ def demo() -> Path:
 
 
 @pytest.fixture(scope="session")
+def factored_demo(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The demo model, compressed by the default method on little text; made once, to be read only."""
+    from lowrank_export.converter.pipeline import compress
+    from lowrank_export.converter.recipe import Recipe
+
+    recipe = Recipe(model="demo", retention=0.8, windows=4, window_length=256, held_out=0)
+    return made_once("factored-demo", lambda path: compress(recipe, path))
+
+
+@pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of evaluation text named by LOWRANK_DATA."""
     folder = os.environ.get("LOWRANK_DATA")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("LOWRANK_DATA does not name a folder of evaluation text")
+        pytest.fail("LOWRANK_DATA does not name a folder of evaluation text; CONTRIBUTING.md says what it holds")
     return Path(folder)

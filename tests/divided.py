@@ -1,6 +1,6 @@
 """What each process of a divided test runs: several compressions in one process group.
 
-    torchrun --nproc-per-node N divided.py JOBS
+    torchrun --nproc-per-node N divided.py JOBS    # or forked, see conftest.py
 
 JOBS is a JSON file: [[recipe values, output folder], ...].
 """

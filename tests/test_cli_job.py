@@ -6,10 +6,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,33 +163,26 @@ def test_interrupted_job_goes_on(job: list[str], tmp_path: Path, monkeypatch: py
     assert (tmp_path / "out" / "report.json").is_file() and not (tmp_path / "out" / "dense").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_signals_leave_nothing_half_written(models: Path, tmp_path: Path, number: signal.Signals) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lowrank_export",
-        "compress",
-        "--model",
-        models / "deep",
-        "--out",
-        tmp_path / "out",
-    ]
-    command += ["--calibration", models / "text.txt", "--windows", "4", "--window-length", "64", "--rank-multiple", "4"]
-    # a shell's background job ignores SIGINT and passes that on: start from the default
-    default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": default}
-    with subprocess.Popen(command, text=True, **pipes) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".out.unfinished/block-00001*")):
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-            time.sleep(0.01)
-        os.kill(process.pid, number)
-        stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout) == (130, "")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_nothing_half_written(
+    models: Path, tmp_path: Path, forked: Callable[..., Any], number: signal.Signals
+) -> None:
+    command = ["compress", "--model", str(models / "deep"), "--out", str(tmp_path / "out")]
+    command += ["--calibration", str(models / "text.txt"), "--windows", "4", "--window-length", "64"]
+    command += ["--rank-multiple", "4"]
+    (log := tmp_path / "log").touch()
+    process = forked(["lowrank_export", *command], log)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.unfinished/block-00001*")):
+        assert process.is_alive() and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join(60)
+    stderr = log.read_text()
+    assert (process.exitcode, (tmp_path / "log.out").read_text()) == (130, "")
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1].startswith("error: interrupted; nothing half-written was left")
-    assert [entry.name for entry in tmp_path.iterdir()] == [".out.unfinished"]
-    again = run(*command[3:])
+    assert {entry.name for entry in tmp_path.iterdir()} == {".out.unfinished", "log", "log.out"}
+    again = run(*command)
     assert again.exit_code == 0 and "going on with block" in again.stderr, again.stderr
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"out", "log", "log.out"}

@@ -1,69 +1,53 @@
-"""Killed at any moment, a compression goes on and ends with the bytes of one that was left alone."""
+"""Killed at any file it writes, a compression goes on and ends with the bytes of one that was left alone.
+
+`benchmarks/kills.py` draws moments between the files.
+"""
 
 from __future__ import annotations
 
-import random
-import resource
-import shutil
+import json
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import psutil
 import pytest
 
-KILLS = 20
+KILLED = Path(__file__).with_name("killed.py")
+# every stage keeps files of its own: the claim, statistics, blocks, the refinement's state, the checkpoint
+FILES = ["recipe.json", "identity.json", *(f"gradients-0000{block}.safetensors" for block in (2, 1, 0))]
+FILES += ["calibration.json", *(f"block-0000{block}.safetensors" for block in range(3))]
+FILES += ["refinement.safetensors", "cut"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def children_seconds() -> float:
-    """Processor time of all processes that this one started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def reaches(process: subprocess.Popen[bytes], moment: float) -> bool:
-    """Wait until a process has used that many seconds of processor time: False if it ends before."""
-    clock = psutil.Process(process.pid)
-    while process.poll() is None:
-        if sum(clock.cpu_times()[:4]) >= moment:
-            return True
-        time.sleep(0.01)
-    return False
-
-
 @pytest.mark.slow
-def test_twenty_kills(tiny: ModuleType, tmp_path: Path) -> None:
-    tiny.save_dense(tmp_path / "dense", "llama", blocks=12)
-    (tmp_path / "text.txt").write_text(tiny.TEXT)
-    command = [sys.executable, "-m", "lowrank_export", "compress", "--model", "dense", "--calibration", "text.txt"]
-    command += ["--method", "loss-aware", "--layout", "pivot", "--refine", "model", "--refine-epochs", "3"]
-    command += ["--windows", "8", "--window-length", "64", "--rank-multiple", "4", "--out"]
+def test_killed_at_every_file(tiny: ModuleType, tmp_path: Path, forked: Callable[..., Any]) -> None:
+    (work := tmp_path / "work").mkdir()
+    tiny.save_dense(work / "dense", "llama", blocks=3)
+    (work / "text.txt").write_text(tiny.TEXT)
+    command = ["compress", "--model", "dense", "--calibration", "text.txt", "--method", "loss-aware"]
+    command += ["--layout", "pivot", "--refine", "model", "--refine-epochs", "2", "--rank-multiple", "4"]
+    command += ["--windows", "6", "--window-length", "32", "--held-out", "2", "--out"]
 
-    def run(out: str) -> None:
-        subprocess.run([*command, out], cwd=tmp_path, check=True, capture_output=True)
+    def run(*words: Any) -> tuple[int, Path]:
+        log = tmp_path / f"log-{len(list(tmp_path.iterdir()))}"
+        process = forked(words, log, cwd=work)
+        process.join()
+        return process.exitcode, log
 
-    before = children_seconds()
-    run("whole")
-    whole = children_seconds() - before
-    chance, kills, finished = random.Random(0), 0, 0  # noqa: S311
-    while kills < KILLS:
-        with subprocess.Popen([*command, "cut"], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
-            if reaches(process, chance.uniform(0.3, 1.0) * whole):
-                process.kill()
-                kills += 1
-        assert process.returncode in (0, -signal.SIGKILL)
-        if (tmp_path / "cut").exists():
-            assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-            shutil.rmtree(tmp_path / "cut")
-            finished += 1
-    run("cut")
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    assert {entry.name for entry in tmp_path.iterdir()} == {"dense", "text.txt", "whole", "cut"}
-    print(f"{kills} kills, finished {finished + 1} times")
+    code, log = run("lowrank_export", *command, "whole")
+    assert code == 0, log.read_text()
+    moments: list[list[str]] = []
+    while (ended := run(KILLED, json.dumps(moments), *command, "cut"))[0] == -signal.SIGKILL:
+        moments.append(json.loads(Path(f"{ended[1]}.out").read_text()))
+    code, log = ended
+    assert moments == [[name, when] for name in FILES for when in ("before", "after")], log.read_text()
+    # the checkpoint had its name when the last one died: nothing was left to do but to forget the job
+    assert code == 2 and "cut: already exists" in log.read_text()
+    assert contents(work / "cut") == contents(work / "whole")
+    assert {entry.name for entry in work.iterdir()} == {"dense", "text.txt", "whole", "cut"}

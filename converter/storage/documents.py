@@ -14,6 +14,7 @@ from ..errors import InputError
 MAX_YAML_BYTES = 2**20
 MAX_JSON_BYTES = 2**28  # tokenizers and indexes of large models have tens of megabytes
 MAX_ALIASES = 100
+MAX_DEPTH = 100  # of YAML: PyYAML's time grows with its square, and with the recursion that the caller allows
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -86,13 +87,28 @@ def shown(value: Any) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with aliases bounded."""
+    """PyYAML's safe loader, with aliases and depth bounded."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._anchored = self._aliases = 0
+        self._anchored = self._aliases = self._depth = 0
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """At an opening bracket; the scanner reads many of them before the first value is composed."""
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.YAMLError("nested too deeply")
+        super().fetch_flow_collection_start(token)  # type: ignore[no-untyped-call]
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        if self._depth > MAX_DEPTH:
+            raise yaml.YAMLError("nested too deeply")
+        self._depth += 1
+        try:
+            return self._compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def _compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             self._aliases += 1

@@ -28,7 +28,6 @@ CODES_TOLERANCE = 0.25
 """Largest median KLD, in nats, over a window, that rounding activations may cost codes (0.001 to 0.03 is usual)."""
 
 _DECODED = 3  # last tokens of each window that are fed one at a time
-_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,10 @@ def check_export(folder: Path, reference: Reference, allowed: Tolerance) -> floa
     Raises:
         InputError: the folder does not load, or computes something else; one line says what.
     """
+    import torch
+
     check_graph(folder, reference.attention, reference.context)
-    decoder = open_decoder(folder, threads=_THREADS)
+    decoder = open_decoder(folder, threads=torch.get_num_threads())  # as the reference was made
     found = [
         _check_window(decoder, window, logits, allowed)
         for window, logits in zip(reference.windows, reference.logits, strict=True)

@@ -28,6 +28,7 @@ def dense(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: p
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("type", ["q8_0", "f16"])
 def test_the_forecast_is_above_the_peak(dense: Path, tmp_path: Path, type: str) -> None:
     command = [sys.executable, "-m", "lowrank_export", "export", str(dense), "--gguf-type", type, "--json"]

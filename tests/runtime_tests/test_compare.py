@@ -7,12 +7,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -238,20 +235,22 @@ def test_a_childs_error_is_passed_on(options: list[str], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_signals_end_the_child_too(models: Path, options: list[str], tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "lowrank_export", "compare", *options, "--model", str(models / "deep")]
+def test_signals_end_the_child_too(
+    models: Path, options: list[str], tmp_path: Path, forked: Callable[..., Any], number: signal.Signals
+) -> None:
+    command = ["lowrank_export", "compare", *options, "--model", str(models / "deep")]
     command += ["--methods", "svd", "--retention", "0.8", "--out", str(tmp_path / "out")]
-    default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(command, text=True, stderr=subprocess.PIPE, preexec_fn=default) as process:
-        deadline = time.monotonic() + 90
-        while not list(tmp_path.glob("out/checkpoints/.svd-0.8.unfinished/block-00001*")):
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-            time.sleep(0.01)
-        (child,) = psutil.Process(process.pid).children()
-        os.kill(process.pid, number)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert stderr.splitlines()[-1].startswith("error: interrupted")
+    (log := tmp_path / "log").touch()
+    process = forked(command, log)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("out/checkpoints/.svd-0.8.unfinished/block-00001*")):
+        assert process.is_alive() and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    (child,) = psutil.Process(process.pid).children()
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 130, log.read_text()
+    assert log.read_text().splitlines()[-1].startswith("error: interrupted")
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["dense.json", "rows"]
 

@@ -99,7 +99,7 @@ def test_short_text_says_how_short() -> None:
         evaluation_windows(CountingTokenizer(), "x" * 90, windows=1, length=10, stride=10)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.reproduce
 def test_the_fixed_windows_come_out(data: Path, demo: Path) -> None:
     """The windows that published figures were measured on are what this rule gives."""
     from tokenizers.pre_tokenizers import ByteLevel

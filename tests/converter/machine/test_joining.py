@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,6 +67,46 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
+Group = Callable[..., list[Any]]
+
+
+@pytest.fixture(scope="module")
+def group(forked: Callable[..., Any]) -> Group:
+    """Start a job's processes as a launcher does, without its own start and theirs: (count, words, log) -> processes.
+
+    The log of each has its rank behind its name. As torchrun does, and other launchers do not, `store` keeps the store
+    by which they find each other in another process: this one.
+    """
+    stores = []
+
+    def start(count: int, words: Sequence[str], log: Path, *, store: bool = False) -> list[Any]:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if store:
+            stores.append(torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
+            common["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        return [
+            forked(words, Path(f"{log}{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(count)
+        ]
+
+    return start
+
+
+def codes(processes: Sequence[Any], *, first_ends_all: bool = False) -> list[int]:
+    """Exit codes; as torchrun does, the others are told to stop once one has failed, if asked."""
+    while any(process.is_alive() for process in processes):
+        if first_ends_all and any(process.exitcode for process in processes):
+            for process in processes:
+                process.terminate()
+        time.sleep(0.01)
+    return [process.exitcode for process in processes]
+
+
+def spoken(log: Path, count: int) -> str:
+    return "".join(Path(f"{log}{rank}").read_text() for rank in range(count))
+
+
 def products(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Parameter or linear -> its value, in float64: signs of singular vectors do not count, only products do."""
     model = lowrank_export.load(checkpoint)
@@ -86,11 +127,11 @@ def differences(a: Path, b: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_any_number_of_processes_gives_the_same(folder: Path, tmp_path: Path, count: int) -> None:
+def test_any_number_of_processes_gives_the_same(folder: Path, tmp_path: Path, group: Group, count: int) -> None:
     jobs = [(values(folder, **options), str(tmp_path / name)) for name, options in JOBS.items()]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    command = [*TORCHRUN, str(count), str(DIVIDED), str(tmp_path / "jobs.json")]
-    subprocess.run(command, check=True, env=environment(), timeout=1800)
+    done = codes(group(count, [str(DIVIDED), str(tmp_path / "jobs.json")], tmp_path / "log"), first_ends_all=True)
+    assert done == [0] * count, spoken(tmp_path / "log", count)
     for name, options in JOBS.items():
         alone = folder / "alone" / name
         if not alone.is_dir():
@@ -108,94 +149,95 @@ def test_any_number_of_processes_gives_the_same(folder: Path, tmp_path: Path, co
 
 
 @pytest.fixture(scope="module")
-def deep(folder: Path, tiny: ModuleType) -> Path:
-    """A folder with a model of many blocks, and "whole": what three processes make of it when left alone."""
+def deep(folder: Path, tiny: ModuleType, group: Group) -> Path:
+    """A folder with a model of many blocks, and "whole-3", "whole-2": what so many processes make when left alone."""
     tiny.save_dense(folder / "deep", "llama", blocks=16)
-    subprocess.run([*TORCHRUN, "3", *compression(folder, folder / "whole")], check=True, env=environment())
+    for count in (3, 2):
+        words, log = compression(folder, folder / f"whole-{count}"), folder / f"log-{count}-"
+        assert codes(group(count, words, log)) == [0] * count, spoken(log, count)
     return folder
 
 
 def compression(folder: Path, out: Path) -> list[str]:
-    """Arguments of torchrun or python."""
+    """The words after python's -m."""
     given = values(folder, model=str(folder / "deep"), method="loss-aware", gradient_windows=3)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    return ["-m", "lowrank_export", "compress", *options, "--threads=1", f"--out={out}"]
+    return ["lowrank_export", "compress", *options, "--threads=1", f"--out={out}"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def wait_for_blocks(journal: Path, count: int, alive: subprocess.Popen[Any]) -> None:
+def wait_for_blocks(journal: Path, count: int, ended: Callable[[], object]) -> None:
     while len(list(journal.glob("block-*.safetensors"))) < count:
-        assert alive.poll() is None
+        assert not ended()
         time.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_a_dead_process_ends_the_job_which_goes_on(deep: Path, tmp_path: Path) -> None:
+def test_a_dead_process_ends_the_job_which_goes_on(deep: Path, tmp_path: Path, group: Group) -> None:
     """Started without torchrun, as other launchers do, to see every exit code."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in ("0", "1", "2"):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, *compression(deep, tmp_path / "cut")]
-        processes.append(subprocess.Popen(command, env={**environment(), **own}, stderr=subprocess.PIPE, text=True))
+    (logs := tmp_path / "logs").mkdir()
+    processes = group(3, compression(deep, tmp_path / "cut"), logs / "cut")
     journal = tmp_path / ".cut.unfinished"
-    wait_for_blocks(journal, 3, processes[0])
+    wait_for_blocks(journal, 3, lambda: not processes[0].is_alive())
     processes[1].kill()
-    said = [process.communicate(timeout=600)[1] for process in processes]
-    assert [process.returncode for process in processes] == [5, -signal.SIGKILL, 5]
-    errors = [line for text in said for line in text.splitlines() if line.startswith("error: ")]
+    assert codes(processes) == [5, -signal.SIGKILL, 5]
+    errors = [line for line in spoken(logs / "cut", 3).splitlines() if line.startswith("error: ")]
     assert errors and all("another worker of this job is gone" in line and "goes on" in line for line in errors)
     assert len(errors) <= 2  # torchrun keeps the store in which one sees that another has spoken; here it may be gone
     assert not (tmp_path / "cut").exists() and 3 <= len(list(journal.glob("block-*"))) < 16
     shutil.copytree(journal, tmp_path / ".other.unfinished")
     shutil.copytree(journal, tmp_path / ".alone.unfinished")
     # the same number of processes: the same bytes; another number: the same within float tolerance
-    for count, name in (("3", "cut"), ("2", "other")):
-        done = subprocess.run(
-            [*TORCHRUN, count, *compression(deep, tmp_path / name)], env=environment(), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("where the job stopped") == 1
-    assert contents(tmp_path / "cut") == contents(deep / "whole")
-    subprocess.run([sys.executable, *compression(deep, tmp_path / "alone")], env=environment(), check=True)
-    assert 0 < differences(tmp_path / "other", deep / "whole") < 2e-2
-    assert 0 < differences(tmp_path / "alone", deep / "whole") < 2e-2
-    assert {entry.name for entry in tmp_path.iterdir()} == {"cut", "other", "alone"}
+    for count, name in ((3, "cut"), (2, "other"), (1, "alone")):
+        log = logs / f"{name}-again"
+        assert codes(group(count, compression(deep, tmp_path / name), log)) == [0] * count, spoken(log, count)
+        assert spoken(log, count).count("where the job stopped") == 1
+    assert contents(tmp_path / "cut") == contents(deep / "whole-3")
+    assert 0 < differences(tmp_path / "other", deep / "whole-3") < 2e-2
+    assert 0 < differences(tmp_path / "alone", deep / "whole-3") < 2e-2
+    assert {entry.name for entry in tmp_path.iterdir()} == {"cut", "other", "alone", "logs"}
 
 
 @pytest.mark.slow
 def test_torchrun_starts_a_killed_job_again(deep: Path, tmp_path: Path) -> None:
     """The writer itself is killed, once."""
-    command = [*TORCHRUN, "3", "--max-restarts", "1", *compression(deep, tmp_path / "cut")]
+    command = [*TORCHRUN, "2", "--max-restarts", "1", "-m", *compression(deep, tmp_path / "cut")]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        wait_for_blocks(tmp_path / ".cut.unfinished", 2, process)
+        wait_for_blocks(tmp_path / ".cut.unfinished", 2, lambda: process.poll() is not None)
         workers = psutil.Process(process.pid).children(recursive=True)
         (writer,) = [worker for worker in workers if worker.environ().get("RANK") == "0"]
         writer.kill()
         said = process.communicate(timeout=600)[1]
     assert process.returncode == 0, said
     assert "going on with block" in said
-    assert contents(tmp_path / "cut") == contents(deep / "whole")
+    assert contents(tmp_path / "cut") == contents(deep / "whole-2")
 
 
-@pytest.mark.slow
-def test_one_process_speaks(folder: Path, tmp_path: Path) -> None:
+def test_one_process_speaks(folder: Path, tmp_path: Path, group: Group) -> None:
     """An error that all meet, one that the writer meets, and a command for one process: one line each."""
     (tmp_path / "there").mkdir()
     command = compression(folder, tmp_path / "there")
-    for arguments, words in (
-        (command, "already exists"),
-        ([*command[:3], "--model", "nowhere", "--out", "x"], "no such folder or file"),
-        (["-m", "lowrank_export", "inspect", str(folder / "dense")], "is the work of one process"),
+    for words, code, told in (
+        (command, 2, "already exists"),
+        ([*command[:2], "--model", "nowhere", "--out", str(tmp_path / "x")], 3, "no such folder or file"),
+        (["lowrank_export", "inspect", str(folder / "dense")], 2, "is the work of one process"),
     ):
-        done = subprocess.run([*TORCHRUN, "2", *arguments], env=environment(), capture_output=True, text=True)
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert done.returncode != 0 and len(errors) == 1 and words in errors[0], done.stderr
-        assert "exitcode  : 2" in done.stderr or "exitcode  : 3" in done.stderr
+        log = tmp_path / f"log-{told}"
+        found = codes(group(2, words, log, store=True), first_ends_all=True)
+        errors = [line for line in spoken(log, 2).splitlines() if line.startswith("error: ")]
+        assert code in found and 0 not in found and len(errors) == 1 and told in errors[0], (found, spoken(log, 2))
+
+
+@pytest.mark.slow
+def test_one_process_speaks_under_torchrun(tmp_path: Path) -> None:
+    command = [*TORCHRUN, "2", "-m", "lowrank_export", "compress", "--model", "nowhere", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0 and len(errors) == 1 and "no such folder or file" in errors[0], done.stderr
+    assert "exitcode  : 3" in done.stderr
 
 
 @pytest.mark.cuda

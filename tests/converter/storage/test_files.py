@@ -33,6 +33,20 @@ def test_appears_at_the_end(tmp_path: Path, folder: bool) -> None:
 
 
 @pytest.mark.parametrize("folder", [True, False])
+def test_the_disk_holds_it_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    """Its bytes before the name, its entry in the folder after; no other test waits for the disk (conftest.py)."""
+    flushed: list[tuple[int, bool]] = []  # what, and whether it had its name
+    out = tmp_path / "out"
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append((os.fstat(file).st_ino, out.exists())))
+    with replacing(out, force=False, folder=folder) as beside:
+        (beside / "a" if folder else beside).write_text("new")
+    written = [out / "a", out] if folder else [out]
+    assert flushed == [*((path.stat().st_ino, False) for path in written), (tmp_path.stat().st_ino, True)]
+
+
+@pytest.mark.parametrize("folder", [True, False])
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), InputError("x")])
 def test_nothing_is_left_on_an_error(tmp_path: Path, folder: bool, error: BaseException) -> None:
     with pytest.raises(type(error)), replacing(tmp_path / "out", force=False, folder=folder) as beside:

@@ -20,7 +20,7 @@ KLD_LIMIT = 0.02
 TOKENS = 384
 
 
-@pytest.mark.slow
+@pytest.mark.reproduce
 def test_int8_stays_close_and_as_small_as_predicted(tmp_path: Path, demo: Path, data: Path) -> None:
     text = (data / "wiki.valid.raw").read_text(encoding="utf-8")[:20_000]
     tokens = np.array(AutoTokenizer.from_pretrained(demo)(text)["input_ids"][:TOKENS], dtype=np.int32)
