@@ -43,6 +43,8 @@ READS_MEMORY = {Tensor.numpy, Tensor.__array__}
 WAITS = {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__}
 WAITS |= {Tensor.nonzero, torch.nonzero, Tensor.__format__, Tensor.masked_select, torch.masked_select, torch.equal}
 WAITS |= {Tensor.unique, torch.unique, torch.bincount, Tensor.equal}
+MAKES_NOTHING = {torch._C._nn._parse_to}
+"""On the device that they are told."""
 INDEXES = {Tensor.__getitem__, Tensor.__setitem__}
 TAKES_NO_NUMBERS = {torch.stack, torch.cat, torch.matmul, torch.linalg.solve}
 """Of CPU tensors without dimensions, beside device tensors."""
@@ -87,6 +89,43 @@ class _Generator(torch.Generator):
         return self._device
 
 
+class Memory:
+    """Bytes that tensors take, now and at most since `forget_peak`.
+
+    A storage counts from the first tensor on it that was seen to the end of the last, which may be one that autograd holds.
+    """
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+        self.allocated = self.peak = 0
+
+    def count(self, tensor: Tensor) -> None:
+        """See a tensor."""
+        storage = tensor.untyped_storage()
+        if not hasattr(storage, "_counted"):
+            size = -(-storage.nbytes() // GRAIN) * GRAIN
+            self.take(size)
+            storage._counted = True  # type: ignore[attr-defined]
+            self.allocated += size
+            weakref.finalize(storage, self._release, size)
+
+    def take(self, size: int) -> None:
+        """What a function takes while it runs."""
+        if self.total is not None and self.allocated + size > self.total:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size} bytes. GPU 0 has a total capacity of {self.total} bytes "
+                f"of which {self.total - self.allocated} bytes is free."
+            )
+        self.peak = max(self.peak, self.allocated + size)
+
+    def forget_peak(self) -> None:
+        """Begin anew."""
+        self.peak = self.allocated
+
+    def _release(self, size: int) -> None:
+        self.allocated -= size
+
+
 class StandIn:
     """The device, from `with` to the end of it.
 
@@ -96,13 +135,14 @@ class StandIn:
         count: how many there are, all alike.
 
     Attributes:
-        allocated, peak: bytes that tensors take, now and at most since `torch.cuda.reset_peak_memory_stats`.
+        memory: of the device.
+        host: of the CPU's tensors that PyTorch was given meanwhile.
         waits: how often the host has waited, by function.
     """
 
     def __init__(self, total: int = 8 * 10**9, capability: tuple[int, int] = (8, 0), count: int = 1) -> None:
-        self.total, self.capability, self.count = total, capability, count
-        self.allocated = self.peak = self.current = 0
+        self.memory, self.host = Memory(total), Memory()
+        self.capability, self.count, self.current = capability, count, 0
         self.waits: dict[str, int] = {}
         self._special: dict[Function, Function] = {
             Tensor.to: self._to,
@@ -116,6 +156,7 @@ class StandIn:
             torch.autograd.grad: self._grad,
             torch._has_compatible_shallow_copy_type: lambda a, b: _on_device(a) == _on_device(b),
             Tensor.__repr__: lambda x, **k: f"{_inner(x)!r} on {x.device}",
+            torch.nn.functional.scaled_dot_product_attention: self._attention,
         }
 
     def __enter__(self) -> StandIn:
@@ -137,9 +178,9 @@ class StandIn:
         """One function of PyTorch."""
         tensors = list(_tensors((args, kwargs)))
         placed = [t for t in tensors if isinstance(t, DeviceTensor)]
-        asked = kwargs.get("device")
+        asked = None if func in MAKES_NOTHING else kwargs.get("device")
         if not placed and asked is None and "generator" not in kwargs and func not in self._special:
-            return func(*args, **kwargs)
+            return self._seen(func(*args, **kwargs))
         if func in self._special and (placed or func in (Tensor.to, Tensor.cuda, Tensor.pin_memory)):
             return self._special[func](*args, **kwargs)
         if func in SAYS_ITS_DEVICE and placed:
@@ -163,7 +204,14 @@ class StandIn:
             result = func(*plain_args, **plain_kwargs)
         if asked is not None and _on_device(result) is None and placed:  # torch.tensor(x), torch.as_tensor(x, device=)
             result = _mapped(torch.clone, result)
-        return self.put(result, device) if device.type == "cuda" else result
+        assert asked is None or any(True for _ in _tensors(result)), f"{func}: makes no tensor; say so above"
+        return self.put(result, device) if device.type == "cuda" else self._seen(result)
+
+    def _seen(self, result: Any) -> Any:
+        for tensor in _tensors(result):
+            if tensor.device == CPU and tensor.layout == torch.strided:
+                self.host.count(tensor)
+        return result
 
     def put(self, result: Any, device: torch.device) -> Any:
         """Whatever a function gave, its tensors on the device."""
@@ -175,30 +223,11 @@ class StandIn:
         known = inner.__dict__.get("_on_device")
         made: DeviceTensor | None = None if known is None else known()
         if made is None:
-            self._count(inner)
+            self.memory.count(inner)
             with torch._C.DisableTorchFunctionSubclass():
                 made = DeviceTensor(inner, device)
             inner.__dict__["_on_device"] = weakref.ref(made)
         return made
-
-    def _count(self, inner: Tensor) -> None:
-        """Memory: a storage from the first tensor on it to the end of the last, which may be one that autograd holds."""
-        storage = inner.untyped_storage()
-        if getattr(storage, "_counted", False):
-            return
-        size = -(-storage.nbytes() // GRAIN) * GRAIN
-        if self.allocated + size > self.total:
-            raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size} bytes. GPU 0 has a total capacity of {self.total} bytes "
-                f"of which {self.total - self.allocated} bytes is free."
-            )
-        storage._counted = True  # type: ignore[attr-defined]
-        self.allocated += size
-        self.peak = max(self.peak, self.allocated)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.allocated -= size
 
     def _wait(self, what: str) -> None:
         self.waits[what] = self.waits.get(what, 0) + 1
@@ -228,10 +257,14 @@ class StandIn:
             )
         if _on_device(target) and any(one.dtype in (torch.bool, torch.uint8) for one in used if _on_device(one)):
             self._wait("mask")
-        by_numbers = bool(used) or any(isinstance(one, list) for one in (index if isinstance(index, tuple) else [index]))
+        by_numbers = bool(used) or any(
+            isinstance(one, list) for one in (index if isinstance(index, tuple) else [index])
+        )
         for value in values:
             if by_numbers and isinstance(value, Tensor) and value.device != target.device and value.dim():
-                raise RuntimeError(f"expected value to be on {target.device}, as the indexed tensor, not {value.device}")
+                raise RuntimeError(
+                    f"expected value to be on {target.device}, as the indexed tensor, not {value.device}"
+                )
 
     def _check_generator(self, generator: torch.Generator | None, device: torch.device) -> None:
         if generator is not None and device.type != "meta" and generator.device != device:
@@ -259,9 +292,11 @@ class StandIn:
             return _inner(x).to(target, *rest, **kwargs)
         if target == CPU:
             self._wait("cpu")
+        else:
+            self._seen(x)
         moved = _inner(x).to(*rest, **kwargs)
         moved = moved.clone() if moved.untyped_storage()._cdata == _inner(x).untyped_storage()._cdata else moved
-        return self.put(moved, target) if target.type == "cuda" else moved
+        return self.put(moved, target) if target.type == "cuda" else self._seen(moved)
 
     def _copy(self, x: Tensor, source: Tensor, *args: Any) -> Tensor:
         if x.device == CPU:
@@ -292,7 +327,9 @@ class StandIn:
         self._run_backward(x, gradient, (), accumulate_grad=True, allow_unreachable=True)
 
     def _grad(self, outputs: Any, inputs: Any, grad_outputs: Any = None, **options: Any) -> tuple[Tensor, ...]:
-        ((outputs,), (inputs,), (grad_outputs,)) = (list(_tensors(one)) or [None] for one in (outputs, inputs, grad_outputs))
+        ((outputs,), (inputs,), (grad_outputs,)) = (
+            list(_tensors(one)) or [None] for one in (outputs, inputs, grad_outputs)
+        )
         found = self._run_backward(outputs, grad_outputs, (_inner(inputs),), accumulate_grad=False)
         return self.put(found, inputs.device)
 
@@ -302,11 +339,24 @@ class StandIn:
         with _Answers(self):  # hooks and what checkpointing computes anew
             return torch.autograd.graph._engine_run_backward((_inner(x),), (given,), False, False, inputs, **options)
 
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
+        """CUDA's kernels but flash attention, which takes no float32, want as many heads of keys as of queries."""
+        half = query.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
+        flash = half and self.capability >= (8, 0)
+        if query.shape[1] != key.shape[1] and not flash:
+            self.memory.take(3 * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] * query.element_size())
+        self._check_devices(torch.matmul, (), {}, [query, key, value], query.device)
+        with self._autocast(query.device):
+            found = torch.nn.functional.scaled_dot_product_attention(
+                *(_inner(x) for x in (query, key, value)), *_mapped(_inner, args), **_mapped(_inner, options)
+            )
+        return self.put(found, query.device)
+
     def _cuda(self) -> dict[str, Any]:
         """What `torch.cuda` says of it."""
-        major, minor = self.capability
+        memory, (major, minor) = self.memory, self.capability
         properties = SimpleNamespace(
-            name="stand-in", major=major, minor=minor, total_memory=self.total, multi_processor_count=1
+            name="stand-in", major=major, minor=minor, total_memory=self.memory.total, multi_processor_count=1
         )
 
         def check(device: Any = None) -> int:
@@ -318,9 +368,6 @@ class StandIn:
 
         def set_device(device: Any) -> None:
             self.current = check(device)
-
-        def forget_peak(device: Any = None) -> None:
-            self.peak = self.allocated
 
         return {
             "_lazy_init": lambda: None,
@@ -334,12 +381,12 @@ class StandIn:
             "get_device_name": lambda device=None: properties.name,
             "get_device_properties": lambda device=None: (check(device), properties)[1],
             "get_device_capability": lambda device=None: (check(device), self.capability)[1],
-            "mem_get_info": lambda device=None: (check(device), (self.total - self.allocated, self.total))[1],
-            "memory_allocated": lambda device=None: self.allocated,
-            "memory_reserved": lambda device=None: self.allocated,
-            "max_memory_allocated": lambda device=None: self.peak,
-            "max_memory_reserved": lambda device=None: self.peak,
-            "reset_peak_memory_stats": forget_peak,
+            "mem_get_info": lambda device=None: (check(device), (memory.total - memory.allocated, memory.total))[1],
+            "memory_allocated": lambda device=None: memory.allocated,
+            "memory_reserved": lambda device=None: memory.allocated,
+            "max_memory_allocated": lambda device=None: memory.peak,
+            "max_memory_reserved": lambda device=None: memory.peak,
+            "reset_peak_memory_stats": lambda device=None: memory.forget_peak(),
             "empty_cache": lambda: None,
             "synchronize": lambda device=None: self._wait("synchronize"),
             "manual_seed": lambda seed: None,
