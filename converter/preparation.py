@@ -165,7 +165,11 @@ def prepared(
     """
     source = source or open_source(recipe.model, progress)
     room = Room(max_memory, max_device_memory, scratch or Path(tempfile.gettempdir()))
-    with _gathered(recipe, source, device, statistics, room, progress, workers) as found:
+    where = pick_device(device, workers)
+    with (
+        device_errors(where, ADVICE),
+        _gathered(recipe, source, where, statistics, room, progress, workers) as found,
+    ):
         method, blocks, calibration, store, memory = found
         with fast_matmul():
             plan = allocate(recipe, method, blocks, calibration, store, progress, workers)
@@ -215,7 +219,11 @@ def gather_statistics(
     room = Room(max_memory, max_device_memory, beside)
     source = workers.in_turn(lambda: open_source(recipe.model, progress))
     check_same(source, workers)
-    with _gathered(recipe, source, device, folder, room, progress, workers, wanted):
+    where = pick_device(device, workers)
+    with (
+        device_errors(where, ADVICE),
+        _gathered(recipe, source, where, folder, room, progress, workers, wanted),
+    ):
         return wanted
 
 
@@ -223,7 +231,7 @@ def gather_statistics(
 def _gathered(
     recipe: Recipe,
     source: Source,
-    device: str,
+    device: torch.device,
     folder: Path | None,
     room: Room,
     progress: Progress,
@@ -232,32 +240,30 @@ def _gathered(
 ) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics, MemoryPlan]]:
     """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
-    where = pick_device(device, workers)
-    blocks = BlockSource(source.reader(), source.family, where, DTYPES[recipe.dtype], _in_bfloat16(recipe, where))
-    with device_errors(where, ADVICE):
-        exempt_loaded()
-        kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
-        if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
-            sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
-            plan_memory(recipe, method, blocks, sampled, room)
-        calibration = None
-        if method.needs_calibration or recipe.refine != "none":
-            calibration = draw_windows(recipe.calibration, recipe, source, blocks, progress, workers)
-        windows = window_sizes(recipe, calibration, workers)
-        memory = plan_memory(recipe, method, blocks, windows, room)
-        _try(memory, recipe, method, blocks, windows, progress)
-        with open_statistics(None if calibration is None else folder, workers) as store:
-            if calibration is not None:
-                if folder is not None and workers.writes:
-                    store.claim(_identity(recipe, blocks, source, calibration))
-                if folder is not None:
-                    workers.check_shared(folder / IDENTITY)
-                with fast_matmul():
-                    chosen = statistics_kinds(recipe) if kinds is None else kinds
-                    _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress, workers)
-                workers.wait()  # for the writer's last file
-            release_freed()
-            yield method, blocks, calibration, store, memory
+    blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
+    exempt_loaded()
+    kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
+    if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
+        sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
+        plan_memory(recipe, method, blocks, sampled, room)
+    calibration = None
+    if method.needs_calibration or recipe.refine != "none":
+        calibration = draw_windows(recipe.calibration, recipe, source, blocks, progress, workers)
+    windows = window_sizes(recipe, calibration, workers)
+    memory = plan_memory(recipe, method, blocks, windows, room)
+    _try(memory, recipe, method, blocks, windows, progress)
+    with open_statistics(None if calibration is None else folder, workers) as store:
+        if calibration is not None:
+            if folder is not None and workers.writes:
+                store.claim(_identity(recipe, blocks, source, calibration))
+            if folder is not None:
+                workers.check_shared(folder / IDENTITY)
+            with fast_matmul():
+                chosen = statistics_kinds(recipe) if kinds is None else kinds
+                _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress, workers)
+            workers.wait()  # for the writer's last file
+        release_freed()
+        yield method, blocks, calibration, store, memory
 
 
 def _try(
