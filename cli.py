@@ -498,7 +498,7 @@ def export(
     _wait_passively()
     with _one_line_errors():
         from .converter.progress import ConsoleProgress
-        from .converter.storage.byte_size import device_limit, memory_limit
+        from .converter.storage.byte_size import memory_limit
         from .converter.storage.files import check_output
         from .exporters.export import artifact_name
         from .exporters.gguf.rounding_choice import Rounding

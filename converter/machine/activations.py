@@ -1,5 +1,7 @@
-"""Where the activations of all calibration windows lie between two blocks: in memory, of a GPU or of the machine, or in a
-file without a name."""
+"""Where the activations of all calibration windows lie between two blocks: in memory, or in a file without a name.
+
+Of a GPU's work, in its memory or in the machine's.
+"""
 
 from __future__ import annotations
 

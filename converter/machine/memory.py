@@ -44,9 +44,9 @@ def _status(field: str) -> int:
 
 
 def release_freed() -> None:
-    """Collect reference cycles (stopped forwards hold some), return free heap pages (with glibc) and a GPU's free memory.
+    """Collect reference cycles (stopped forwards hold some); return free heap pages (with glibc), and those of a GPU.
 
-    The tensors of the next stage have other sizes: what was cut for those of the last would not fit them.
+    The tensors of the next stage have other sizes: what a GPU's memory was cut into for the last would not fit them.
     """
     gc.collect()
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():

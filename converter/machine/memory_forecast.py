@@ -26,8 +26,8 @@ Holding = Literal["in memory", "repeated", "on the host", "on disk"]
 """How the activations of all windows are held while a block is compressed, from fast to small.
 
 "in memory": one forward per block and stream, whose activations are in memory for all windows. "repeated": one forward
-per input group, with the activations of one chunk of windows and the residual streams in memory. "on the host": so, of a
-GPU's memory, and the residual streams in the machine's. "on disk": so, and the residual streams in a scratch file.
+per input group, with the activations of one chunk of windows and the residual streams in memory. "on the host": so, and
+the residual streams in the machine's memory, not the GPU's. "on disk": so, and the residual streams in a scratch file.
 """
 HOLDINGS: tuple[Holding, ...] = ("in memory", "repeated", "on disk")
 GPU_HOLDINGS: tuple[Holding, ...] = ("in memory", "repeated", "on the host", "on disk")

@@ -22,7 +22,7 @@ from .activations import Keep, OnDisk, OnHost, in_memory
 from .device_memory import device_peak_of, free_memory, peak_of_device
 from .host_forecast import host_forecast
 from .memory import peak_memory, resident_memory
-from .memory_forecast import GPU_HOLDINGS, HOLDINGS, Forecast, Holding, ModelShape, Windows, forecast, model_shape
+from .memory_forecast import GPU_HOLDINGS, HOLDINGS, Holding, ModelShape, Windows, forecast, model_shape
 from .memory_trial import trial_of_a_block
 
 MARGIN = 1.1  # of the tensors: what allocator and libraries lose
@@ -175,25 +175,25 @@ def plan_memory(recipe: Recipe, method: Method, blocks: BlockSource, windows: Wi
     if room.device_limit is not None and blocks.device.type != "cuda":
         raise UsageError("--max-device-memory: is of a GPU, and this job runs on the CPU; use --max-memory")
     shape = model_shape(blocks)
-    for plan, found in _plans(recipe, method, blocks.device, shape, windows, room):
+    for plan in _plans(recipe, method, blocks.device, shape, windows, room):
         if (plan.limit is None or plan.peak <= plan.limit) and (
             plan.device is None or plan.device.peak <= plan.device.limit
         ):
             _check_disk(plan)
             return plan
-    raise ResourceError(_too_little(recipe, plan, found, shape))
+    raise ResourceError(_too_little(recipe, plan, shape))
 
 
 def _plans(
     recipe: Recipe, method: Method, device: torch.device, shape: ModelShape, windows: Windows, room: Room
-) -> Iterator[tuple[MemoryPlan, Forecast]]:
+) -> Iterator[MemoryPlan]:
     """A plan per way of holding activations, from fast to small."""
     base, on_gpu = resident_memory() + LIBRARIES, device.type == "cuda"
     free = free_memory(device) if on_gpu else 0
     for holding in GPU_HOLDINGS if on_gpu else HOLDINGS:
         found = forecast(recipe, method, shape, windows, holding)
         if not on_gpu:
-            yield MemoryPlan(holding, _with_margin(found.memory, base), found.disk, room.limit, room.folder), found
+            yield MemoryPlan(holding, _with_margin(found.memory, base), found.disk, room.limit, room.folder)
             continue
         host = _with_margin(host_forecast(shape, windows, found.stages, holding), base)
         limit = free if room.device_limit is None else min(free, room.device_limit)
@@ -202,14 +202,14 @@ def _plans(
         plan = MemoryPlan(holding, host, found.disk, room.limit, room.folder, gpu)
         if holding == "on the host" and plan.peak > base + psutil.virtual_memory().available:
             continue
-        yield plan, found
+        yield plan
 
 
 def _with_margin(memory: Mapping[str, int], base: int) -> Stages:
     return tuple((stage, base + round(MARGIN * bytes)) for stage, bytes in memory.items())
 
 
-def _too_little(recipe: Recipe, plan: MemoryPlan, found: Forecast, shape: ModelShape) -> str:
+def _too_little(recipe: Recipe, plan: MemoryPlan, shape: ModelShape) -> str:
     """What the limit would have to be, and what would lower it."""
     gpu = plan.device
     stages = plan.stages
@@ -231,8 +231,9 @@ def _too_little(recipe: Recipe, plan: MemoryPlan, found: Forecast, shape: ModelS
         advice = ": one block alone is " + gigabytes(shape.block)
     elif recipe.window_length > 512 and "embedding" not in stage:
         advice = ", or a smaller --window-length"
-    instead = "" if gpu is None or not where else "; or use --device cpu"
-    return f"{bound}: {stage} takes about {gigabytes(peak)}{where}, even with activations on the disk; {allow}{advice}{instead}"
+    if where:
+        advice += "; or use --device cpu"
+    return f"{bound}: {stage} takes about {gigabytes(peak)}{where}, even with activations on the disk; {allow}{advice}"
 
 
 def _check_disk(plan: MemoryPlan) -> None:

@@ -58,7 +58,7 @@ def attention_function(
 def repeated_attention_function(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """PyTorch's attention, as transformers calls it, with each key and value head repeated for the queries it serves."""
+    """PyTorch's attention, as transformers calls it, with key and value heads repeated for the queries they serve."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     served = query.shape[1] // key.shape[1]

@@ -19,12 +19,15 @@ from typer.testing import CliRunner
 
 import lowrank_export
 from lowrank_export.cli import app
+from lowrank_export.converter.checkpoint.folder import CheckpointReader
 from lowrank_export.converter.errors import ResourceError, UsageError
 from lowrank_export.converter.journal import Journal
 from lowrank_export.converter.machine import memory_plan
 from lowrank_export.converter.machine.device import pick_device
-from lowrank_export.converter.machine.memory_forecast import GPU_HOLDINGS
+from lowrank_export.converter.machine.memory_forecast import GPU_HOLDINGS, Windows
 from lowrank_export.converter.methods import METHODS
+from lowrank_export.converter.model.architectures import family_of
+from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.preparation import gather_statistics
 from lowrank_export.converter.progress import SilentProgress
@@ -75,25 +78,41 @@ JOBS: dict[str, dict[str, Any]] = {
     "model": {"method": "adasvd", "refine": "model", "refine_epochs": 1},
     "sampled": {"method": "svd-llm", "calibration": "self"},
     "float16": {"method": "svd-llm", "dtype": "float16"},
-    "bfloat16": {"dtype": "bfloat16"},
+    # with gradients the bytes differ: those of keys and values that heads share are rounded before they are added
+    "bfloat16": {"method": "adasvd", "dtype": "bfloat16"},
     "kept dense": {"keep_dense": ("q_proj",), "retention": 0.9},
 }
 
 
-@pytest.mark.usefixtures("no_base")
 @pytest.mark.parametrize("name", JOBS)
-def test_every_kind_of_job_gives_the_cpus_bytes(recipe: Any, tmp_path: Path, gpu: Any, name: str) -> None:
+def test_every_kind_of_job_gives_the_cpus_bytes(
+    recipe: Any, tmp_path: Path, cuda_stand_in: ModuleType, name: str
+) -> None:
     asked = recipe(**JOBS[name])
     compress(asked, tmp_path / "cpu", device="cpu")
-    assert gpu.memory.peak == 0
-    gpu.host.forget_peak()
-    before = gpu.host.peak
-    memory = compress(asked, tmp_path / "cuda", device="cuda").memory
+    with cuda_stand_in.StandIn() as gpu:
+        compress(asked, tmp_path / "cuda", device="cuda")
+        gc.collect()
+        assert gpu.memory.peak > 0 == gpu.memory.allocated
     assert contents(tmp_path / "cuda") == contents(tmp_path / "cpu")
-    assert gpu.memory.peak <= memory["device"]["forecast_bytes"]
-    assert gpu.host.peak - before <= memory["forecast_bytes"]
-    gc.collect()
-    assert gpu.memory.allocated == 0
+
+
+@pytest.fixture(scope="module")
+def wide(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose matrices outweigh what is the same for every size: panels of 256 rows, 128 rows of logits."""
+    folder = tmp_path_factory.mktemp("wide") / "dense"
+    tiny.save_dense(folder, "llama", hidden_size=128, head_dim=32, intermediate_size=768)
+    return folder
+
+
+@pytest.mark.usefixtures("no_base")
+@pytest.mark.parametrize("name", ["asvd", "lc-svd", "svd-llm", "loss-aware", "adasvd", "model", "sampled"])
+def test_both_memories_stay_below_the_forecast(recipe: Any, wide: Path, tmp_path: Path, gpu: Any, name: str) -> None:
+    """Counted tensor by tensor, with the margin that any forecast has."""
+    options = {"windows": 6, "window_length": 24 if name == "sampled" else 96, **JOBS[name]}
+    memory = compress(recipe(model=str(wide), **options), tmp_path / "out", device="cuda").memory
+    assert 0.3 * memory["device"]["forecast_bytes"] < gpu.memory.peak <= memory["device"]["forecast_bytes"]
+    assert 0.3 * memory["forecast_bytes"] < gpu.host.peak <= memory["forecast_bytes"]
 
 
 @pytest.mark.usefixtures("gpu")
@@ -205,27 +224,32 @@ def test_same_bytes_however_activations_are_held(
 
 
 @pytest.mark.usefixtures("no_base")
-def test_what_the_gpu_has_free_is_the_limit(recipe: Any, tmp_path: Path, cuda_stand_in: ModuleType) -> None:
+def test_what_the_gpu_has_free_is_the_limit(recipe: Any, models: Path, cuda_stand_in: ModuleType) -> None:
     """From a GPU with room for all, through those on which activations go elsewhere, to one on which nothing fits."""
-    asked, seen, total = recipe(windows=8), [], 3 * MB
+    reader, seen, total = CheckpointReader(models / "dense"), [], 6 * MB
+    asked = recipe(method="adasvd", windows=24)
     while True:
         with cuda_stand_in.StandIn(total=total):
+            blocks = BlockSource(reader, family_of(reader.config, "test"), torch.device("cuda"), torch.float32)
+            taken = torch.cuda.memory_allocated()  # by the rotary embedding
             try:
-                memory = compress(asked, tmp_path / "out", device="cuda", force=True).memory
+                plan = memory_plan.plan_memory(
+                    asked, METHODS["adasvd"], blocks, Windows(24, 1, 16, 256), memory_plan.Room()
+                )
             except ResourceError as error:
-                assert f"cuda: {memory_plan.gigabytes(total)} are free" in str(error)
+                assert f"cuda: {memory_plan.gigabytes(total - taken)} are free" in str(error)
                 assert "of cuda, even with activations on the disk; free that much; or use --device cpu" in str(error)
                 break
-        assert memory["device"]["limit_bytes"] == total and memory["device"]["forecast_bytes"] <= total
-        seen.append(memory["activations"])
-        total = int(0.9 * total)
+            assert plan.device is not None and plan.device.peak <= plan.device.limit == total - taken
+            seen.append(plan.holding)
+        total = int(0.95 * total)
     assert list(dict.fromkeys(seen)) == ["in memory", "repeated", "on the host"]
 
 
 @pytest.mark.usefixtures("no_base", "gpu")
 def test_both_limits_count(recipe: Any, tmp_path: Path) -> None:
     """A GPU that wants activations elsewhere, and a process that does not want them either: they go to the disk."""
-    asked = recipe(windows=8)
+    asked = recipe(method="adasvd", windows=24)
 
     def plan(**limits: int) -> dict[str, Any]:
         return compress(asked, tmp_path / "out", device="cuda", force=True, **limits).memory
@@ -234,25 +258,29 @@ def test_both_limits_count(recipe: Any, tmp_path: Path) -> None:
     assert (free["activations"], free["limit_bytes"]) == ("in memory", None)
     small = free["device"]["forecast_bytes"]
     while (found := plan(max_device_memory=small))["activations"] != "on the host":
-        small = int(0.97 * small)
-    assert found["device"]["limit_bytes"] == small and found["limit_bytes"] is None
+        assert found["device"]["limit_bytes"] == small and found["limit_bytes"] is None
+        small = found["device"]["forecast_bytes"] - 1
     both = plan(max_device_memory=small, max_memory=found["forecast_bytes"] - 1)
     assert both["activations"] == "on disk" and both["limit_bytes"] == found["forecast_bytes"] - 1
-    with pytest.raises(ResourceError, match="^--max-memory 1 MB: .* takes about .*; allow that much"):
+    with pytest.raises(ResourceError, match=r"^--max-memory 1 MB: .* takes about .*; allow that much"):
         plan(max_memory=1)
-    with pytest.raises(ResourceError, match="^--max-device-memory 1 MB: .* of cuda, .*allow that much.*; or use --dev"):
+    with pytest.raises(
+        ResourceError, match=r"^--max-device-memory 1 MB: .* of cuda, .*allow that much.*; or use --dev"
+    ):
         plan(max_device_memory=1)
     with pytest.raises(UsageError, match="--max-device-memory: is of a GPU"):
         compress(asked, tmp_path / "other", device="cpu", max_device_memory=10**9)
 
 
-@pytest.mark.usefixtures("no_base")
+@pytest.mark.usefixtures("no_base", "gpu")
 def test_a_trial_that_takes_more_than_forecast_is_refused(
-    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: Any
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_plan, "MARGIN", 0.1)
-    with pytest.raises(ResourceError, match=r"1 MB: a trial of one block took 1 MB of cuda, 1 MB more than forecast"):
-        compress(recipe(), tmp_path / "out", device="cuda", max_device_memory=MB // 4)
+    monkeypatch.setattr(memory_plan, "device_peak_of", lambda device, work: 30 * MB)
+    with pytest.raises(
+        ResourceError, match=r"20 MB: a trial of one block took 30 MB of cuda, .* MB more than forecast"
+    ):
+        compress(recipe(), tmp_path / "out", device="cuda", max_device_memory=20 * MB)
     assert not list(tmp_path.iterdir())
 
 
@@ -274,7 +302,7 @@ def test_running_out_all_the_same_is_one_line(
 
 
 def failing(words: str) -> Any:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError(words)
 
     return fails

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -20,15 +20,15 @@ def parts(index: Any) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-def tensors(given: Any) -> Iterator[Tensor]:
+def tensors(given: Any) -> list[Tensor]:
     """Of arguments, however deep."""
-    if isinstance(given, Tensor):
-        yield given
-    elif isinstance(given, tuple | list):
-        for one in given:
-            yield from tensors(one)
-    elif isinstance(given, dict):
-        yield from tensors(list(given.values()))
+    found: list[Tensor] = []
+    for one in given.values() if isinstance(given, dict) else given if isinstance(given, tuple | list) else (given,):
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif isinstance(one, tuple | list | dict):
+            found += tensors(one)
+    return found
 
 
 def mapped(change: Callable[[Tensor], Any], given: Any) -> Any:

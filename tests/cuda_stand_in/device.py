@@ -24,6 +24,11 @@ Function = Callable[..., Any]
 attention = torch.nn.functional.scaled_dot_product_attention
 
 SAYS_ITS_DEVICE = {Tensor.device.__get__, Tensor.is_cuda.__get__, Tensor.is_cpu.__get__, Tensor.get_device}
+DESCRIBES = {
+    getattr(Tensor, name).__get__
+    for name in ("shape", "dtype", "ndim", "layout", "requires_grad", "is_leaf", "grad_fn")
+} | {Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.element_size, Tensor.__len__, Tensor.is_contiguous}
+DESCRIBES |= {Tensor.is_floating_point, Tensor.is_complex}
 READS_MEMORY = {Tensor.numpy, Tensor.__array__}
 WAITS = {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__}
 WAITS |= {Tensor.nonzero, torch.nonzero, Tensor.__format__, Tensor.masked_select, torch.masked_select, torch.equal}
@@ -115,7 +120,9 @@ class StandIn:
 
     def call(self, func: Function, args: Any, kwargs: dict[str, Any]) -> Any:
         """One function of PyTorch."""
-        tensors = list(tensors_of((args, kwargs)))
+        if func in DESCRIBES:
+            return func(_inner(args[0]), *args[1:], **kwargs)
+        tensors = tensors_of((args, kwargs))
         placed = [tensor for tensor in tensors if _on_device(tensor)]
         asked = None if func in MAKES_NOTHING else kwargs.get("device")
         if not placed and asked is None and "generator" not in kwargs and func not in self._special:
@@ -141,7 +148,7 @@ class StandIn:
         plain_args, plain_kwargs = mapped(_inner, (args, kwargs))
         with self._recorder or ExitStack(), self._autocast(device):
             result = func(*plain_args, **plain_kwargs)
-        assert asked is None or any(True for _ in tensors_of(result)), f"{func}: makes no tensor; say so above"
+        assert asked is None or tensors_of(result), f"{func}: makes no tensor; say so above"
         if asked is not None and placed:  # torch.tensor(x), torch.as_tensor(x, device="cpu")
             result = mapped(torch.clone, result)
         return self.put(result, device) if device.type == "cuda" else self._seen(result)
@@ -203,7 +210,7 @@ class StandIn:
 
     def _check_index(self, func: Function, args: Any) -> None:
         target, index, *values = args
-        used = list(tensors_of(index))
+        used = tensors_of(index)
         if any(one.device not in (CPU, target.device) for one in used):
             raise RuntimeError(
                 f"indices should be either on cpu or on the same device as the indexed tensor ({target.device})"
@@ -235,12 +242,14 @@ class StandIn:
                 target, dtype = one.device, one.dtype
             elif isinstance(one, torch.dtype):
                 dtype = one
-        options = {"dtype": dtype or x.dtype, "copy": kwargs.get("copy", False) or x.device != target}
+        dtype, crosses = dtype or x.dtype, x.device != target
         if target.type not in ("cpu", "cuda"):
-            return _inner(x).to(target, **options)
-        if x.device != target and target == CPU:
+            return _inner(x).to(target, dtype)
+        if crosses and target == CPU:
             self._wait("cpu")
-        moved = _inner(x).to(**options)
+        moved = _inner(x).to(dtype, copy=kwargs.get("copy", False))
+        if crosses and dtype == x.dtype:
+            moved = _copied(_inner(x))
         self._seen(x)
         return self.put(moved, target) if target.type == "cuda" else self._seen(moved)
 
@@ -272,7 +281,7 @@ class StandIn:
         self._run_backward(x, gradient, (), accumulate_grad=True, allow_unreachable=True)
 
     def _grad(self, outputs: Any, inputs: Any, grad_outputs: Any = None, **options: Any) -> Any:
-        (output,), (x,), (gradient,) = (list(tensors_of(one)) or [None] for one in (outputs, inputs, grad_outputs))
+        (output,), (x,), (gradient,) = (tensors_of(one) or [None] for one in (outputs, inputs, grad_outputs))
         return self.put(self._run_backward(output, gradient, (_inner(x),), accumulate_grad=False), x.device)
 
     def _run_backward(self, x: Tensor, gradient: Tensor | None, inputs: tuple[Tensor, ...], **options: Any) -> Any:
@@ -307,6 +316,14 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(func.name())
         return func(*args, **(kwargs or {}))
+
+
+def _copied(x: Tensor) -> Tensor:
+    """A copy that begins as many bytes behind a multiple of 64 as the original: products may round by that."""
+    spare = 64 // x.element_size()
+    room = x.new_empty(x.numel() + spare)
+    ahead = (x.data_ptr() - room.data_ptr()) % 64 // x.element_size()
+    return room[ahead : ahead + x.numel()].view(x.shape).copy_(x)
 
 
 def _on_device(x: Any) -> bool:

@@ -177,7 +177,7 @@ def test_what_wants_the_whole_model_says_so(recipe: Any, models: Path, options: 
     found = forecast(asked, METHODS["loss-aware"], large(), Windows(4, 1, 32, 4), "on disk")
     assert "whole model" in found.largest
     limited = memory_plan.MemoryPlan("on disk", tuple(found.memory.items()), found.disk, 10**9)
-    assert advice in memory_plan._too_little(asked, limited, found, large())
+    assert advice in memory_plan._too_little(asked, limited, large())
 
 
 @pytest.mark.parametrize(
