@@ -32,6 +32,8 @@ the residual streams in the machine's memory, not the GPU's. "on disk": so, and 
 HOLDINGS: tuple[Holding, ...] = ("in memory", "repeated", "on disk")
 GPU_HOLDINGS: tuple[Holding, ...] = ("in memory", "repeated", "on the host", "on disk")
 FLOAT, DOUBLE = 4, 8
+COPYING = "embedding and head"
+"""The stage that computes nothing, and so has nothing on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class _Sizes:
             stages["refining a block"] = Stage(self.block_refinement(), streams * stream)
         if recipe.refine == "model":
             stages["refining the whole model"] = Stage(self.model_refinement(), stream)
-        stages["embedding and head"] = Stage(shape.largest_other * 2 * shape.weight_bytes)
+        stages[COPYING] = Stage(shape.largest_other * 2 * shape.weight_bytes)
         return stages
 
     def sampling(self) -> int:

@@ -22,7 +22,7 @@ from .activations import Keep, OnDisk, OnHost, in_memory
 from .device_memory import device_peak_of, free_memory, peak_of_device
 from .host_forecast import host_forecast
 from .memory import peak_memory, resident_memory
-from .memory_forecast import GPU_HOLDINGS, HOLDINGS, Holding, ModelShape, Windows, forecast, model_shape
+from .memory_forecast import COPYING, GPU_HOLDINGS, HOLDINGS, Holding, ModelShape, Windows, forecast, model_shape
 from .memory_trial import trial_of_a_block
 
 MARGIN = 1.1  # of the tensors: what allocator and libraries lose
@@ -198,7 +198,8 @@ def _plans(
         host = _with_margin(host_forecast(shape, windows, found.stages, holding), base)
         limit = free if room.device_limit is None else min(free, room.device_limit)
         asked = room.device_limit is not None and room.device_limit <= free
-        gpu = DeviceMemory(device, _with_margin(found.memory, DEVICE_LIBRARIES), limit, asked)
+        there = {stage: bytes for stage, bytes in found.memory.items() if stage != COPYING}
+        gpu = DeviceMemory(device, _with_margin(there, DEVICE_LIBRARIES), limit, asked)
         plan = MemoryPlan(holding, host, found.disk, room.limit, room.folder, gpu)
         if holding == "on the host" and plan.peak > base + psutil.virtual_memory().available:
             continue
@@ -229,7 +230,7 @@ def _too_little(recipe: Recipe, plan: MemoryPlan, shape: ModelShape) -> str:
         advice = ", or fewer --sensitivity-windows"
     elif shape.block > limit // 4:
         advice = ": one block alone is " + gigabytes(shape.block)
-    elif recipe.window_length > 512 and "embedding" not in stage:
+    elif recipe.window_length > 512 and stage != COPYING:
         advice = ", or a smaller --window-length"
     if where:
         advice += "; or use --device cpu"
