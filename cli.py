@@ -74,6 +74,7 @@ app.add_typer(runtime_app, name="runtime")
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+RoundingDevice = Annotated[str, typer.Option(help="That aware rounding runs its text on: auto, cpu or cuda.")]
 ProcessThreads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of a process. Default: its share of the cores.")
 ]
@@ -84,6 +85,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 MaxMemory = Annotated[
     str | None,
     typer.Option(help="Largest memory of this process: 8GB, 512MiB; what is beyond it goes to the disk or is refused."),
+]
+MaxDeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Largest memory on the GPU: 8GB, 512MiB. Default: what is free there. What is beyond it goes to this "
+        "machine's memory or the disk, or is refused."
+    ),
 ]
 CompressionMemory = Annotated[
     str | None,
@@ -117,6 +125,7 @@ def run(
     onnx_accuracy_level: OnnxAccuracyLevel = 4,
     onnx_factors: OnnxFactors = "auto",
     max_memory: CompressionMemory = None,
+    max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -147,7 +156,7 @@ def run(
         exports = chosen_exports(format, gguf_type, onnx_type)
         encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors)
         from .converter.progress import ConsoleProgress
-        from .converter.storage.byte_size import memory_limit
+        from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report_table import render
 
@@ -165,6 +174,7 @@ def run(
             onnx=encoding,
             device=device,
             max_memory=memory_limit(max_memory),
+            max_device_memory=device_limit(max_device_memory),
             force=force,
             progress=ConsoleProgress(),
         )
@@ -184,6 +194,7 @@ def compress(
         typer.Option(help="Keep statistics of the dense model here, for other methods and retentions."),
     ] = None,
     max_memory: MaxMemory = None,
+    max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
     threads: ProcessThreads = None,
     force: Force = False,
@@ -194,7 +205,7 @@ def compress(
     with _one_line_errors():
         from .converter.machine.joining import joined
         from .converter.pipeline import compress as run_compress
-        from .converter.storage.byte_size import memory_limit
+        from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.environment import process_cost
 
         with joined(device, threads) as workers:
@@ -206,6 +217,7 @@ def compress(
                 force=force,
                 statistics=statistics,
                 max_memory=memory_limit(max_memory),
+                max_device_memory=device_limit(max_device_memory),
                 progress=_progress_of(workers),
                 workers=workers,
             )
@@ -235,6 +247,7 @@ def statistics(
         ),
     ] = None,
     max_memory: MaxMemory = None,
+    max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
     threads: ProcessThreads = None,
     as_json: Json = False,
@@ -244,13 +257,20 @@ def statistics(
     with _one_line_errors():
         from .converter.machine.joining import joined
         from .converter.preparation import gather_statistics
-        from .converter.storage.byte_size import memory_limit
+        from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.environment import process_cost
 
         with joined(device, threads) as workers:
-            chosen, limit, progress = chosen_recipe(recipe, given), memory_limit(max_memory), _progress_of(workers)
+            chosen = chosen_recipe(recipe, given)
             kinds = gather_statistics(
-                chosen, out, kind or None, device=device, max_memory=limit, progress=progress, workers=workers
+                chosen,
+                out,
+                kind or None,
+                device=device,
+                max_memory=memory_limit(max_memory),
+                max_device_memory=device_limit(max_device_memory),
+                progress=_progress_of(workers),
+                workers=workers,
             )
         if not workers.writes:
             return
@@ -267,6 +287,7 @@ def plan(
     gguf_type: GgufType = None,
     onnx_type: OnnxType = None,
     max_memory: MaxMemory = None,
+    max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -280,15 +301,18 @@ def plan(
         from .converter.model.source import open_source
         from .converter.preparation import prepared
         from .converter.progress import ConsoleProgress
-        from .converter.storage.byte_size import memory_limit
+        from .converter.storage.byte_size import device_limit, memory_limit
         from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
         from .runtime_tests.environment import process_cost
 
-        limit, progress = memory_limit(max_memory), ConsoleProgress()
+        progress = ConsoleProgress()
+        limit, gpu_limit = memory_limit(max_memory), device_limit(max_device_memory)
         source = open_source(chosen.model, progress)
         chosen = with_rank_multiple(chosen, source, chosen_exports(format, gguf_type, onnx_type))
-        with prepared(chosen, device=device, max_memory=limit, source=source, progress=progress) as job:
+        with prepared(
+            chosen, device=device, max_memory=limit, max_device_memory=gpu_limit, source=source, progress=progress
+        ) as job:
             forecast = predict_exports(job.blocks.reader, job.plan)
             storage = predict_storage(job.blocks.reader, job.plan)
             memory = job.memory.to_json()
@@ -312,6 +336,7 @@ def compare(
         list[str] | None, typer.Option(help="Comma-separated or repeatable. Default: 0.8 and 0.6.", metavar="FLOAT")
     ] = None,
     max_memory: CompressionMemory = None,
+    max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -330,7 +355,7 @@ def compare(
 
         chosen = chosen_recipes(recipe, given, listed(methods) or list(METHODS), numbers(retention) or [0.8, 0.6])
         from .converter.progress import ConsoleProgress
-        from .converter.storage.byte_size import memory_limit
+        from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.compare import compare as run_compare
         from .runtime_tests.compare_table import render
         from .runtime_tests.release import Evaluation
@@ -343,6 +368,7 @@ def compare(
             device=device,
             keep_checkpoints=keep_checkpoints,
             max_memory=memory_limit(max_memory),
+            max_device_memory=device_limit(max_device_memory),
             force=force,
             progress=ConsoleProgress(),
         )
@@ -372,6 +398,7 @@ def sweep(
     gguf_type: GgufType = None,
     onnx_type: OnnxType = None,
     max_memory: CompressionMemory = None,
+    max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
     evaluate: Evaluate = "python-docs",
     evaluation_windows: EvaluationWindows = 8,
@@ -386,7 +413,7 @@ def sweep(
         chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
         exports = chosen_exports(format, gguf_type, onnx_type)
         from .converter.progress import ConsoleProgress
-        from .converter.storage.byte_size import memory_limit
+        from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.release import Evaluation
         from .runtime_tests.sweep import sweep as run_sweep
         from .runtime_tests.sweep_page import render
@@ -399,6 +426,7 @@ def sweep(
             evaluation=evaluation,
             device=device,
             max_memory=memory_limit(max_memory),
+            max_device_memory=device_limit(max_device_memory),
             force=force,
             progress=ConsoleProgress(),
         )
@@ -462,6 +490,7 @@ def export(
     max_memory: Annotated[
         str | None, typer.Option(help="GGUF: largest memory of this process, 8GB or 512MiB; more is refused.")
     ] = None,
+    device: RoundingDevice = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -479,10 +508,10 @@ def export(
 
         progress = ConsoleProgress()
         encoding = chosen_encoding(
-            onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors, calibration
+            onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors, calibration, device
         )
         for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
-        rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration)
+        rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration, device)
         wanted = chosen_exports(format, gguf_type, onnx_type)
         for kind, type in wanted:
             check_output(out / artifact_name(kind, type), force)
@@ -519,6 +548,7 @@ def imatrix(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, llama.cpp's imatrix format.")],
     calibration: Calibration = None,
+    device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -528,7 +558,9 @@ def imatrix(
         from .converter.progress import ConsoleProgress
         from .exporters.gguf.importance import export_imatrix
 
-        found = export_imatrix(checkpoint, out, text=calibration, force=force, progress=ConsoleProgress())
+        found = export_imatrix(
+            checkpoint, out, text=calibration, device=device, force=force, progress=ConsoleProgress()
+        )
         _show(None, {"path": str(out), "tokens": found.tokens, "matrices": sorted(found.squares)}, as_json)
         _tell(f"{out}: importance of {len(found.squares)} matrices, measured on {found.tokens:,} tokens")
 
@@ -790,7 +822,7 @@ def _one_line_errors() -> Iterator[None]:
     except OSError as error:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}", 5)
     except Exception as error:
-        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
+        if any(said in str(error).lower() for said in ("out of memory", "can't allocate memory", "alloc_failed")):
             _fail("out of memory; use fewer or shorter --windows, --device cpu, or a smaller model", 5)
         if os.environ.get("LOWRANK_DEBUG"):
             raise

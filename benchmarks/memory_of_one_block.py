@@ -104,7 +104,8 @@ def main() -> None:
 
 def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
     """The forecast of a llama of this shape, without what Python and its libraries take, and without a margin."""
-    from lowrank_export.converter.machine.memory_forecast import HOLDINGS, ModelShape, Windows, forecast
+    from lowrank_export.converter.machine.host_forecast import host_forecast
+    from lowrank_export.converter.machine.memory_forecast import GPU_HOLDINGS, ModelShape, Windows, forecast
     from lowrank_export.converter.methods import METHODS
     from lowrank_export.converter.model.architectures import FAMILIES
     from lowrank_export.converter.recipe import Recipe
@@ -128,10 +129,12 @@ def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
     chunk = max(1, 4096 // options.window_length)
     windows = Windows(options.windows, options.held_out, options.window_length, chunk)
     lines = []
-    for holding in HOLDINGS:
+    for holding in GPU_HOLDINGS:
         found = forecast(recipe, METHODS[options.method], shape, windows, holding)
+        host = max(host_forecast(shape, windows, found.stages, holding).values())
         stages = ", ".join(f"{stage} {bytes / 1e9:.2f}" for stage, bytes in found.memory.items())
-        lines.append(f"{blocks} blocks, activations {holding}, GB: {stages}; disk {found.disk / 1e9:.2f}")
+        beside = f"disk {found.disk / 1e9:.2f}, beside a GPU {host / 1e9:.2f}"
+        lines.append(f"{blocks} blocks, activations {holding}, GB: {stages}; {beside}")
     return lines
 
 

@@ -61,6 +61,7 @@ def compress(
     force: bool = False,
     statistics: Path | None = None,
     max_memory: int | None = None,
+    max_device_memory: int | None = None,
     progress: Progress | None = None,
     workers: Workers = ALONE,
 ) -> Compression:
@@ -75,6 +76,8 @@ def compress(
             calibration text; a temporary one by default.
         max_memory: bytes that this process may take. Activations that do not fit go to a file beside `out`; the result
             is the same.
+        max_device_memory: bytes of its GPU that it may take; by default what is free there. What does not fit goes to
+            the machine's memory, or to that file.
         progress: told about stages.
         workers: the processes that share the job (machine/joining.py); all call this alike, on a folder that all see,
             and one of them writes.
@@ -100,6 +103,7 @@ def compress(
             statistics=kept,
             source=source,
             max_memory=max_memory,
+            max_device_memory=max_device_memory,
             scratch=journal.folder,
             progress=progress,
             workers=workers,

@@ -17,10 +17,11 @@ from .errors import UsageError
 from .factors.whitening import OutputRoot, gradient_metric
 from .machine.activations import Keep
 from .machine.device import DTYPES, computes_bfloat16, pick_device
+from .machine.device_memory import device_errors
 from .machine.float32 import float32_products
 from .machine.memory import exempt_loaded, release_freed
 from .machine.memory_forecast import Windows
-from .machine.memory_plan import MemoryPlan, check_by_trial, gigabytes, plan_memory
+from .machine.memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .machine.workers import ALONE, Workers
 from .methods import Method
 from .model.architectures import InputGroup
@@ -45,13 +46,8 @@ from .statistics.store import IDENTITY, Statistics, open_statistics
 from .statistics.truncation_sensitivity import Alone
 from .statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
 
-
-@dataclass(frozen=True)
-class Room:
-    """Memory that a job may take, in bytes, and the folder for what does not fit."""
-
-    limit: int | None
-    folder: Path
+ADVICE = "add a lower --max-device-memory, use fewer or shorter --windows, or --device cpu; finished work is kept"
+"""Where a GPU's memory was too little in spite of the plan."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +143,7 @@ def prepared(
     statistics: Path | None = None,
     source: Source | None = None,
     max_memory: int | None = None,
+    max_device_memory: int | None = None,
     scratch: Path | None = None,
     progress: Progress,
     workers: Workers = ALONE,
@@ -159,6 +156,7 @@ def prepared(
         statistics: a folder to keep statistics in; by default a temporary one, removed when the context ends.
         source: the recipe's model, where it is open already.
         max_memory: bytes that this process may take.
+        max_device_memory: bytes of its GPU that it may take; by default what is free there.
         scratch: a folder for activations that do not fit into that; by default the system's.
         progress: told about stages.
         workers: the processes that share the job; all call this alike.
@@ -167,9 +165,10 @@ def prepared(
         UsageError, InputError, ResourceError: as the stages say.
     """
     source = source or open_source(recipe.model, progress)
-    room = Room(max_memory, scratch or Path(tempfile.gettempdir()))
+    room = Room(max_memory, max_device_memory, scratch or Path(tempfile.gettempdir()))
     where = pick_device(device, workers)
     with (
+        device_errors(where, ADVICE),
         float32_products(where, fast=True),
         _gathered(recipe, source, where, statistics, room, progress, workers) as found,
     ):
@@ -188,6 +187,7 @@ def gather_statistics(
     *,
     device: str,
     max_memory: int | None = None,
+    max_device_memory: int | None = None,
     progress: Progress,
     workers: Workers = ALONE,
 ) -> tuple[str, ...]:
@@ -199,6 +199,7 @@ def gather_statistics(
         kinds: of statistics; by default all that the method reads.
         device: "auto", "cpu", "cuda".
         max_memory: bytes that this process may take; activations that do not fit go to a file beside `folder`.
+        max_device_memory: bytes of its GPU that it may take; by default what is free there.
         progress: told about stages.
         workers: the processes that share the work; all call this alike.
 
@@ -215,11 +216,13 @@ def gather_statistics(
         if kind not in known:
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
-    room = Room(max_memory, next(parent for parent in folder.absolute().parents if parent.is_dir()))
+    beside = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    room = Room(max_memory, max_device_memory, beside)
     source = workers.in_turn(lambda: open_source(recipe.model, progress))
     check_same(source, workers)
     where = pick_device(device, workers)
     with (
+        device_errors(where, ADVICE),
         float32_products(where, fast=True),
         _gathered(recipe, source, where, folder, room, progress, workers, wanted),
     ):
@@ -244,12 +247,12 @@ def _gathered(
     kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
     if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
         sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
-        plan_memory(recipe, method, blocks, sampled, room.limit, room.folder)
+        plan_memory(recipe, method, blocks, sampled, room)
     calibration = None
     if method.needs_calibration or recipe.refine != "none":
         calibration = draw_windows(recipe.calibration, recipe, source, blocks, progress, workers)
     windows = window_sizes(recipe, calibration, workers)
-    memory = plan_memory(recipe, method, blocks, windows, room.limit, room.folder)
+    memory = plan_memory(recipe, method, blocks, windows, room)
     _try(memory, recipe, method, blocks, windows, progress)
     with open_statistics(None if calibration is None else folder, workers) as store:
         if calibration is not None:
@@ -267,13 +270,15 @@ def _gathered(
 def _try(
     memory: MemoryPlan, recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, progress: Progress
 ) -> None:
-    """Hold the forecast against one block, where there is a limit."""
-    if memory.limit is None:
+    """Hold the forecast against one block, where there is a limit, as there always is of a GPU."""
+    if memory.limit is None and memory.device is None:
         return
     tokens = torch.zeros(max(1, windows.chunk_tokens // windows.length), windows.length, dtype=torch.int32)
     check_by_trial(memory, recipe, method, blocks, windows, tokens)
     release_freed()
-    progress.note(f"at most {gigabytes(memory.peak)} of memory, by forecast and trial; activations {memory.holding}")
+    beside = "" if memory.device is None else f" and {gigabytes(memory.device.peak)} of {memory.device.device}"
+    most = f"at most {gigabytes(memory.peak)} of memory{beside}, by forecast and trial"
+    progress.note(f"{most}; activations {memory.holding}")
 
 
 def _gather(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..converter.checkpoint.lowrank_linear import LowRankLinear
 from ..converter.checkpoint.pivot_linear import PivotLinear
+from ..converter.machine.device_memory import device_errors
 from ..converter.model.blocks import BlockSource
 from ..converter.progress import Progress
 from ..converter.statistics.input_moments import input_moments
@@ -16,11 +17,12 @@ from .feedback import Encoded, Rounded
 from .gauge import mixed, resolved, seed_of
 
 LABEL = "rounding, aware of what follows"
+ADVICE = "calibrate on fewer or shorter windows, or use --device cpu"
 U, V, P, C, WEIGHT = "lowrank_u.weight", "lowrank_v.weight", "lowrank_p.weight", "lowrank_c.weight", "weight"
 
 Type = TypeVar("Type")
 Round = Callable[[str, Tensor, Tensor, Type], Rounded[Encoded]]
-"""Tensor name, weights (m, n), moment of their inputs (n, n), type -> the weights rounded."""
+"""Tensor name, weights (m, n) on the CPU, moment of their inputs (n, n), type -> the weights rounded, on the CPU."""
 
 
 def round_linears(
@@ -31,6 +33,8 @@ def round_linears(
     progress: Progress,
 ) -> Iterator[tuple[str, Encoded]]:
     """Round the linears of a model's blocks, each on the inputs that the rounded linears before it make.
+
+    Forwards, moments and factors are computed on the device of the blocks; the rounding itself is the CPU's.
 
     Args:
         blocks: the model, dense or factored.
@@ -45,17 +49,19 @@ def round_linears(
 
     Raises:
         InputError: as `round` says.
+        ResourceError: the device's memory is too small.
     """
-    for stop in input_moments(blocks, chunks, progress, LABEL):
-        for path in stop.group.linears:
-            name = blocks.family.linear_name(stop.block, path)
-            wanted = types(name)
-            if not wanted:
-                continue
-            linear, encoded = round_linear(name, stop.tapped.linear(path), stop.moment, wanted, round)
-            stop.tapped.install(path, linear)
-            for part, rows in encoded.items():
-                yield f"{name}.{part}", rows
+    with device_errors(blocks.device, ADVICE):
+        for stop in input_moments(blocks, chunks, progress, LABEL):
+            for path in stop.group.linears:
+                name = blocks.family.linear_name(stop.block, path)
+                wanted = types(name)
+                if not wanted:
+                    continue
+                linear, encoded = round_linear(name, stop.tapped.linear(path), stop.moment, wanted, round)
+                stop.tapped.install(path, linear)
+                for part, rows in encoded.items():
+                    yield f"{name}.{part}", rows
 
 
 def round_linear(
@@ -79,7 +85,7 @@ def round_linear(
     if WEIGHT in types:
         assert isinstance(linear, nn.Linear | LowRankLinear | PivotLinear)
         weight = linear.weight if isinstance(linear, nn.Linear) else linear.dense_weight()
-        rounded = round(f"{name}.{WEIGHT}", weight.data.float(), moment, types[WEIGHT])
+        rounded = _rounded(round, f"{name}.{WEIGHT}", weight.data, moment, types[WEIGHT])
         return _dense(rounded.values, linear.bias), {WEIGHT: rounded.encoded}
     parts = (U, V) if isinstance(linear, LowRankLinear) else (C, P)
     left, right = (linear.get_submodule(part.removesuffix(".weight")) for part in parts)
@@ -104,9 +110,15 @@ def _rounded_factors(
     left, right = factors
     if parts == (U, V) and right.shape[0] <= min(left.shape[0], right.shape[1]):
         left, right = mixed(left, right, moment, seed_of(name))
-    first = round(f"{name}.{parts[1]}", right.float(), moment, types[parts[1]])
+    first = _rounded(round, f"{name}.{parts[1]}", right, moment, types[parts[1]])
     fitted, latent = resolved(left, right, first.values, moment)
-    return round(f"{name}.{parts[0]}", fitted.float(), latent, types[parts[0]]), first
+    return _rounded(round, f"{name}.{parts[0]}", fitted, latent, types[parts[0]]), first
+
+
+def _rounded(round: Round[Type, Encoded], name: str, weights: Tensor, moment: Tensor, type: Type) -> Rounded[Encoded]:
+    """One matrix rounded; its values on the device that it came from."""
+    found = round(name, weights.float().cpu(), moment, type)
+    return Rounded(found.encoded, found.values.to(weights.device))
 
 
 def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -95,9 +95,10 @@ def chosen_encoding(
     rounding: str,
     factors: str,
     calibration: str | None = None,
+    device: str = "cpu",
 ) -> OnnxOptions:
     """How ONNX exports are encoded."""
     from .onnx.types import OnnxOptions
 
     text = calibration if rounding == "aware" else None
-    return OnnxOptions(block_size, symmetric, accuracy_level, rounding, text, factors)
+    return OnnxOptions(block_size, symmetric, accuracy_level, rounding, text, factors, device)

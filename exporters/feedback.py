@@ -43,15 +43,15 @@ def round_blocks(
     """Round W to Q block of columns by block of columns, so that tr((W - Q) H (W - Q)^T) is small.
 
     Args:
-        weights: W (m, n); the last block is narrower where `width` does not divide n.
-        moment: H (n, n), second moment of the inputs; may be singular.
+        weights: W (m, n) on the CPU; the last block is narrower where `width` does not divide n.
+        moment: H (n, n), second moment of the inputs, on any device; may be singular.
         width: columns of a block.
         round_block: rounds one.
 
     Returns:
         Every block as encoded, and Q (m, n), float32.
     """
-    feedback, importance = _feedback(moment)
+    feedback, importance = (part.to(weights.device) for part in _feedback(moment))
     left = weights.float().clone()
     encoded: list[Encoded] = []
     values = torch.empty_like(left)

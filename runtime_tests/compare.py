@@ -22,6 +22,7 @@ from ..converter.planning import statistics_kinds
 from ..converter.progress import Advance, Progress, SilentProgress
 from ..converter.recipe import Recipe, in_common
 from ..converter.statistics.store import Statistics
+from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import remove
 from .artifacts import describe
 from .backends.open import TORCH, open_backend, released
@@ -77,7 +78,7 @@ class _Job:
     device: str
     threads: int
     keep_checkpoints: bool
-    max_memory: int | None
+    limits: MemoryLimits
     progress: Progress
 
     def key(self, recipe: Recipe) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def compare(
     device: str = "auto",
     keep_checkpoints: bool = False,
     max_memory: int | None = None,
+    max_device_memory: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -117,6 +119,7 @@ def compare(
         device: of compression and measurement.
         keep_checkpoints: leave every checkpoint in `out`/checkpoints.
         max_memory: bytes that a process may take.
+        max_device_memory: bytes of its GPU that it may take; by default what is free there.
         force: start over, replacing what is there.
         progress: told about rows.
 
@@ -126,7 +129,8 @@ def compare(
     """
     progress = progress or SilentProgress()
     check_own_folder(out, ROWS)
-    job = _prepare(recipes, out, evaluation, device, keep_checkpoints, max_memory, progress)
+    limits = MemoryLimits(max_memory, max_device_memory)
+    job = _prepare(recipes, out, evaluation, device, keep_checkpoints, limits, progress)
     if force:
         for name in (ROWS, STATISTICS, CHECKPOINTS, WORK, DOCUMENT, PAGE):
             remove(out / name)
@@ -146,13 +150,13 @@ def _prepare(
     evaluation: Evaluation,
     device: str,
     keep: bool,
-    max_memory: int | None,
+    limits: MemoryLimits,
     progress: Progress,
 ) -> _Job:
     """Find model, tokenizer and evaluation windows, and check them before any work."""
     chosen = str(pick_device(device))
     source = open_source(recipes[0].model, progress)
-    check_measurable(source.reader(), max_memory)
+    check_measurable(source.reader(), limits, chosen)
     windows = load_windows(evaluation, source.path)
     check_windows(windows, source.reader().config)
     return _Job(
@@ -167,7 +171,7 @@ def _prepare(
         device=chosen,
         threads=evaluation.threads,
         keep_checkpoints=keep,
-        max_memory=max_memory,
+        limits=limits,
         progress=progress,
     )
 
@@ -264,8 +268,7 @@ def _row(job: _Job, recipe: Recipe, dense: ReferenceLogits, work: Path) -> Row:
 def _recipe_arguments(job: _Job, recipe: Recipe, work: Path) -> list[str]:
     path = work / "recipe.yaml"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
-    limit = [] if job.max_memory is None else ["--max-memory", str(job.max_memory)]
-    return ["--recipe", str(path), "--device", job.device, *limit]
+    return ["--recipe", str(path), "--device", job.device, *job.limits.options()]
 
 
 def _opened(job: _Job, path: Path) -> AbstractContextManager[Backend]:

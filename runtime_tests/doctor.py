@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..converter.errors import LowRankError
+from ..converter.machine.device import check_gpu
 from ..exporters.onnx.flavours import check_single_flavour, installed_flavours
 from ..exporters.onnx.providers import SessionProbe, probe
 from ..exporters.onnx.session import PROVIDERS
@@ -56,11 +57,19 @@ class Findings:
         return lines
 
 
+def _check_gpus() -> None:
+    """See that every GPU that PyTorch finds computes."""
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        check_gpu(torch.device("cuda", index))
+
+
 def diagnose() -> Findings:
     """Look at the installation. Nothing is changed, nothing is fetched."""
     problems = []
     runtime = find_runtime()
-    for check in [check_single_flavour, *([] if runtime else [check_compiler])]:
+    for check in [check_single_flavour, _check_gpus, *([] if runtime else [check_compiler])]:
         try:
             check()
         except LowRankError as error:

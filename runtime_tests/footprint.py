@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Footprint:
     Attributes:
         load_seconds: from the path to an open backend; the file may be in the system's cache.
         start_bytes: resident memory before, with Python and the libraries of this package.
-        peak_bytes: largest resident memory of the process, after a prompt and a few single tokens.
+        peak_bytes: largest resident memory of the process, after a prompt and a few single tokens; no GPU's.
     """
 
     load_seconds: float
@@ -40,13 +41,16 @@ class Footprint:
     peak_bytes: int
 
 
-def measure_footprint(path: Path, name: str, *, threads: int, context: int, prompt_tokens: int) -> Footprint:
+def measure_footprint(
+    path: Path, name: str, *, threads: int, context: int, prompt_tokens: int, device: str = "cpu"
+) -> Footprint:
     """Load an artifact into a runtime, feed a prompt and eight tokens, in a new process.
 
     Raises:
         ResourceError: that process ended otherwise, most likely for want of memory.
     """
     task = {"path": str(path), "name": name, "threads": threads, "context": context, "prompt_tokens": prompt_tokens}
+    task["device"] = device
     command = [sys.executable, "-P", "-m", __spec__.name, json.dumps(task)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode != 0:
@@ -81,12 +85,13 @@ def memory_bandwidth(threads: int, rounds: int = 5) -> float:
     return STREAM_BYTES / min(seconds)
 
 
-def _measure_here(path: str, name: str, threads: int, context: int, prompt_tokens: int) -> Footprint:
+def _measure_here(path: str, name: str, threads: int, context: int, prompt_tokens: int, device: str) -> Footprint:
     from .backends.open import open_backend
 
     start = int(process_cost()["peak_bytes"])
     begin = perf_counter()
-    backend = open_backend(Path(path), name, threads=threads, context=context, exact=False, tried=True)
+    options: dict[str, Any] = {"threads": threads, "context": context, "exact": False, "device": device, "tried": True}
+    backend = open_backend(Path(path), name, **options)
     loaded = perf_counter() - begin
     try:
         backend.reset()

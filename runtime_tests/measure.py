@@ -10,9 +10,11 @@ import numpy as np
 
 from ..converter.checkpoint.folder import CheckpointReader
 from ..converter.errors import InputError, ResourceError
+from ..converter.machine.device_memory import free_memory
 from ..converter.machine.memory import resident_memory
 from ..converter.machine.memory_plan import gigabytes
 from ..converter.progress import Progress
+from ..converter.storage.byte_size import MemoryLimits
 from .backends.protocol import Backend
 from .parity import Divergence, Parity, divergence, parity
 from .perplexity import Perplexity, perplexity, token_losses
@@ -23,23 +25,35 @@ FLOAT = 4
 """Bytes per parameter of the reference."""
 
 
-def check_measurable(dense: CheckpointReader, limit: int | None) -> None:
-    """Refuse, before any work, to measure what a limit on memory lets be compressed alone.
+def check_measurable(dense: CheckpointReader, limits: MemoryLimits, device: str = "cpu") -> None:
+    """Refuse, before any work, to measure what limits on memory let be compressed alone.
 
     Args:
         dense: the model that everything is compared with; float32 and whole in memory.
-        limit: bytes this process may take; None where nobody set one.
+        limits: of this process; of a GPU by default what is free there.
+        device: that it is measured on.
 
     Raises:
         ResourceError: it is larger.
     """
-    if limit is None:
-        return
-    needed = resident_memory() + FLOAT * sum(prod(dense.shape(name)) for name in dense.names)
-    if needed > limit:
+    tensors = FLOAT * sum(prod(dense.shape(name)) for name in dense.names)
+    needed = resident_memory() + tensors
+    otherwise = "or use compress and export, which read it block by block"
+    if limits.process is not None and needed > limits.process:
         raise ResourceError(
-            f"--max-memory {gigabytes(limit)}: to measure takes the dense model in memory, {gigabytes(needed)}; allow "
-            "that much, or use compress and export, which read it block by block"
+            f"--max-memory {gigabytes(limits.process)}: to measure takes the dense model in memory, "
+            f"{gigabytes(needed)}; allow that much, {otherwise}"
+        )
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    free = free_memory(torch.device(device))
+    if tensors > min(free, limits.device or free):
+        raise ResourceError(
+            f"{device}: to measure takes the dense model there, {gigabytes(tensors)}, and {gigabytes(free)} are free"
+            f"{'' if limits.device is None else f', --max-device-memory is {gigabytes(limits.device)}'}; use "
+            f"--device cpu, {otherwise}"
         )
 
 

@@ -15,6 +15,7 @@ from ..converter.pipeline import compress
 from ..converter.progress import Progress
 from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.statistics.calibration import SELF, read_text, read_token_windows
+from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import check_output, remove
 from ..converter.storage.gguf_header import read_header
 from ..exporters.artifact import Artifact
@@ -108,6 +109,7 @@ def release(
     onnx: OnnxOptions | None = None,
     device: str,
     max_memory: int | None = None,
+    max_device_memory: int | None = None,
     force: bool,
     progress: Progress,
 ) -> Report:
@@ -123,8 +125,9 @@ def release(
         embedding_type, head_type: of GGUF files, where not those of the type or mix.
         rounding: of GGUF files, "plain" or "aware"; the dense ones run the recipe's calibration text.
         onnx: how ONNX exports are encoded; with aware rounding, too, the dense ones run the recipe's calibration text.
-        device: of the compression.
+        device: of the compression, and of the text that aware rounding runs.
         max_memory: bytes that the compression may take.
+        max_device_memory: bytes of its GPU that it may take; by default what is free there.
         force: start over, replacing what is there.
 
     Raises:
@@ -133,12 +136,12 @@ def release(
     """
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
     Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
-    roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"])
-    encodings = _encodings(recipe, onnx or OnnxOptions())
+    roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"], device)
+    encodings = _encodings(recipe, replace(onnx or OnnxOptions(), device=device))
     _check_place(recipe, out, force)
     _check_tools({format for format, _ in chosen})
     source = open_source(recipe.model, progress)
-    check_measurable(source.reader(), max_memory)
+    check_measurable(source.reader(), MemoryLimits(max_memory))
     check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
     recipe = with_rank_multiple(recipe, source, chosen, onnx)
     windows = load_windows(evaluation, source.path)
@@ -146,7 +149,15 @@ def release(
         _clear(out)
     checkpoint = out / CHECKPOINT
     if not checkpoint.exists():
-        compress(recipe, checkpoint, device=device, force=force, max_memory=max_memory, progress=progress)
+        compress(
+            recipe,
+            checkpoint,
+            device=device,
+            force=force,
+            max_memory=max_memory,
+            max_device_memory=max_device_memory,
+            progress=progress,
+        )
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)
@@ -222,13 +233,13 @@ def _same(made: Recipe, asked: Recipe) -> bool:
     return made == asked.model_copy(update={"rank_multiple": asked.rank_multiple or made.rank_multiple})
 
 
-def _roundings(recipe: Recipe, how: str, types: Sequence[str]) -> tuple[Rounding, Rounding]:
+def _roundings(recipe: Recipe, how: str, types: Sequence[str], device: str) -> tuple[Rounding, Rounding]:
     """Of the factored model's files and of the dense one's.
 
     Raises:
         UsageError: a type wants to be told more than it is, or there is no text to tell it.
     """
-    factored = Rounding(how)
+    factored = Rounding(how, device=device)
     if how == "plain":
         wanting = [type for type in types if TYPES[MIXES[type].base].importance]
         if wanting:
@@ -236,7 +247,7 @@ def _roundings(recipe: Recipe, how: str, types: Sequence[str]) -> tuple[Rounding
         return factored, factored
     if recipe.calibration == SELF:
         raise UsageError(f"--gguf-rounding {how}: wants a calibration text, and `{SELF}` is none")
-    return factored, Rounding(how, calibration=recipe.calibration)
+    return factored, replace(factored, calibration=recipe.calibration)
 
 
 def _encodings(recipe: Recipe, asked: OnnxOptions) -> tuple[OnnxOptions, OnnxOptions]:

@@ -45,7 +45,7 @@ class Row:
         dense_speeds: of the dense artifact in the same runtime, timed in the same interleaved runs.
         tasks: zero-shot tasks that were asked for.
         footprint: load time and memory; None if speed was not asked for.
-        bandwidth_share: bytes_per_token x decoded tokens per second / the machine's memory bandwidth.
+        bandwidth_share: bytes_per_token x decoded tokens per second / the machine's memory bandwidth; None on a GPU.
         gates: of this row.
         fallbacks: tensors that are stored in another type than asked for, a line per pair of types.
         error: why the runtime did not run it; empty.

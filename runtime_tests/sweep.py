@@ -19,6 +19,7 @@ from ..converter.machine.device import pick_device
 from ..converter.model.source import Source, open_source
 from ..converter.progress import Advance, Progress, SilentProgress
 from ..converter.recipe import Recipe, in_common
+from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import remove
 from ..exporters.export import artifact_name
 from .backends.open import TORCH, backend_names, open_backend, released
@@ -56,7 +57,7 @@ class _Job:
     device: str
     origin: Mapping[str, Any]
     texts: Mapping[str, str | None]
-    max_memory: int | None
+    limits: MemoryLimits
     progress: Progress
 
     def opened(self, path: Path, name: str, *, exact: bool = True) -> AbstractContextManager[Backend]:
@@ -86,6 +87,7 @@ def sweep(
     evaluation: Evaluation,
     device: str = "auto",
     max_memory: int | None = None,
+    max_device_memory: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Sweep:
@@ -100,6 +102,7 @@ def sweep(
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
         device: of the compression.
         max_memory: bytes that a compression may take.
+        max_device_memory: bytes of its GPU that it may take; by default what is free there.
         force: start over, replacing what is there.
         progress: told about rows.
 
@@ -109,7 +112,8 @@ def sweep(
     """
     progress = progress or SilentProgress()
     check_own_folder(out, ROWS)
-    job = _prepare(recipes, out, evaluation, device, max_memory, progress)
+    limits = MemoryLimits(max_memory, max_device_memory)
+    job = _prepare(recipes, out, evaluation, device, limits, progress)
     if force:
         for name in (ROWS, STATISTICS, WORK, DOCUMENT, PAGE):
             remove(out / name)
@@ -137,12 +141,12 @@ def _prepare(
     out: Path,
     evaluation: Evaluation,
     device: str,
-    max_memory: int | None,
+    limits: MemoryLimits,
     progress: Progress,
 ) -> _Job:
     chosen = str(pick_device(device))
     source = open_source(recipes[0].model, progress)
-    check_measurable(source.reader(), max_memory)
+    check_measurable(source.reader(), limits, chosen)
     windows = load_windows(evaluation, source.path)
     longest = check_windows(windows, source.reader().config)
     facts = {**evaluation.facts(), **windows.facts(), "speed": evaluation.speed, "threads": evaluation.threads}
@@ -155,7 +159,7 @@ def _prepare(
         device=chosen,
         origin={"source_sha256": source.fingerprint(), "device": chosen, "evaluation": facts},
         texts=text_hashes(recipes[0]),
-        max_memory=max_memory,
+        limits=limits,
         progress=progress,
     )
 
@@ -187,7 +191,7 @@ def _make(
         written = work / "recipe.yaml"
         written.write_text(recipe.to_yaml(), encoding="utf-8")
         options = ["--recipe", str(written), "--statistics", str(job.out / STATISTICS), "--device", job.device]
-        options += [] if job.max_memory is None else ["--max-memory", str(job.max_memory)]
+        options += job.limits.options()
         summary, cost = run_child(["compress", "--out", str(checkpoint), "--force", *options], work / "log")
         kept, seconds = float(summary["retention"]), cost.cpu_seconds
     try:

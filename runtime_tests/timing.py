@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..converter.progress import Progress
+from .backends.open import LLAMA_CPP
 from .backends.protocol import Backend
 from .footprint import measure_footprint
 from .report import Row
@@ -28,6 +29,7 @@ class Timing:
         context: longest sequence of the runtimes.
         tokens: any token ids (n,), repeated as far as needed.
         bandwidth: bytes per second the main number of threads reads from memory.
+        device: that the runtimes compute on, those that can.
         opened: path, runtime and threads -> an open backend with the runtime's own defaults.
         progress: receives one stage.
     """
@@ -39,6 +41,7 @@ class Timing:
     context: int
     tokens: NDArray[np.int32]
     bandwidth: float
+    device: str
     opened: Callable[[Path, str, int], AbstractContextManager[Backend]]
     progress: Progress
 
@@ -106,6 +109,8 @@ def _with_footprint(row: Row, timing: Timing) -> Row:
         threads=timing.threads[0],
         context=timing.context,
         prompt_tokens=timing.prompts[0],
+        device=timing.device,
     )
-    share = row.bytes_per_token * row.speed.decode.median / timing.bandwidth
+    on_gpu = timing.device != "cpu" and row.backend != LLAMA_CPP  # which reads another memory
+    share = None if on_gpu else row.bytes_per_token * row.speed.decode.median / timing.bandwidth
     return replace(row, footprint=footprint, bandwidth_share=share)

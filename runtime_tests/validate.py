@@ -260,6 +260,7 @@ def _timing(run: _Run, bandwidth: float) -> Timing:
         context=run.context,
         tokens=run.windows.tokens.reshape(-1),
         bandwidth=bandwidth,
+        device=run.settings.device,
         opened=lambda path, name, threads: _opened(path, name, run, exact=False, threads=threads),
         progress=run.progress,
     )

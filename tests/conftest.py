@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _load(name: str) -> ModuleType:
     """Import a helper module that lies beside this file (tests are not a package)."""
-    spec = importlib.util.spec_from_file_location(f"lowrank_tests_{name}", HERE / f"{name}.py")
+    file = HERE / name / "__init__.py" if (HERE / name).is_dir() else HERE / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"lowrank_tests_{name}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -137,6 +138,23 @@ def greedy() -> ModuleType:
 def gguf_files() -> ModuleType:
     """tests/gguf_files.py: GGUF files that no exporter wrote."""
     return _load("gguf_files")
+
+
+@pytest.fixture(scope="session")
+def cuda_stand_in() -> ModuleType:
+    """tests/cuda_stand_in: a GPU that is not there."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: the tests marked cuda run on it")
+    return _load("cuda_stand_in")
+
+
+@pytest.fixture
+def gpu(cuda_stand_in: ModuleType) -> Iterator[Any]:
+    """A stand-in for a GPU of 8 GB, while the test runs."""
+    with cuda_stand_in.StandIn() as device:
+        yield device
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,19 @@
 """What each process of a divided test runs: several compressions in one process group.
 
-    torchrun --nproc-per-node N divided.py JOBS    # or forked, see conftest.py
+    torchrun --nproc-per-node N divided.py JOBS [DEVICE]    # or forked, see conftest.py
 
-JOBS is a JSON file: [[recipe values, output folder], ...].
+JOBS is a JSON file: [[recipe values, output folder], ...]. DEVICE is "cpu", or "cuda": a stand-in with N GPUs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+
+from cuda_stand_in import StandIn
 
 from lowrank_export.converter.machine.joining import joined
 from lowrank_export.converter.pipeline import compress
@@ -18,9 +22,11 @@ from lowrank_export.converter.recipe import make_recipe
 
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    with joined("cpu", threads=1) as workers:
+    device = (sys.argv[2:] or ["cpu"])[0]
+    gpus = StandIn(count=int(os.environ["WORLD_SIZE"])) if device == "cuda" else nullcontext()
+    with gpus, joined(device, threads=1) as workers:
         for values, out in jobs:
-            done = compress(make_recipe(values, "test"), Path(out), device="cpu", workers=workers)
+            done = compress(make_recipe(values, "test"), Path(out), device=device, workers=workers)
             plans = workers.gathered(done.plan)
             assert all(plan == plans[0] for plan in plans)
     # a thread of the group that outlives it takes the interpreter down with it now and then

@@ -20,6 +20,15 @@ def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
+def symmetric_values(matrix: Tensor) -> Tensor:
+    """The eigenvalues of `symmetric_eigen` alone."""
+    try:
+        values: Tensor = torch.linalg.eigvalsh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values = torch.linalg.svdvals(matrix).flip(0)
+    return values
+
+
 def symmetric_pseudoinverse(matrix: Tensor, cutoff: float) -> Tensor:
     """Moore-Penrose inverse (n, n) of a symmetric positive semi-definite matrix.
 

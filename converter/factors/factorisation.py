@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .eigen import symmetric_eigen
+from .eigen import symmetric_eigen, symmetric_values
 from .products import energy, outer_form, symmetric_product, upper_times
 from .whitening import OutputMetric, OutputRoot, Whitener
 
@@ -83,8 +83,7 @@ def spectrum(weight: Tensor, inputs: Whitener | None = None, outputs: OutputMetr
     else:
         middle = symmetric_product(weight, weight) if outputs is None else outer_form(weight.T, outputs.moment)
         gram = _inner_gram(middle, inputs)
-    values: Tensor = torch.linalg.eigvalsh(gram)
-    return values.flip(0).clamp(min=0)
+    return symmetric_values(gram).flip(0).clamp(min=0)
 
 
 def _outer_gram(rooted: Tensor, inputs: Whitener | None) -> Tensor:

@@ -1,4 +1,7 @@
-"""Where the activations of all calibration windows lie between two blocks: in memory, or in a file without a name."""
+"""Where the activations of all calibration windows lie between two blocks: in memory, or in a file without a name.
+
+Of a GPU's work, in its memory or in the machine's.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,38 @@ Keep = Callable[[Iterable[Tensor]], Activations]
 def in_memory(tensors: Iterable[Tensor]) -> Activations:
     """Keep tensors where they are."""
     return list(tensors)
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """Keeps tensors of a GPU in the machine's memory; the chunk in use alone is on the GPU."""
+
+    def __call__(self, tensors: Iterable[Tensor]) -> Activations:
+        """Copy tensors, one at a time."""
+        return _Hosted(tensors)
+
+
+class _Hosted:
+    """Tensors on the CPU that go back to their device when they are read."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._held: list[tuple[Tensor, torch.device]] = []
+        for tensor in tensors:
+            self._held.append((tensor.cpu(), tensor.device))
+            del tensor  # before the next is made
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[chunk] for chunk in range(len(self)))
+
+    def __getitem__(self, chunk: int, /) -> Tensor:
+        tensor, device = self._held[chunk]
+        return tensor.to(device)
+
+    def __setitem__(self, chunk: int, value: Tensor, /) -> None:
+        self._held[chunk] = (value.detach().cpu(), self._held[chunk][1])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def pick_device(name: str, workers: Workers = ALONE) -> torch.device:
 
     Raises:
         UsageError: not a device name, or one GPU for several processes.
-        ResourceError: CUDA was asked for and is not there, or has fewer GPUs than processes.
+        ResourceError: CUDA was asked for and is not there or does not work, or has fewer GPUs than processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,11 +23,15 @@ def pick_device(name: str, workers: Workers = ALONE) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"--device {name}: expected auto, cpu or cuda (or cuda:N)") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ResourceError(f"--device {name}: no CUDA device is available to PyTorch here; use --device cpu")
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}: expected auto, cpu or cuda (or cuda:N)")
-    return device if workers.count == 1 or device.type == "cpu" else _own_gpu(device, workers)
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise ResourceError(f"--device {name}: no CUDA device is available to PyTorch here; use --device cpu")
+    chosen = device if workers.count == 1 else _own_gpu(device, workers)
+    check_gpu(chosen)
+    return chosen
 
 
 def _own_gpu(device: torch.device, workers: Workers) -> torch.device:
@@ -41,8 +45,25 @@ def _own_gpu(device: torch.device, workers: Workers) -> torch.device:
     return torch.device("cuda", workers.local_index)
 
 
+def check_gpu(device: torch.device) -> None:
+    """See that a GPU computes: it may be too old for this PyTorch, or another process may have it to itself.
+
+    Raises:
+        ResourceError: there is none of that number, or it does not.
+    """
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ResourceError(f"--device {device}: this machine has {count}, counted from 0; use --device cuda")
+    try:
+        float(torch.ones(1, device=device).sum())
+    except RuntimeError as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ResourceError(f"--device {device}: does not compute here ({said}); use --device cpu") from None
+
+
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware, several times faster than float32 ones."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(has is True and "bf16" in feature for feature, has in torch.cpu.get_capabilities().items())

@@ -44,8 +44,13 @@ def _status(field: str) -> int:
 
 
 def release_freed() -> None:
-    """Collect reference cycles (stopped forwards hold some) and, with glibc, return free heap pages."""
+    """Collect reference cycles (stopped forwards hold some); return free heap pages (with glibc), and those of a GPU.
+
+    The tensors of the next stage have other sizes: what a GPU's memory was cut into for the last would not fit them.
+    """
     gc.collect()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        sys.modules["torch"].cuda.empty_cache()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from musl
         if trim is not None:

@@ -1,6 +1,7 @@
 """Shapes + recipe -> the memory that each stage of a compression will have at its peak: arithmetic, before any work.
 
-All figures are bytes, of tensors only: what Python and its libraries take besides is measured, see memory_plan.py.
+All figures are bytes, of tensors only: what Python and its libraries take besides is measured, see memory_plan.py. On a
+GPU they are of its memory, and what the process has of the machine's is added up in host_forecast.py.
 docs/large-models.md explains the terms.
 """
 
@@ -19,16 +20,20 @@ from ..statistics.calibration import SELF
 from ..statistics.gradients import CHUNK_WINDOWS
 from ..statistics.gradients import HEAD_ROWS as GRADIENT_ROWS
 from ..statistics.sensitivity import IMPORTANCE_WINDOWS
+from ..storage.safetensors_header import WIDTHS
 
-Holding = Literal["in memory", "repeated", "on disk"]
+Holding = Literal["in memory", "repeated", "on the host", "on disk"]
 """How the activations of all windows are held while a block is compressed, from fast to small.
 
 "in memory": one forward per block and stream, whose activations are in memory for all windows. "repeated": one forward
-per input group, with the activations of one chunk of windows and the residual streams in memory. "on disk": so, and
-the residual streams in a scratch file.
+per input group, with the activations of one chunk of windows and the residual streams in memory. "on the host": so, and
+the residual streams in the machine's memory, not the GPU's. "on disk": so, and the residual streams in a scratch file.
 """
 HOLDINGS: tuple[Holding, ...] = ("in memory", "repeated", "on disk")
+GPU_HOLDINGS: tuple[Holding, ...] = ("in memory", "repeated", "on the host", "on disk")
 FLOAT, DOUBLE = 4, 8
+COPYING = "embedding and head"
+"""The stage that computes nothing, and so has nothing on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class ModelShape:
         other_parameters: outside the blocks, the largest tensor and all.
         weight_bytes: per parameter, in the dtype that is computed in.
         bfloat16: whether forwards multiply in it.
+        stored_bytes: per parameter, in the widest dtype of the files.
     """
 
     blocks: int
@@ -59,6 +65,7 @@ class ModelShape:
     other_parameters: int
     weight_bytes: int
     bfloat16: bool
+    stored_bytes: int = FLOAT
 
     @property
     def block(self) -> int:
@@ -104,6 +111,7 @@ def model_shape(blocks: BlockSource) -> ModelShape:
         other_parameters=sum(others),
         weight_bytes=blocks.dtype.itemsize,
         bfloat16=blocks.bfloat16,
+        stored_bytes=max(WIDTHS[reader.dtype(name)] for name in reader.names),
     )
 
 
@@ -136,18 +144,33 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Bytes at the peak of one stage.
+
+    Attributes:
+        working: tensors of what is at work.
+        kept: activations of all windows between two blocks, which lie where the holding says.
+    """
+
+    working: int
+    kept: int = 0
+
+
+@dataclass(frozen=True)
 class Forecast:
     """Bytes at the peak of every stage, and on the disk.
 
     Attributes:
-        memory: stage -> bytes of tensors.
+        memory: stage -> bytes of tensors, in the memory that is computed in.
         disk: bytes of scratch files at once.
         trial: bytes of what `trial_of_a_block` does.
+        stages: what `memory` is made of.
     """
 
     memory: Mapping[str, int]
     disk: int
     trial: int
+    stages: Mapping[str, Stage]
 
     @property
     def largest(self) -> str:
@@ -171,42 +194,11 @@ def forecast(recipe: Recipe, method: Method, shape: ModelShape, windows: Windows
         holding: of activations.
     """
     sizes = _Sizes(recipe, method, shape, windows)
-    kept_on_disk, refines = holding == "on disk", recipe.refine != "none"
-    stream = windows.tokens * shape.hidden * shape.weight_bytes
-    streams = 0
-    if method.needs_compressed_stream or refines:
-        streams = 2 if method.aligned or refines else 1
-    gradient_stream = recipe.gradient_windows * windows.length * shape.hidden * shape.weight_bytes
-    kept_gradients = (shape.blocks + 2) * gradient_stream
-    memory, disk = {}, 0
-    if recipe.calibration == SELF:
-        memory["sampling calibration text from the whole model"] = shape.model * shape.weight_bytes
-    if not {"dense", "sensitivity", "block-error"}.isdisjoint(method.statistics):
-        memory["activations of the dense model"] = sizes.dense_moments() + (0 if kept_on_disk else stream)
-        disk = max(disk, stream)
-    if "gradients" in method.statistics or "fisher" in method.statistics or refines:
-        memory["gradients of the dense model"] = sizes.gradients() + (0 if kept_on_disk else kept_gradients)
-        disk = max(disk, kept_gradients)
-    if method.allocation in ("threshold", "type-loss", "stable-rank"):
-        memory["loss of every rank"] = sizes.spectra()
-    if method.allocation == "adacr":
-        window = windows.length * shape.hidden * shape.weight_bytes
-        memory["block importance"] = shape.block + 2 * IMPORTANCE_WINDOWS * window + sizes.forward(windows.length)
-    if method.allocation == "perplexity":
-        count = len(shape.outputs) * len(measured_retentions(recipe.retention))
-        memory["loss of truncating each linear alone"] = sizes.variants(count)
-    if method.allocation == "block-error":
-        factors = int(TENTHS[-1] * DOUBLE * shape.block_parameters)
-        memory["loss of truncating each block alone"] = sizes.variants(len(TENTHS)) + shape.block + factors
-    held = 0 if kept_on_disk else streams * stream
-    memory["compressing a block"] = sizes.compression(streams, holding == "in memory") + held
-    disk = max(disk, streams * stream)
-    if refines:
-        memory["refining a block"] = held + sizes.block_refinement()
-    if recipe.refine == "model":
-        memory["refining the whole model"] = sizes.model_refinement() + (0 if kept_on_disk else stream)
-    memory["embedding and head"] = shape.largest_other * 2 * shape.weight_bytes
-    return Forecast(memory, disk if kept_on_disk else 0, sizes.trial())
+    stages = sizes.stages(asleep=holding == "in memory")
+    here = holding in ("in memory", "repeated")
+    memory = {name: stage.working + (stage.kept if here else 0) for name, stage in stages.items()}
+    disk = max(stage.kept for stage in stages.values()) if holding == "on disk" else 0
+    return Forecast(memory, disk, sizes.trial(), stages)
 
 
 @dataclass(frozen=True)
@@ -217,6 +209,56 @@ class _Sizes:
     method: Method
     shape: ModelShape
     windows: Windows
+
+    def stages(self, *, asleep: bool) -> dict[str, Stage]:
+        """Stage -> its bytes.
+
+        Args:
+            asleep: whether the forwards of all windows sleep at every input group.
+        """
+        recipe, method, shape, windows = self.recipe, self.method, self.shape, self.windows
+        refines = recipe.refine != "none"
+        stream = windows.tokens * shape.hidden * shape.weight_bytes
+        streams = 0
+        if method.needs_compressed_stream or refines:
+            streams = 2 if method.aligned or refines else 1
+        stages = {}
+        if recipe.calibration == SELF:
+            stages["sampling calibration text from the whole model"] = Stage(self.sampling())
+        if not {"dense", "sensitivity", "block-error"}.isdisjoint(method.statistics):
+            stages["activations of the dense model"] = Stage(self.dense_moments(), stream)
+        if "gradients" in method.statistics or "fisher" in method.statistics or refines:
+            gradient_stream = recipe.gradient_windows * windows.length * shape.hidden * shape.weight_bytes
+            stages["gradients of the dense model"] = Stage(self.gradients(), (shape.blocks + 2) * gradient_stream)
+        if method.allocation in ("threshold", "type-loss", "stable-rank"):
+            stages["loss of every rank"] = Stage(self.spectra())
+        if method.allocation == "adacr":
+            window = windows.length * shape.hidden * shape.weight_bytes
+            importance = shape.block + 2 * IMPORTANCE_WINDOWS * window + self.forward(windows.length)
+            stages["block importance"] = Stage(importance)
+        if method.allocation == "perplexity":
+            count = len(shape.outputs) * len(measured_retentions(recipe.retention))
+            stages["loss of truncating each linear alone"] = Stage(self.variants(count))
+        if method.allocation == "block-error":
+            factors = int(TENTHS[-1] * DOUBLE * shape.block_parameters)
+            beside = shape.block + factors
+            stages["loss of truncating each block alone"] = Stage(self.variants(len(TENTHS)) + beside)
+        stages["compressing a block"] = Stage(self.compression(streams, asleep), streams * stream)
+        if refines:
+            stages["refining a block"] = Stage(self.block_refinement(), streams * stream)
+        if recipe.refine == "model":
+            stages["refining the whole model"] = Stage(self.model_refinement(), stream)
+        stages[COPYING] = Stage(shape.largest_other * 2 * shape.weight_bytes)
+        return stages
+
+    def sampling(self) -> int:
+        """The whole model, and keys and values of all windows."""
+        shape, groups = self.shape, list(self.shape.groups)
+        cached = sum(shape.outputs[name] for name in shape.groups[groups[0]]) - shape.inputs[groups[1]]
+        windows = self.recipe.windows + self.recipe.held_out
+        tokens = windows * self.recipe.window_length
+        growing = (shape.blocks + 1) * tokens * cached  # a block's are copied when a token is added
+        return (shape.model + growing + windows * shape.vocabulary) * shape.weight_bytes
 
     def moment(self, group: str) -> int:
         """An (n, n) matrix in float64."""
@@ -291,14 +333,16 @@ class _Sizes:
         return self.shape.block + found
 
     def variants(self, count: int) -> int:
-        """A residual stream per window of each of `count` variants of a block."""
-        window = self.windows.length * self.shape.hidden * self.shape.weight_bytes
+        """A residual stream per window of each of `count` variants of a block; forwards, fits, or the head."""
+        shape = self.shape
+        window = self.windows.length * shape.hidden * shape.weight_bytes
         kept = self.recipe.sensitivity_windows * window
         fits = max(
             self.moment(group) + self.fit(group, name) for group, names in self.shape.groups.items() for name in names
         )
-        inside = max(self.forward(self.recipe.sensitivity_windows * self.windows.length), fits)
-        return self.shape.block + (count + 1) * kept + inside
+        head = shape.vocabulary * (shape.hidden * shape.weight_bytes + 4 * FLOAT * GRADIENT_ROWS) + 3 * kept
+        inside = max(self.forward(self.recipe.sensitivity_windows * self.windows.length), fits, head)
+        return shape.block + (count + 1) * kept + inside
 
     def compression(self, streams: int, asleep: bool) -> int:
         """A block, the moments and metric of the group at work, and what its largest linear takes."""

@@ -1,34 +1,92 @@
-"""A limit on memory: what is done to stay below it, decided from the forecast and a trial before the work starts."""
+"""Limits on memory: what is done to stay below them, decided from the forecast and a trial before the work starts."""
 
 from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from ..errors import ResourceError, UsageError
-from ..factors.fit import fit_linear, group_metric
-from ..factors.whitening import OutputRoot, gradient_metric
 from ..methods import Method
-from ..model.block_forward import StoppedForward, TappedBlock
 from ..model.blocks import BlockSource
 from ..recipe import Recipe
-from ..statistics.moments import GroupMoments, Moment
-from .activations import Keep, OnDisk, in_memory
+from .activations import Keep, OnDisk, OnHost, in_memory
+from .device_memory import device_peak_of, free_memory, peak_of_device
+from .host_forecast import host_forecast
 from .memory import peak_memory, resident_memory
-from .memory_forecast import HOLDINGS, Forecast, Holding, ModelShape, Windows, forecast, model_shape
+from .memory_forecast import COPYING, GPU_HOLDINGS, HOLDINGS, Holding, ModelShape, Windows, forecast, model_shape
+from .memory_trial import trial_of_a_block
 
 MARGIN = 1.1  # of the tensors: what allocator and libraries lose
 LIBRARIES = 100 * 10**6  # bytes: code and buffers that the first products load
+DEVICE_LIBRARIES = 500 * 10**6  # the same on a GPU: workspaces of cuBLAS and cuSOLVER, kernels loaded when first used
 DISK_MARGIN = 1.02
+
+Stages = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a job may take, in bytes, and the folder for what does not fit.
+
+    Attributes:
+        limit: of this process; None where nobody set one.
+        device_limit: of its GPU; by default what is free there.
+        folder: where scratch files may lie.
+    """
+
+    limit: int | None = None
+    device_limit: int | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """A GPU's part of the plan.
+
+    Attributes:
+        device: which.
+        stages: stage -> bytes of it that this process has at its peak there, forecast.
+        limit: bytes that this process may take of it.
+        asked: whether the limit was asked for, or is what is free.
+    """
+
+    device: torch.device
+    stages: Stages
+    limit: int
+    asked: bool
+
+    @property
+    def peak(self) -> int:
+        """Forecast peak in bytes."""
+        return max(bytes for _, bytes in self.stages)
+
+    @property
+    def bound(self) -> str:
+        """The limit, in words."""
+        return (
+            f"--max-device-memory {gigabytes(self.limit)}"
+            if self.asked
+            else f"{self.device}: {gigabytes(self.limit)} are free"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, beside the peak so far."""
+        return {
+            "name": str(self.device),
+            "forecast_bytes": self.peak,
+            "stages": dict(self.stages),
+            "limit_bytes": self.limit,
+            "peak_bytes": peak_of_device(self.device),
+        }
 
 
 @dataclass(frozen=True)
@@ -41,13 +99,15 @@ class MemoryPlan:
         scratch: bytes of scratch files on the disk.
         limit: bytes this process may take; None where nobody set one.
         folder: where scratch files lie.
+        device: the GPU's memory, where one computes.
     """
 
     holding: Holding = "in memory"
-    stages: tuple[tuple[str, int], ...] = ()
+    stages: Stages = ()
     scratch: int = 0
     limit: int | None = None
     folder: Path | None = None
+    device: DeviceMemory | None = None
 
     @property
     def peak(self) -> int:
@@ -62,7 +122,9 @@ class MemoryPlan:
     @property
     def keep(self) -> Keep:
         """Where activations lie between blocks."""
-        return OnDisk(self.folder) if self.holding == "on disk" and self.folder is not None else in_memory
+        if self.holding == "on disk" and self.folder is not None:
+            return OnDisk(self.folder)
+        return OnHost() if self.holding == "on the host" else in_memory
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, beside the peak of this process so far."""
@@ -73,11 +135,14 @@ class MemoryPlan:
             "scratch_bytes": self.scratch,
             "limit_bytes": self.limit,
             "peak_bytes": peak_memory(),
+            "device": None if self.device is None else self.device.to_json(),
         }
 
     def lines(self) -> list[str]:
         """The forecast of every stage, in words."""
-        stages = [f"  {stage}: {gigabytes(bytes)}" for stage, bytes in self.stages]
+        gpu = {} if self.device is None else dict(self.device.stages)
+        beside = {stage: f", {gigabytes(bytes)} of {self.device.device}" for stage, bytes in gpu.items() if self.device}
+        stages = [f"  {stage}: {gigabytes(bytes)}{beside.get(stage, '')}" for stage, bytes in self.stages]
         scratch = f", {gigabytes(self.scratch)} of disk beside" if self.scratch else ""
         return [f"Memory at the peak of each stage, activations {self.holding}{scratch}:", *stages]
 
@@ -85,43 +150,77 @@ class MemoryPlan:
         """The forecast and the peak so far, in words."""
         limit = "" if self.limit is None else f", limit {gigabytes(self.limit)}"
         where = "" if self.holding == "in memory" else f"; activations {self.holding}"
-        return f"peak memory {gigabytes(peak_memory())}, forecast {gigabytes(self.peak)}{limit}{where}"
+        said = f"peak memory {gigabytes(peak_memory())}, forecast {gigabytes(self.peak)}{limit}"
+        if self.device is not None:
+            gpu = self.device
+            said += f"; of {gpu.device} {gigabytes(peak_of_device(gpu.device))}, forecast {gigabytes(gpu.peak)}"
+            said += f", {'limit' if gpu.asked else 'free'} {gigabytes(gpu.limit)}"
+        return said + where
 
 
-def plan_memory(
-    recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, limit: int | None, folder: Path | None
-) -> MemoryPlan:
-    """The fastest way of holding activations whose forecast is within the limit; without a limit, the fastest.
+def plan_memory(recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, room: Room) -> MemoryPlan:
+    """The fastest way of holding activations whose forecast is within the limits; without a limit, the fastest.
 
     Args:
         recipe: what to do.
         method: its row of the method table, as changed by the recipe.
-        blocks: the dense model.
+        blocks: the dense model, and the device that it is computed on.
         windows: of the calibration.
-        limit: bytes this process may take.
-        folder: where scratch files may lie.
+        room: limits, and where scratch files may lie.
 
     Raises:
-        UsageError: a limit on a GPU.
-        ResourceError: no way is within the limit, or the scratch file does not fit on the disk.
+        UsageError: a limit on a GPU's memory, and none computes.
+        ResourceError: no way is within the limits, or the scratch file does not fit on the disk.
     """
-    if limit is not None and blocks.device.type != "cpu":
-        raise UsageError("--max-memory: is a limit of the CPU's memory; add --device cpu, or leave it out")
-    shape, base = model_shape(blocks), resident_memory() + LIBRARIES
-    for holding in HOLDINGS:
+    if room.device_limit is not None and blocks.device.type != "cuda":
+        raise UsageError("--max-device-memory: is of a GPU, and this job runs on the CPU; use --max-memory")
+    shape = model_shape(blocks)
+    for plan in _plans(recipe, method, blocks.device, shape, windows, room):
+        if (plan.limit is None or plan.peak <= plan.limit) and (
+            plan.device is None or plan.device.peak <= plan.device.limit
+        ):
+            _check_disk(plan)
+            return plan
+    raise ResourceError(_too_little(recipe, plan, shape))
+
+
+def _plans(
+    recipe: Recipe, method: Method, device: torch.device, shape: ModelShape, windows: Windows, room: Room
+) -> Iterator[MemoryPlan]:
+    """A plan per way of holding activations, from fast to small."""
+    base, on_gpu = resident_memory() + LIBRARIES, device.type == "cuda"
+    free = free_memory(device) if on_gpu else 0
+    for holding in GPU_HOLDINGS if on_gpu else HOLDINGS:
         found = forecast(recipe, method, shape, windows, holding)
-        stages = tuple((stage, base + round(MARGIN * bytes)) for stage, bytes in found.memory.items())
-        made = MemoryPlan(holding, stages, found.disk, limit, folder)
-        if limit is None or made.peak <= limit:
-            _check_disk(made)
-            return made
-    raise ResourceError(_too_little(recipe, made, found, shape))
+        if not on_gpu:
+            yield MemoryPlan(holding, _with_margin(found.memory, base), found.disk, room.limit, room.folder)
+            continue
+        host = _with_margin(host_forecast(shape, windows, found.stages, holding), base)
+        limit = free if room.device_limit is None else min(free, room.device_limit)
+        asked = room.device_limit is not None and room.device_limit <= free
+        there = {stage: bytes for stage, bytes in found.memory.items() if stage != COPYING}
+        gpu = DeviceMemory(device, _with_margin(there, DEVICE_LIBRARIES), limit, asked)
+        plan = MemoryPlan(holding, host, found.disk, room.limit, room.folder, gpu)
+        if holding == "on the host" and plan.peak > base + psutil.virtual_memory().available:
+            continue
+        yield plan
 
 
-def _too_little(recipe: Recipe, plan: MemoryPlan, found: Forecast, shape: ModelShape) -> str:
+def _with_margin(memory: Mapping[str, int], base: int) -> Stages:
+    return tuple((stage, base + round(MARGIN * bytes)) for stage, bytes in memory.items())
+
+
+def _too_little(recipe: Recipe, plan: MemoryPlan, shape: ModelShape) -> str:
     """What the limit would have to be, and what would lower it."""
-    assert plan.limit is not None
-    stage = found.largest
+    gpu = plan.device
+    stages = plan.stages
+    if gpu is not None and gpu.peak > gpu.limit:
+        stages, limit, bound, where = gpu.stages, gpu.limit, gpu.bound, f" of {gpu.device}"
+        allow = "allow that much" if gpu.asked else "free that much"
+    else:
+        assert plan.limit is not None
+        limit, bound, where, allow = plan.limit, f"--max-memory {gigabytes(plan.limit)}", "", "allow that much"
+    stage, peak = max(stages, key=lambda one: one[1])
     advice = ""
     if "whole model" in stage:
         advice = f", or leave out {'--calibration self' if 'sampling' in stage else '--refine model'}"
@@ -129,14 +228,13 @@ def _too_little(recipe: Recipe, plan: MemoryPlan, found: Forecast, shape: ModelS
         advice = ", fewer --windows, or leave out --refine"
     elif "truncating" in stage:
         advice = ", or fewer --sensitivity-windows"
-    elif shape.block > plan.limit // 4:
+    elif shape.block > limit // 4:
         advice = ": one block alone is " + gigabytes(shape.block)
-    elif recipe.window_length > 512 and "embedding" not in stage:
+    elif recipe.window_length > 512 and stage != COPYING:
         advice = ", or a smaller --window-length"
-    return (
-        f"--max-memory {gigabytes(plan.limit)}: {stage} takes about {gigabytes(plan.peak)}, even with activations on "
-        f"the disk; allow that much{advice}"
-    )
+    if where:
+        advice += "; or use --device cpu"
+    return f"{bound}: {stage} takes about {gigabytes(peak)}{where}, even with activations on the disk; {allow}{advice}"
 
 
 def _check_disk(plan: MemoryPlan) -> None:
@@ -145,7 +243,7 @@ def _check_disk(plan: MemoryPlan) -> None:
     free = shutil.disk_usage(plan.folder).free
     if free < DISK_MARGIN * plan.scratch:
         raise ResourceError(
-            f"{plan.folder}: activations within --max-memory take {gigabytes(plan.scratch)} of disk, and "
+            f"{plan.folder}: activations within the limits on memory take {gigabytes(plan.scratch)} of disk, and "
             f"{gigabytes(free)} are free; free some, or use fewer --windows"
         )
 
@@ -156,21 +254,30 @@ def check_by_trial(
     """Run one chunk through a block and fit its widest group; what that takes must be what the forecast says.
 
     Args:
-        plan: with a limit.
+        plan: with a limit, or of a GPU.
         recipe, method, blocks, windows: as for `plan_memory`.
         chunk: token ids (B, T).
 
     Raises:
         ResourceError: the trial takes so much more that the job would go over the limit.
     """
-    assert plan.limit is not None
-    expected = forecast(recipe, method, model_shape(blocks), windows, plan.holding).trial
-    taken = peak_of(lambda: trial_of_a_block(recipe, method, blocks, windows, chunk))
-    beyond = taken - (LIBRARIES + round(MARGIN * expected))
-    if plan.peak + max(0, beyond) > plan.limit:
+    expected = round(MARGIN * forecast(recipe, method, model_shape(blocks), windows, plan.holding).trial)
+
+    def trial() -> None:
+        trial_of_a_block(recipe, method, blocks, windows, chunk)
+
+    if plan.device is not None:
+        taken, of, where = device_peak_of(blocks.device, trial), plan.device, f" of {blocks.device}"
+        beyond, bound, peak, limit = taken - expected, of.bound, of.peak, of.limit
+    else:
+        assert plan.limit is not None
+        taken, where = peak_of(trial), ""
+        beyond, peak, limit = taken - (LIBRARIES + expected), plan.peak, plan.limit
+        bound = f"--max-memory {gigabytes(limit)}"
+    if peak + max(0, beyond) > limit:
         raise ResourceError(
-            f"--max-memory {gigabytes(plan.limit)}: a trial of one block took {gigabytes(taken)}, "
-            f"{gigabytes(beyond)} more than forecast; allow {gigabytes(plan.peak + beyond)}"
+            f"{bound}: a trial of one block took {gigabytes(taken)}{where}, {gigabytes(beyond)} more than forecast; "
+            f"allow {gigabytes(peak + beyond)}"
         )
 
 
@@ -183,59 +290,6 @@ def peak_of(work: Callable[[], None]) -> int:
     before, earlier = resident_memory(), peak_memory()
     work()
     return peak_memory() - before if peak_memory() > earlier else 0
-
-
-@torch.no_grad()
-def trial_of_a_block(recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, chunk: Tensor) -> None:
-    """The forward of one chunk through the first block, and the fit of the largest linear of its widest group.
-
-    The moments are made regular, so that they are whitened as those of many windows are.
-    """
-    block = blocks.block(0)
-    stream = in_memory(blocks.embed([chunk]))
-    tapped, forward = TappedBlock(block, blocks.family), StoppedForward(partial(blocks.run, block, stream[0]))
-    shape = model_shape(blocks)
-    widest = max(shape.inputs, key=shape.inputs.__getitem__)
-    moments = GroupMoments()
-    needs_compressed = method.needs_compressed_stream or recipe.refine != "none"
-    for group in blocks.family.groups:
-        y = forward.next_input()
-        if group.name != widest:
-            continue
-        moments.mean_abs = y.abs().mean(dim=0).double()
-        for moment, wanted in (
-            (moments.dense, method.needs_dense_moments),
-            (moments.compressed, needs_compressed),
-            (moments.held_out, windows.held_out > 0),
-        ):
-            if wanted:
-                moment.add(y)
-                _make_regular(moment)
-        if method.aligned:
-            weight = tapped.linear(group.linears[0]).weight
-            assert isinstance(weight, Tensor)
-            if len(group.linears) == 1 and weight.shape[0] < weight.shape[1]:
-                moments.output_drift.add_cross(blocks.project(weight, y), y)
-            else:
-                moments.drift.add_cross(y, y)
-        names = group.linears
-    forward.finish()
-    del stream, forward, y
-    metric = group_metric(method, moments, "moments")
-    del moments
-    name = max(names, key=shape.outputs.__getitem__)
-    linear = tapped.linear(name)
-    assert isinstance(linear, torch.nn.Linear)
-    out, features = linear.weight.shape
-    outputs = OutputRoot(gradient_metric(torch.eye(out, dtype=torch.float64)).root) if method.two_sided else None
-    fisher = torch.ones(features, dtype=torch.float64) if method.needs_fisher else None
-    rank = max(1, int(recipe.retention * out * features / (out + features)))
-    fit_linear(linear.weight, rank, metric, iterations=recipe.iterations, outputs=outputs, fisher=fisher)
-
-
-def _make_regular(moment: Moment) -> None:
-    assert moment.total is not None
-    moment.total.diagonal().add_(1.0)
 
 
 def gigabytes(bytes: float) -> str:

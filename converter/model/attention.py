@@ -1,7 +1,8 @@
-"""Causal attention in bfloat16 on the CPU, in blocks of queries.
+"""Attention where PyTorch's own is not the best: in bfloat16 on the CPU, and with fewer key heads on CUDA.
 
-PyTorch's own kernel multiplies in bfloat16 no faster than in float32 there. Plain matrix products do, and a block of
-queries needs the keys up to its last query only.
+On the CPU its kernel multiplies in bfloat16 no faster than in float32. Plain matrix products do, and a block of queries
+needs the keys up to its last query only. On CUDA its kernel for float32 wants as many key heads as query heads; given
+fewer, PyTorch computes all scores of a window, (B, heads, T, T), and holds them several times.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NAME = "lowrank_causal"
+NAME, REPEATED = "lowrank_causal", "lowrank_repeated"
 QUERIES = 256  # per block: few enough to skip most of the future, enough for the matmul to run at full speed
 
 
@@ -54,11 +55,31 @@ def attention_function(
         return causal_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), scale), None
 
 
-def register() -> str:
-    """Tell transformers about it; returns the name to ask for it by."""
+def repeated_attention_function(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """PyTorch's attention, as transformers calls it, with key and value heads repeated for the queries they serve."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    served = query.shape[1] // key.shape[1]
+    if attention_mask is not None or options.get("softcap") is not None or served == 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    key, value = key.repeat_interleave(served, 1), value.repeat_interleave(served, 1)
+    causal = options.get("is_causal") is not False and query.shape[2] > 1
+    y = nn.functional.scaled_dot_product_attention(
+        query, key, value, dropout_p=options.get("dropout") or 0.0, is_causal=causal, scale=options.get("scaling")
+    )
+    return y.transpose(1, 2).contiguous(), None
+
+
+def register(device: torch.device, bfloat16: bool) -> str:
+    """The attention to ask transformers for, by name, after telling it about ours."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attention_function)
-    AttentionMaskInterface.register(NAME, sdpa_mask)  # gives no mask where causal attention is all that is asked
-    return NAME
+    for name, function in ((NAME, attention_function), (REPEATED, repeated_attention_function)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)  # gives no mask where causal attention is all that is asked
+    if device.type == "cuda":
+        return REPEATED
+    return NAME if bfloat16 and device.type == "cpu" else "sdpa"

@@ -48,7 +48,7 @@ class BlockSource:
         check_config(reader, family)
         with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
             config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
-        self.attention = attention.register() if bfloat16 and device.type == "cpu" else "sdpa"
+        self.attention = attention.register(device, bfloat16)
         with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)

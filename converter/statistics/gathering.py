@@ -68,6 +68,7 @@ def gather_dense(
                 workers.add_up(mean_abs[name])
                 for moment in (fitted[name], kept[name]):
                     moment.add_up((size, size), workers, blocks.device)
+            del moment  # the largest, which would stay beside the next block's
             found = _means(fitted, SIGMA) | _means(kept, HELD_OUT)
             found |= {MEAN_ABS + name: total / tokens for name, total in mean_abs.items()}
             store.save("dense", index, found)

@@ -44,7 +44,7 @@ def backward_blocks(
         blocks: the dense model; parameters get no gradient.
         windows: token ids (N, T).
         labels: what the loss is taken against.
-        seed: of the drawn labels.
+        seed: of the drawn labels, which are drawn on the CPU: the same numbers on every device.
         observe: sees every linear of every chunk of windows; of this process's windows where there are several.
         progress: told about blocks.
         keep: where the residual streams of all blocks, and the gradients at one, lie.
@@ -52,7 +52,7 @@ def backward_blocks(
     """
     draws = None
     if labels == "sampled":
-        generator = torch.Generator(device=blocks.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         draws = list(workers.part([_draws(windows.shape[1], generator) for _ in windows]))
     windows = windows[list(workers.part(range(len(windows))))]
     chunks = [windows[i : i + CHUNK_WINDOWS] for i in range(0, len(windows), CHUNK_WINDOWS)]
@@ -95,7 +95,7 @@ def _watch(name: str, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, .
 def _draws(length: int, generator: torch.Generator) -> list[Tensor]:
     """A number in [0, 1) per predicted token of a window, (rows, 1) for every `HEAD_ROWS` of them."""
     return [
-        torch.rand(min(HEAD_ROWS, length - 1 - start), 1, generator=generator, device=generator.device)
+        torch.rand(min(HEAD_ROWS, length - 1 - start), 1, generator=generator)
         for start in range(0, length - 1, HEAD_ROWS)
     ]
 
@@ -140,5 +140,5 @@ def _head_gradient(x: Tensor, weight: Tensor, tokens: Tensor, draws: list[Tensor
 def _drawn(probabilities: Tensor, draws: Tensor) -> Tensor:
     """One index per row (T, 1), by inverting the cumulative sum: `multinomial` draws a number per entry instead."""
     cumulated = probabilities.cumsum(-1)
-    chosen = draws * cumulated[:, -1:]
+    chosen = draws.to(cumulated.device) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, chosen, right=True).clamp_(max=cumulated.shape[1] - 1)

@@ -84,6 +84,7 @@ def truncation_losses(
                     del after
                     advance(1)
                 measured = workers.gathered({key: _mean_loss(blocks, x, windows) for key, x in streams.items()})
+                streams.clear()  # before those of the next block are made
                 losses = dict(ChainMap(*measured))
                 found = {
                     name: torch.tensor([ranks[name], [losses[names, k] for k in range(len(retentions))]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from ..errors import UsageError
 
@@ -16,15 +17,41 @@ def parse_bytes(text: str) -> float | None:
     return None if match is None or unit not in UNITS else float(match[1]) * UNITS[unit]
 
 
+@dataclass(frozen=True)
+class MemoryLimits:
+    """Bytes that a process may take, of the machine's memory and of its GPU's; None where nobody set a limit."""
+
+    process: int | None = None
+    device: int | None = None
+
+    def options(self) -> list[str]:
+        """As the command line takes them."""
+        given = {"--max-memory": self.process, "--max-device-memory": self.device}
+        return [word for option, limit in given.items() if limit is not None for word in (option, str(limit))]
+
+
 def memory_limit(text: str | None) -> int | None:
     """The bytes of a --max-memory that was given.
 
     Raises:
         UsageError: not a size, or none at all.
     """
+    return _limit("--max-memory", text)
+
+
+def device_limit(text: str | None) -> int | None:
+    """The bytes of a --max-device-memory that was given.
+
+    Raises:
+        UsageError: not a size, or none at all.
+    """
+    return _limit("--max-device-memory", text)
+
+
+def _limit(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     bytes = parse_bytes(text)
     if bytes is None or not 1 <= bytes < 2**63:
-        raise UsageError(f"--max-memory {text}: expected a size such as 8GB or 512MiB")
+        raise UsageError(f"{option} {text}: expected a size such as 8GB or 512MiB")
     return int(bytes)

@@ -25,13 +25,16 @@ from .names import Family, family, gguf_name
 LABEL = "importance of every input"
 
 
-def export_imatrix(checkpoint: Path, out: Path, *, text: str | None, force: bool, progress: Progress) -> Importance:
+def export_imatrix(
+    checkpoint: Path, out: Path, *, text: str | None, device: str = "cpu", force: bool, progress: Progress
+) -> Importance:
     """Measure a checkpoint's importance matrix and write it.
 
     Args:
         checkpoint: factored or dense.
         out: the file.
         text: that is run; the one that the checkpoint records by default.
+        device: "auto", "cpu", "cuda".
         force: replace `out`.
         progress: told about blocks.
 
@@ -41,8 +44,8 @@ def export_imatrix(checkpoint: Path, out: Path, *, text: str | None, force: bool
     check_output(out, force)
     reader = CheckpointReader(checkpoint)
     of = family(str(reader.config.get("model_type")))
-    blocks, chunks = open_calibrated(reader, text)
-    with float32_products("cpu"):
+    blocks, chunks = open_calibrated(reader, text, device)
+    with float32_products(blocks.device):
         found = measure_importance(blocks, chunks, of, progress)
     windows, length = sum(map(len, chunks)), chunks[0].shape[1]
     said = text or "the text that the checkpoint records"
@@ -75,7 +78,7 @@ def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Family
             elif isinstance(linear, PivotLinear):
                 found |= {P_SUFFIX: inputs, C_SUFFIX: _latent(linear.lowrank_p.weight, stop.moment)}
             for suffix, square in found.items():
-                squares[gguf_name(name + suffix, of) or name] = square.float().numpy()
+                squares[gguf_name(name + suffix, of) or name] = square.float().cpu().numpy()
     return Importance(squares, sum(chunk.numel() for chunk in chunks))
 
 

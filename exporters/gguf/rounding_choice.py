@@ -27,11 +27,13 @@ class Rounding:
         how: "plain", every block of weights by itself; or "aware", see `aware.round_linears`.
         imatrix: an importance matrix for "plain".
         calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
+        device: that "aware" runs it on: "auto", "cpu", "cuda".
     """
 
     how: str = "plain"
     imatrix: Path | None = None
     calibration: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.how not in get_args(How):

@@ -336,7 +336,7 @@ def _rounded_linears(
     from ..calibrated import open_calibrated
     from .aware import round_linears
 
-    blocks, chunks = open_calibrated(reader, rounding.calibration)
+    blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
     with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
         yield round_linears(blocks, chunks, types, of, library(), Path(folder), progress)

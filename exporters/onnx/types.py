@@ -60,6 +60,7 @@ class OnnxOptions:
         accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits per block, 0 and 1 multiply in float.
         rounding: "plain", every weight to the nearest code; or "aware", see `exporters.aware.round_linears`.
         calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
+        device: that "aware" runs it on: "auto", "cpu", "cuda".
         factors: "auto" multiplies a linear out where one matmul costs less than two, see `multiplied_out`; "all" keeps
             every linear as the checkpoint has it.
 
@@ -73,6 +74,7 @@ class OnnxOptions:
     rounding: str = "plain"
     calibration: str | None = None
     factors: str = "auto"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:

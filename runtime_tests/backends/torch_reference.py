@@ -61,7 +61,7 @@ class TorchBackend:
         Raises:
             ResourceError: out of device memory.
         """
-        logits: Logits = self._forward(tokens, use_cache=False).float().cpu().numpy()
+        logits: Logits = self._forward(tokens, use_cache=False).cpu().float().numpy()  # widened on the CPU
         return logits
 
     def reset(self) -> None:
@@ -74,7 +74,7 @@ class TorchBackend:
         Raises:
             ResourceError: out of device memory.
         """
-        logits: Logits = self._forward(tokens, use_cache=True)[-1].float().cpu().numpy()
+        logits: Logits = self._forward(tokens, use_cache=True)[-1].cpu().float().numpy()
         return logits
 
     def feed_all(self, tokens: Tokens) -> Logits:
@@ -83,7 +83,7 @@ class TorchBackend:
         Raises:
             ResourceError: out of device memory.
         """
-        logits: Logits = self._forward(tokens, use_cache=True).float().cpu().numpy()
+        logits: Logits = self._forward(tokens, use_cache=True).cpu().float().numpy()
         return logits
 
     def close(self) -> None:
@@ -168,12 +168,16 @@ def torch_dtype(name: str) -> torch.dtype:
 def _device(name: str) -> torch.device:
     import torch
 
+    from ...converter.machine.device import check_gpu
+
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"unknown device {name!r} ({_first_line(error)})") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r} asked for, but torch sees no CUDA device; use --device cpu")
+    if device.type == "cuda":
+        check_gpu(device)
     return device
 
 

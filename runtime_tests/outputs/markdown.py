@@ -11,7 +11,7 @@ import yaml
 
 from ..report import Report, Row
 from ..speed import Rate
-from .words import EXPLAINED, HEADINGS, cells, one_line, share_words
+from .words import EXPLAINED, HEADINGS, MISSING, cells, one_line, share_words
 
 TAGS = ["lowrank-export", "low-rank"]
 
@@ -97,11 +97,11 @@ def _speed(rows: Iterable[Row]) -> list[str]:
             f"{row.footprint.load_seconds:.2f}",
             f"{row.footprint.peak_bytes / 1e6:.0f}",
             f"{row.bytes_per_token / 1e6:.1f}",
-            share_words(row.bandwidth_share),
+            MISSING if row.bandwidth_share is None else share_words(row.bandwidth_share),
         ]
         for row in rows
         for speed in row.speeds
-        if row.footprint is not None and row.bandwidth_share is not None
+        if row.footprint is not None
     ]
     headings = (
         "model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowrank_export.converter.factors.eigen import symmetric_eigen, symmetric_pseudoinverse
+from lowrank_export.converter.factors.eigen import symmetric_eigen, symmetric_pseudoinverse, symmetric_values
 
 
 def moment(n: int, rank: int) -> torch.Tensor:
@@ -27,7 +27,8 @@ def gives_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         raise torch.linalg.LinAlgError("failed to converge")
 
     if request.param:
-        monkeypatch.setattr(torch.linalg, "eigh", fails)
+        for name in ("eigh", "eigvalsh"):
+            monkeypatch.setattr(torch.linalg, name, fails)
 
 
 @pytest.mark.usefixtures("gives_up")
@@ -38,6 +39,7 @@ def test_eigenvectors_give_the_matrix_back(name: str) -> None:
     torch.testing.assert_close((vectors * values) @ vectors.T, matrix)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(8, dtype=torch.float64))
     assert bool((values.diff() >= -1e-12).all())
+    torch.testing.assert_close(symmetric_values(matrix), values)
 
 
 @pytest.mark.usefixtures("gives_up")

@@ -172,12 +172,12 @@ def test_what_wants_the_whole_model_says_so(recipe: Any, models: Path, options: 
     reader = CheckpointReader(models / "dense")
     blocks = BlockSource(reader, family_of(reader.config, "test"), torch.device("cpu"), torch.float32)
     asked = recipe(**options)
-    plan = memory_plan.plan_memory(asked, METHODS["loss-aware"], blocks, Windows(4, 1, 32, 4), None, None)
+    plan = memory_plan.plan_memory(asked, METHODS["loss-aware"], blocks, Windows(4, 1, 32, 4), memory_plan.Room())
     assert any("whole model" in stage for stage, _ in plan.stages)
     found = forecast(asked, METHODS["loss-aware"], large(), Windows(4, 1, 32, 4), "on disk")
     assert "whole model" in found.largest
     limited = memory_plan.MemoryPlan("on disk", tuple(found.memory.items()), found.disk, 10**9)
-    assert advice in memory_plan._too_little(asked, limited, found, large())
+    assert advice in memory_plan._too_little(asked, limited, large())
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_alone_everything_is_as_it_was() -> None:
 def test_each_process_takes_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(device, "check_gpu", lambda gpu: None)
     second = Workers(5, 8, local_index=1)
     assert device.pick_device("auto", second) == device.pick_device("cuda", second) == torch.device("cuda:1")
     assert device.pick_device("cpu", second) == CPU and device.pick_device("cuda:0") == torch.device("cuda:0")
