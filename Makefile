@@ -8,11 +8,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
 USE_STAMP := $(VENV)/.installed
 DEVELOP_STAMP := $(VENV)/.installed-test-lint
+ARM64 := tests/runtime_tests/llamacpp/arm64
 TYPED := build/typing/lowrank_export
 TYPED_ENTRIES := __init__.py __main__.py cli.py py.typed converter exporters runtime_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick lint format types clean distclean
+.PHONY: help demo test test-quick test-arm lint format types clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,12 +22,17 @@ demo: $(USE_STAMP) ## compress, export and validate the demo model; leaves every
 	$(BIN)/lowrank-export runtime build
 	$(BIN)/lowrank-export --model demo --format gguf --format onnx --retention 0.8 --out out/demo --force
 
-test: $(DEVELOP_STAMP) ## every test, the slow ones too
+test: $(DEVELOP_STAMP) ## every test, the slow ones too; not those for arm64
 	$(BIN)/lowrank-export runtime build
-	$(BIN)/python -m pytest --junitxml=build/test-results.xml $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not arm" --junitxml=build/test-results.xml $(PYTEST_ARGS)
 
 test-quick: $(DEVELOP_STAMP) ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not arm" $(PYTEST_ARGS)
+
+test-arm: $(DEVELOP_STAMP) ## factored GGUF files on emulated arm64 processors; says what to install
+	$(BIN)/python $(ARM64)/cross.py
+	$(BIN)/lowrank-export runtime build
+	$(BIN)/python -m pytest $(ARM64) --junitxml=build/test-results-arm.xml $(PYTEST_ARGS)
 
 lint: $(DEVELOP_STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .
