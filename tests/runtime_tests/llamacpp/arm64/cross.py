@@ -124,6 +124,7 @@ def logits(
     counts: Iterable[int],
     *,
     settings: Literal["exact", "default"] = "exact",
+    threads: int = 1,
 ) -> tuple[NDArray[np.float32], str]:
     """Run a program on an emulated processor.
 
@@ -134,13 +135,15 @@ def logits(
         tokens: (T,) ids.
         counts: how many are decoded together, one number per call; their sum is T.
         settings: as logits.cpp says.
+        threads: of llama.cpp; emulated ones spend most of their time waiting for each other.
 
     Returns: logits (T, vocabulary), and the program's line about itself.
 
     Raises:
         CalledProcessError: it failed; `returncode` is the negative number of a signal.
     """
-    command = [_emulator() or "", "-cpu", cpu, str(program), str(model), settings, "2", *map(str, counts)]
+    command = [_emulator() or "", "-cpu", cpu, str(program), str(model), settings, str(threads)]
+    command += map(str, counts)
     done = subprocess.run(command, input=tokens.tobytes(), capture_output=True, check=True)
     about = done.stderr.decode().splitlines()[0]
     return np.frombuffer(done.stdout, dtype=np.float32).reshape(len(tokens), -1), about
