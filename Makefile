@@ -16,11 +16,12 @@ USE_STAMP := $(VENV)/.installed
 DEVELOP_STAMP := $(VENV)/.installed-test-lint
 WHEEL_VENV = build/wheel-venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 WHEEL_PIP = $(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check
+ARM64 := tests/runtime_tests/llamacpp/arm64
 TYPED := build/typing/lowrank_export
 TYPED_ENTRIES := __init__.py __main__.py cli.py py.typed converter exporters runtime_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-wheel test-processors reproduce has-data lint format types clean distclean
+.PHONY: help demo test test-quick test-arm test-wheel test-processors reproduce has-data lint format types clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -29,12 +30,12 @@ demo: $(USE_STAMP) ## compress, export and validate the demo model; leaves every
 	$(BIN)/lowrank-export runtime build
 	$(BIN)/lowrank-export --model demo --format gguf --format onnx --retention 0.8 --out out/demo --force
 
-test: $(DEVELOP_STAMP) ## every test, the slow ones too
+test: $(DEVELOP_STAMP) ## every test, the slow ones too; not those for arm64
 	$(BIN)/lowrank-export runtime build
 	$(BIN)/python -m pytest $(PARALLEL) --junitxml=build/test-results.xml $(PYTEST_ARGS)
 
 test-quick: $(DEVELOP_STAMP) ## the tests that take seconds
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce and not arm" $(PYTEST_ARGS)
 
 reproduce: has-data $(DEVELOP_STAMP) ## published figures again, on the real text in LOWRANK_DATA (see CONTRIBUTING.md)
 	$(BIN)/python -m pytest -m reproduce $(PYTEST_ARGS)
@@ -51,14 +52,19 @@ test-wheel: ## the quick tests against the installed wheel: PYTHON=python3.12, C
 	rm -rf build/lib build/bdist.*
 	$(WHEEL_PIP) install $(CONSTRAINTS) "$$(echo build/wheel/*.whl)[test]"
 	$(WHEEL_PIP) install --quiet --no-deps --force-reinstall build/wheel/*.whl
-	$(WHEEL_VENV)/bin/python -P -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
+	$(WHEEL_VENV)/bin/python -P -m pytest $(PARALLEL) -m "not slow and not reproduce and not arm" $(PYTEST_ARGS)
 
 # libraries choose their kernels as on a processor with SSE alone, which multiplies bfloat16; then with AVX2, without it
 test-processors: $(DEVELOP_STAMP) ## the quick tests, twice, as older processors compute
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem LOWRANK_BFLOAT16=1 \
-		$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
+		$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce and not arm" $(PYTEST_ARGS)
 	ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell LOWRANK_BFLOAT16=0 \
-		$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce" $(PYTEST_ARGS)
+		$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not reproduce and not arm" $(PYTEST_ARGS)
+
+test-arm: $(DEVELOP_STAMP) ## factored GGUF files on emulated arm64 processors; says what to install
+	$(BIN)/python $(ARM64)/cross.py
+	$(BIN)/lowrank-export runtime build
+	$(BIN)/python -m pytest -m arm $(ARM64) --junitxml=build/test-results-arm.xml $(PYTEST_ARGS)
 
 lint: $(DEVELOP_STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .
