@@ -1,4 +1,6 @@
-"""Logits of exported ONNX folders on one machine, held against those of another: saved on the first, compared on the other.
+"""Logits of exported ONNX folders on one machine, held against those of another.
+
+They are saved on the first and compared on the other.
 
 It needs ONNX Runtime and what reads a folder, no torch, so that it runs on a small board or in QEMU (docs/mobile.md):
 

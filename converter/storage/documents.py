@@ -97,7 +97,7 @@ class _PlainLoader(yaml.SafeLoader):
         """At an opening bracket; the scanner reads many of them before the first value is composed."""
         if self.flow_level >= MAX_DEPTH:
             raise yaml.YAMLError("nested too deeply")
-        super().fetch_flow_collection_start(token)  # type: ignore[no-untyped-call]
+        super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self._depth > MAX_DEPTH:
