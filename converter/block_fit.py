@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from .checkpoint.lowrank_linear import LowRankLinear
-from .errors import InputError
+from .errors import InputError, way_out
 from .factors.factorisation import LowRankFactors
 from .factors.fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric, group_whitener, truncate
 from .factors.whitening import OutputRoot, Whitener
@@ -111,7 +111,7 @@ class BlockFit:
         except ValueError:
             raise InputError(
                 f"{self.job.recipe.model}: activations at {group.name!r} of block {self.index} hold NaN or Inf in "
-                f"{self.job.recipe.dtype}; use --dtype float32, or check the model"
+                f"{self.job.recipe.dtype}; {way_out(self.job.recipe.dtype)}"
             ) from None
 
     def _fit(self, name: str, metric: GroupMetric) -> Parcel:
@@ -134,7 +134,7 @@ class BlockFit:
         except ValueError as error:  # of numbers that are not finite
             raise InputError(
                 f"{self.job.recipe.model}: {self._full_name(name)}: {error}: its weights, or their activations and "
-                f"gradients, go beyond {self.job.recipe.dtype}; use --dtype float32, or check the model"
+                f"gradients, go beyond {self.job.recipe.dtype}; {way_out(self.job.recipe.dtype)}"
             ) from None
         dtype = linear.weight.dtype
         return Parcel({"u": factors.u.to(dtype), "v": factors.v.to(dtype)}, loss)

@@ -43,3 +43,8 @@ class ToldError(LowRankError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
         self.exit_code = exit_code
+
+
+def way_out(dtype: str) -> str:
+    """What helps where numbers go beyond a dtype's range."""
+    return "check the model" if dtype == "float32" else "use --dtype float32, or check the model"

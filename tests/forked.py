@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 given: dict[str, Any] = globals()["given"]  # set by who runs this file
@@ -27,4 +28,5 @@ sys.argv = given["argv"]
 if sys.argv[0] == "lowrank_export":
     runpy.run_module("lowrank_export", run_name="__main__", alter_sys=True)
 else:
+    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as the interpreter does for a script
     runpy.run_path(sys.argv[0], run_name="__main__")

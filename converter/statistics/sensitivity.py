@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..allocation.adacr import similarity
-from ..errors import InputError
+from ..errors import InputError, way_out
 from ..factors.factorisation import spectrum
 from ..factors.whitening import gradient_metric, whiten
 from ..machine.workers import ALONE, Workers
@@ -37,8 +37,8 @@ def finite_activations(blocks: BlockSource, index: int) -> Iterator[None]:
     except ValueError:
         dtype = str(blocks.dtype).removeprefix("torch.")
         raise InputError(
-            f"{blocks.reader.path}: activations or gradients of block {index} go beyond {dtype}, or are NaN; use "
-            "--dtype float32, or check the model"
+            f"{blocks.reader.path}: activations or gradients of block {index} go beyond {dtype}, or are NaN; "
+            f"{way_out(dtype)}"
         ) from None
 
 

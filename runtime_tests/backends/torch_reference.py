@@ -44,10 +44,10 @@ class TorchBackend:
         from ...converter.machine.float32 import float32_products
 
         self._device = _device(device)
-        with float32_products(self._device):  # proves the device, once
-            pass
         self._threads_before = torch.get_num_threads() if threads is not None else None
         try:
+            with float32_products(self._device):  # proves the device, once
+                pass
             self._model: Any = model.to(device=self._device, dtype=torch_dtype(dtype)).eval()  # type: ignore[call-arg]
         except torch.OutOfMemoryError:
             raise ResourceError(f"{device}: not enough memory for the model in {dtype}; try --device cpu") from None

@@ -58,9 +58,9 @@ DAMAGES: dict[str, Damage] = {
     "duplicated features": lambda model: (
         [norm.fill_(1.0) for norm in norms(model)] + [embedding(model)[:, 1::2].copy_(embedding(model)[:, ::2])]
     ),
-    "enormous activations": lambda model: [norm.mul_(1e5) for norm in norms(model)],
+    "enormous activations": lambda model: [norm.mul_(1e3) for norm in norms(model)],
     "minute activations": lambda model: [norm.mul_(1e-18) for norm in norms(model)],
-    "one enormous feature": lambda model: [norm[3].mul_(1e9) for norm in norms(model)],
+    "one enormous feature": lambda model: [norm[3].mul_(1e3) for norm in norms(model)],
     "dead channels": lambda model: [dead(norm) for norm in norms(model)],
     "weights of zeros": each(linears, lambda weight: weight.zero_()),
     "weights of rank one": each(linears, rank_one),
@@ -71,6 +71,9 @@ DAMAGES: dict[str, Damage] = {
     "a dead linear": lambda model: linears(model)[0].weight.zero_(),
 }
 OVERFLOWS: dict[str, Damage] = {
+    # scores of 1e10, which float32 holds to 1e3: PyTorch's flash attention takes exp of that error going backward
+    "attention beyond what float32 resolves": lambda model: [norm.mul_(1e5) for norm in norms(model)],
+    "attention to one feature": lambda model: [norm[3].mul_(1e9) for norm in norms(model)],
     "moments beyond float32": lambda model: [norm.mul_(1e12) for norm in norms(model)],
     "activations beyond float32": lambda model: [norm.mul_(1e30) for norm in norms(model)],
     "weights beyond float32": each(linears, lambda weight: weight.mul_(1e36)),
