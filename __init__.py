@@ -10,7 +10,7 @@ import wrapt
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .converter.checkpoint.folder import load as load
+    from .converter.model.loading import load as load
     from .converter.pipeline import compress as compress
     from .runtime_tests.exporting import export as export
     from .runtime_tests.validate import validate as validate

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from ...converter.errors import InputError, UsageError
+from ...converter.core.errors import InputError, UsageError
 from .protocol import Backend
 
 TORCH, LLAMA_CPP, ONNXRUNTIME, GENAI = "torch", "llama.cpp", "onnxruntime", "onnxruntime-genai"
@@ -85,8 +85,8 @@ def open_backend(
 
         return open_torch(path, device=device, dtype=dtype, threads=threads)
     if name == LLAMA_CPP:
-        from ..trial import check_survives
         from .llama_cpp import LlamaCppBackend
+        from .trial import check_survives
 
         if not tried:
             check_survives(path, name)

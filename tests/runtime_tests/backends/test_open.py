@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.runtime_tests.backends.open import artifact_format, backend_names, open_backend
 
 
