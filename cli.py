@@ -155,7 +155,7 @@ def run(
     if context.invoked_subcommand is not None:
         return
     if version:
-        from . import __version__
+        from .converter.core.version import __version__
 
         typer.echo(__version__)
         return

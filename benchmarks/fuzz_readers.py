@@ -53,8 +53,8 @@ def targets(folder: Path) -> list[Target]:
     from lowrank_export.exporters.gguf.imatrix import Importance, read_imatrix, write_imatrix
     from lowrank_export.exporters.onnx.check.folder_check import check_folder
     from lowrank_export.runtime_tests.artifacts import describe
-    from lowrank_export.runtime_tests.gates.gates.gate_file import read_gates
-    from lowrank_export.runtime_tests.report.report.provenance import model_provenance
+    from lowrank_export.runtime_tests.gates.gate_file import read_gates
+    from lowrank_export.runtime_tests.report.provenance import model_provenance
     from lowrank_export.runtime_tests.studies.sweep_results import read_rows
 
     tiny = _tiny()

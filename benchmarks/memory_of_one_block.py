@@ -107,8 +107,8 @@ def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
     from lowrank_export.converter.core.recipe import Recipe
     from lowrank_export.converter.families.table import FAMILIES
     from lowrank_export.converter.methods import METHODS
-    from lowrank_export.converter.planning.ranks.host_forecast import host_forecast
-    from lowrank_export.converter.planning.ranks.memory_forecast import GPU_HOLDINGS, ModelShape, Windows, forecast
+    from lowrank_export.converter.planning.host_forecast import host_forecast
+    from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, ModelShape, Windows, forecast
 
     width, inner, family = options.width, options.inner, FAMILIES["llama"]
     wide = ("mlp.gate_proj", "mlp.up_proj")

@@ -36,15 +36,16 @@ from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx.contents import MODEL_FILE
 from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions, has_codes
+from lowrank_export.runtime_tests.backends.formats import GENAI, ONNXRUNTIME
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
-from lowrank_export.runtime_tests.backends.open import GENAI, ONNXRUNTIME, open_backend
+from lowrank_export.runtime_tests.backends.open import open_backend
 from lowrank_export.runtime_tests.backends.protocol import Backend
 from lowrank_export.runtime_tests.metrics.measure import measure
 from lowrank_export.runtime_tests.metrics.reference_logits import ReferenceLogits
 from lowrank_export.runtime_tests.metrics.windows import Windows
 from lowrank_export.runtime_tests.release import Evaluation, load_windows
-from lowrank_export.runtime_tests.report.report.report import write_json
-from lowrank_export.runtime_tests.timing.timing.speed import Speed
+from lowrank_export.runtime_tests.report.report import write_json
+from lowrank_export.runtime_tests.timing.speed import Speed
 
 MODELS = ("dense", "factored")
 BASELINE = "builder-int4"

@@ -20,7 +20,7 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.model.loading import quiet_transformers
 from lowrank_export.exporters.llamacpp.runtime import ensure_runtime
-from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, ONNXRUNTIME
+from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP, ONNXRUNTIME
 from lowrank_export.runtime_tests.exporting import export
 
 LAYOUTS = ("dense", "two-factor", "pivot")

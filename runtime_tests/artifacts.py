@@ -16,7 +16,7 @@ from ..exporters.gguf.adapter import RESIDUAL_KEY, find_adapter, read_records
 from ..exporters.gguf.consistency import check_consistency
 from ..exporters.gguf.mixes import exported_as, records
 from ..exporters.gguf.types import TYPES
-from .backends.open import artifact_format
+from .backends.formats import artifact_format
 
 CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32"}
 PERMUTATION = "i32"  # the order of rows of the pivot layout, no weights

@@ -119,7 +119,7 @@ class Measurement:
         """Every gate of every artifact, in the order measured."""
         from ..converter.core.errors import InputError
         from .artifacts import describe
-        from .backends.open import backend_names
+        from .backends.formats import backend_names
         from .gates.gate_file import gate_names
 
         for path in self.artifacts:

@@ -19,7 +19,8 @@ from ..exporters.artifact import Artifact
 from ..exporters.gguf.mixes import fallback_lines
 from ..exporters.llamacpp.runtime import ensure_runtime
 from .artifacts import describe
-from .backends.open import TORCH, artifact_format, backend_names, open_backend, released
+from .backends.formats import TORCH, artifact_format, backend_names
+from .backends.open import open_backend, released
 from .backends.protocol import Backend
 from .environment import library_versions, machine_facts
 from .gates.gate_file import GateSettings, gates_of

@@ -115,7 +115,7 @@ def _another_processor() -> Iterator[None]:
     if wanted is None:
         yield
         return
-    from lowrank_export.converter.planning.ranks import preparation
+    from lowrank_export.converter.planning import preparation
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "computes_bfloat16", lambda device: wanted == "1")
@@ -202,3 +202,12 @@ def data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.fail("LOWRANK_DATA does not name a folder of evaluation text; CONTRIBUTING.md says what it holds")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_runtime() -> Path:
+    """The patched llama.cpp, built on first use and then cached for good."""
+    from lowrank_export.converter.core.progress import SilentProgress
+    from lowrank_export.exporters.llamacpp.runtime import ensure_runtime
+
+    return ensure_runtime(SilentProgress())

@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_measured_within_the_limit(job: list[str], tmp_pa
 
 
 def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowrank_export.runtime_tests.report.report.report import Report
+    from lowrank_export.runtime_tests.report.report import Report
 
     monkeypatch.setattr(Report, "passed", property(lambda self: False))
     result = run(*job, "--format", "onnx", "--onnx-type", "fp32")

@@ -115,7 +115,7 @@ def _metadata(
     reader: CheckpointReader, quantisation: str, options: OnnxOptions, merged: Collection[str]
 ) -> dict[str, str]:
     """What the model file says about its origin, in ONNX `metadata_props`."""
-    from ... import __version__
+    from ...converter.core.version import __version__
 
     lowrank: dict[str, Any] = reader.lowrank
     factored = len(reader.ranks) > len(merged)

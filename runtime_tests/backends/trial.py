@@ -1,7 +1,7 @@
 """Does a runtime survive an artifact? Tried in a process of its own: some files make ggml end the process it is in.
 
-`python -m lowrank_export.runtime_tests.backends.trial` is that process. What a header can show is refused before (see
-exporters.gguf.consistency); a library of a hundred architectures asserts more than that.
+trial_child.py is that process. What a header can show is refused before (see exporters.gguf.consistency); a library of
+a hundred architectures asserts more than that.
 """
 
 from __future__ import annotations
@@ -10,22 +10,18 @@ import json
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
 
 from ...converter.core.errors import InputError, LowRankError, ResourceError
 from ...converter.core.progress import SilentProgress
 from ...converter.core.signals import signal_words
 from ...exporters.llamacpp.proof import Proof
 from ...exporters.llamacpp.runtime import check_runtime
-from .open import LLAMA_CPP
+from .formats import LLAMA_CPP
 
-CONTEXT = 64  # tokens
 CPU_SECONDS, BYTES_PER_SECOND = 600, 20_000_000  # a trial may take that long, and one second more per 20 MB
-WORDS = "Hello, world 123.\n"
+CHILD = f"{__package__}.trial_child"
 
 
 def check_survives(path: Path, name: str) -> None:
@@ -49,7 +45,7 @@ def check_survives(path: Path, name: str) -> None:
 def _tried(path: Path, name: str, state: tuple[tuple[str, int, int], ...]) -> None:
     allowed = CPU_SECONDS + sum(size for _, _, size in state) // BYTES_PER_SECOND
     task = json.dumps({"path": str(path), "name": name, "seconds": allowed})
-    command = [sys.executable, "-P", "-m", __spec__.name, task]
+    command = [sys.executable, "-P", "-m", CHILD, task]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
     said = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()] or [""]
     if done.returncode == 0:
@@ -81,49 +77,3 @@ def _verdict(path: Path, name: str, how: str) -> LowRankError:
 @lru_cache(maxsize=1)
 def _runtime_proof() -> Proof:
     return check_runtime(SilentProgress())
-
-
-def _try(path: Path, name: str) -> None:
-    from .open import open_backend
-
-    for exact in (True, False):
-        backend = open_backend(path, name, threads=1, context=CONTEXT, exact=exact, tried=True)
-        try:
-            tokenise = getattr(backend, "tokenise", None)
-            if tokenise is not None:
-                tokenise(WORDS)
-            backend.window_logits(np.zeros(CONTEXT // 2, dtype=np.int32))
-            backend.reset()
-            backend.feed(np.zeros(8, dtype=np.int32))
-            backend.feed(np.zeros(1, dtype=np.int32))
-        finally:
-            backend.close()
-
-
-def _bound(seconds: int) -> None:
-    """No more processor time than that, no more memory than the machine has; and no core file of a model's size."""
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        import psutil
-
-        for kind, limit in (
-            (resource.RLIMIT_CORE, 0),
-            (resource.RLIMIT_CPU, seconds),
-            (resource.RLIMIT_DATA, psutil.virtual_memory().total),
-        ):
-            _, hard = resource.getrlimit(kind)
-            resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    _bound(given["seconds"])
-    try:
-        _try(Path(given["path"]), given["name"])
-    except LowRankError as error:
-        sys.stderr.write(f"\n{' '.join(str(error).split())}\n")
-        sys.exit(error.exit_code)
-    except MemoryError:
-        sys.stderr.write(f"\n{given['path']}: no memory to load it\n")
-        sys.exit(ResourceError.exit_code)

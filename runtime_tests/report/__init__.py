@@ -1,1 +1,1 @@
-"""What a validation leaves behind: files for people and for CI."""
+"""The report of a validation: its model, and its tables, pages and files for people and for CI."""

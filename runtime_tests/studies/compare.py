@@ -25,7 +25,8 @@ from ...converter.statistics.store import Statistics
 from ...converter.storage.byte_size import MemoryLimits
 from ...converter.storage.files import remove
 from ..artifacts import describe
-from ..backends.open import TORCH, open_backend, released
+from ..backends.formats import TORCH
+from ..backends.open import open_backend, released
 from ..backends.protocol import Backend
 from ..child import Cost, run_child
 from ..environment import library_versions, machine_facts

@@ -22,7 +22,8 @@ from ...converter.model.source import Source, open_source
 from ...converter.storage.byte_size import MemoryLimits
 from ...converter.storage.files import remove
 from ...exporters.export import artifact_name
-from ..backends.open import TORCH, backend_names, open_backend, released
+from ..backends.formats import TORCH, backend_names
+from ..backends.open import open_backend, released
 from ..backends.protocol import Backend
 from ..child import run_child
 from ..environment import library_versions, machine_facts

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.progress import Progress
-from ..backends.open import LLAMA_CPP
+from ..backends.formats import LLAMA_CPP
 from ..backends.protocol import Backend
 from ..metrics.footprint import measure_footprint
 from ..report.report import Row

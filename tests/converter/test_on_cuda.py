@@ -29,9 +29,9 @@ from lowrank_export.converter.machine.device import pick_device
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.planning.ranks import memory_plan
-from lowrank_export.converter.planning.ranks.memory_forecast import GPU_HOLDINGS, Windows
-from lowrank_export.converter.planning.ranks.preparation import gather_statistics
+from lowrank_export.converter.planning import memory_plan
+from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, Windows
+from lowrank_export.converter.planning.preparation import gather_statistics
 from lowrank_export.converter.streams import Streams
 
 MB = 10**6

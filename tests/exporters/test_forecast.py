@@ -15,7 +15,7 @@ from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.planning.ranks.preparation import prepared
+from lowrank_export.converter.planning.preparation import prepared
 from lowrank_export.exporters import forecast
 from lowrank_export.exporters.export import QUANTISATIONS, export
 from lowrank_export.exporters.forecast import predict_exports, predict_storage

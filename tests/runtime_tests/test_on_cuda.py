@@ -19,9 +19,9 @@ from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend, 
 from lowrank_export.runtime_tests.metrics.corpora import evaluation_windows
 from lowrank_export.runtime_tests.metrics.footprint import Footprint
 from lowrank_export.runtime_tests.metrics.measure import check_measurable
-from lowrank_export.runtime_tests.report.report.markdown import markdown
-from lowrank_export.runtime_tests.report.report.report import Report
-from lowrank_export.runtime_tests.timing.timing import timing
+from lowrank_export.runtime_tests.report.markdown import markdown
+from lowrank_export.runtime_tests.report.report import Report
+from lowrank_export.runtime_tests.timing import timing
 from lowrank_export.runtime_tests.validate import Settings, validate
 
 TOKENS = np.arange(24, dtype=np.int32)

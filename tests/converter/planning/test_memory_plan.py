@@ -25,8 +25,8 @@ from lowrank_export.converter.model.block_forward import TappedBlock
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.passes import RepeatedPass, SleepingPass
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.planning.ranks import memory_plan
-from lowrank_export.converter.planning.ranks.memory_forecast import HOLDINGS, ModelShape, Windows, forecast, model_shape
+from lowrank_export.converter.planning import memory_plan
+from lowrank_export.converter.planning.memory_forecast import HOLDINGS, ModelShape, Windows, forecast, model_shape
 from lowrank_export.converter.streams import Streams
 
 

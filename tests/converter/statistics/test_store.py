@@ -15,7 +15,7 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.planning.ranks.preparation import gather_statistics
+from lowrank_export.converter.planning.preparation import gather_statistics
 from lowrank_export.converter.statistics.store import IDENTITY, Statistics, open_statistics
 
 

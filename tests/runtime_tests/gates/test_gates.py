@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lowrank_export.converter.core.errors import InputError, UsageError
-from lowrank_export.runtime_tests.gates.gates.gate_file import (
+from lowrank_export.runtime_tests.gates.gate_file import (
     OTHER_PARITY,
     PARITY_DEFAULTS,
     QUALITY_DEFAULTS,
@@ -19,17 +19,17 @@ from lowrank_export.runtime_tests.gates.gates.gate_file import (
     parity_defaults,
     read_gates,
 )
-from lowrank_export.runtime_tests.gates.gates.gate_metrics import METRICS, Context
-from lowrank_export.runtime_tests.gates.gates.gates import failed, gate
-from lowrank_export.runtime_tests.generation.generation.writing import Writing
+from lowrank_export.runtime_tests.gates.gate_metrics import METRICS, Context
+from lowrank_export.runtime_tests.gates.gates import failed, gate
+from lowrank_export.runtime_tests.generation.writing import Writing
 from lowrank_export.runtime_tests.metrics.degeneration import Degeneration
 from lowrank_export.runtime_tests.metrics.footprint import Footprint
 from lowrank_export.runtime_tests.metrics.parity import Parity
 from lowrank_export.runtime_tests.metrics.perplexity import Perplexity
 from lowrank_export.runtime_tests.metrics.tasks import TaskScore
 from lowrank_export.runtime_tests.metrics.tokenizer_check import TokenizerCheck
-from lowrank_export.runtime_tests.report.report.report import Row
-from lowrank_export.runtime_tests.timing.timing.speed import Rate, Speed
+from lowrank_export.runtime_tests.report.report import Row
+from lowrank_export.runtime_tests.timing.speed import Rate, Speed
 
 PARITY = Parity(1e-5, 1e-6, 1e-6, 1e-4, 1e-3, 0.999, 0.99, 0.0, 1e-4, 1e-3, 100)
 TEXT = Degeneration(0.8, 0.9, 0.1, 4, 64, 0.0, (0.1, 0.1))
@@ -225,7 +225,7 @@ def test_unreadable_files_and_flags(tmp_path: Path) -> None:
 
 def test_every_gate_is_documented() -> None:
     """By its whole name, or by its key in the row of its section."""
-    text = (Path(__file__).parents[2] / "docs" / "validation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "validation.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     for name in METRICS:
         section, _, key = name.partition(".")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.runtime_tests.backends.protocol import Together
 from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend
-from lowrank_export.runtime_tests.generation.generation.continuations import continue_pieces, pieces
-from lowrank_export.runtime_tests.generation.generation.generation import generate
+from lowrank_export.runtime_tests.generation.continuations import continue_pieces, pieces
+from lowrank_export.runtime_tests.generation.generation import generate
 from lowrank_export.runtime_tests.metrics.windows import Windows
 
 TOKENS = np.arange(8 * 12, dtype=np.int32).reshape(8, 12)

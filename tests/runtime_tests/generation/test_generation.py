@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend
-from lowrank_export.runtime_tests.generation.generation.generation import TEMPERATURE, TOP_P, draw, generate, sample
+from lowrank_export.runtime_tests.generation.generation import TEMPERATURE, TOP_P, draw, generate, sample
 
 
 class ScriptedBackend:

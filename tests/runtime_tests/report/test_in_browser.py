@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lowrank_export.runtime_tests.report.report.report import Report
-from lowrank_export.runtime_tests.report.report.report_page import report_page
+from lowrank_export.runtime_tests.report.report import Report
+from lowrank_export.runtime_tests.report.report_page import report_page
 from lowrank_export.runtime_tests.studies.compare_html import page as compare_page
 from lowrank_export.runtime_tests.studies.compare_results import Comparison
 from lowrank_export.runtime_tests.studies.sweep_page import sweep_page

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from lowrank_export.runtime_tests import report as outputs
-from lowrank_export.runtime_tests.gates.gates.gates import gate
+from lowrank_export.runtime_tests.gates.gates import gate
 from lowrank_export.runtime_tests.metrics.perplexity import NOT_MEASURED
-from lowrank_export.runtime_tests.report.report.junit import junit
-from lowrank_export.runtime_tests.report.report.markdown import card, card_path, markdown
-from lowrank_export.runtime_tests.report.report.outputs import OUTPUTS, check_outputs, write_outputs
-from lowrank_export.runtime_tests.report.report.report import SCHEMA_VERSION, Report, Row
-from lowrank_export.runtime_tests.report.report.report_page import report_page
+from lowrank_export.runtime_tests.report.junit import junit
+from lowrank_export.runtime_tests.report.markdown import card, card_path, markdown
+from lowrank_export.runtime_tests.report.outputs import OUTPUTS, check_outputs, write_outputs
+from lowrank_export.runtime_tests.report.report import SCHEMA_VERSION, Report, Row
+from lowrank_export.runtime_tests.report.report_page import report_page
 
 SCHEMA = json.loads((Path(outputs.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
 

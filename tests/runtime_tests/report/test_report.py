@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from lowrank_export.converter.core.errors import LowRankError
-from lowrank_export.runtime_tests.gates.gates.gates import gate
-from lowrank_export.runtime_tests.generation.generation.generation import Sample
-from lowrank_export.runtime_tests.generation.generation.writing import Writing
+from lowrank_export.runtime_tests.gates.gates import gate
+from lowrank_export.runtime_tests.generation.generation import Sample
+from lowrank_export.runtime_tests.generation.writing import Writing
 from lowrank_export.runtime_tests.metrics.degeneration import degeneration
 from lowrank_export.runtime_tests.metrics.parity import AtPosition, Parity
 from lowrank_export.runtime_tests.metrics.perplexity import Perplexity
-from lowrank_export.runtime_tests.report.report.report import SCHEMA_VERSION, Report, Row, write_report
-from lowrank_export.runtime_tests.report.report.report_table import render
-from lowrank_export.runtime_tests.timing.timing.speed import Rate, Speed
+from lowrank_export.runtime_tests.report.report import SCHEMA_VERSION, Report, Row, write_report
+from lowrank_export.runtime_tests.report.report_table import render
+from lowrank_export.runtime_tests.timing.speed import Rate, Speed
 
 PARITY = Parity(1.2e-5, 1e-6, 1e-6, 1e-4, 1e-3, 0.9987, 0.95, 0.0, 1e-4, 1e-3, 100, (AtPosition(1.0, 1e-5, 1.0, 100),))
 SPEED = Speed(Rate(1500.0, 1400.0, 1600.0), Rate(55.5, 50.0, 60.0), 256, 32, 3, 1)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_export.runtime_tests.report.report.svg_chart import (
+from lowrank_export.runtime_tests.report.svg_chart import (
     HEIGHT,
     WIDTH,
     Point,

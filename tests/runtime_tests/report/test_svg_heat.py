@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from lowrank_export.runtime_tests.report.report.svg_chart import WIDTH
-from lowrank_export.runtime_tests.report.report.svg_heat import heat_map
+from lowrank_export.runtime_tests.report.svg_chart import WIDTH
+from lowrank_export.runtime_tests.report.svg_heat import heat_map
 
 VALUES = {("a<b", 0): 1.0, ("a<b", 1): 3.0, ("c", 0): 2.0}
 

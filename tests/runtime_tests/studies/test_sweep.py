@@ -19,7 +19,7 @@ from lowrank_export.runtime_tests.metrics.parity import Parity
 from lowrank_export.runtime_tests.metrics.perplexity import Perplexity
 from lowrank_export.runtime_tests.studies import sweep as module
 from lowrank_export.runtime_tests.studies.sweep_results import Limits, SweepRow, pareto, read_rows, recommend
-from lowrank_export.runtime_tests.timing.timing.speed import Rate, Speed
+from lowrank_export.runtime_tests.timing.speed import Rate, Speed
 
 PARITY = Parity(0.1, 0.01, 0.1, 2.0, 9.0, 0.7, 0.8, -0.01, 0.1, 0.9, 4088)
 

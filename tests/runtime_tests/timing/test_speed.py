@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lowrank_export.runtime_tests.timing.timing import speed
-from lowrank_export.runtime_tests.timing.timing.speed import measure_speed
+from lowrank_export.runtime_tests.timing import speed
+from lowrank_export.runtime_tests.timing.speed import measure_speed
 
 TOKENS = np.arange(14, dtype=np.int32)
 

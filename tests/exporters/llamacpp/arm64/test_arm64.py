@@ -21,7 +21,7 @@ from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 from lowrank_export.runtime_tests.exporting import export
-from lowrank_export.runtime_tests.gates.gates.gate_file import parity_defaults
+from lowrank_export.runtime_tests.gates.gate_file import parity_defaults
 from lowrank_export.runtime_tests.metrics.parity import divergence
 
 # Rows of 256, which every type fits
