@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from ..errors import InputError
+from ..core.errors import InputError
 from ..storage.documents import shown
 from .family import Family, Setting
 
@@ -121,9 +121,7 @@ ROTARY_KEYS: Mapping[str, frozenset[str]] = {
     "default": frozenset(),
     "linear": frozenset(("factor",)),
     "dynamic": frozenset(("factor", "alpha")),
-    "yarn": frozenset(
-        ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
-    ),
+    "yarn": frozenset(("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")),
     "llama3": frozenset(("factor", "low_freq_factor", "high_freq_factor")),
     "longrope": frozenset(("factor", "attention_factor", "short_factor", "long_factor")),
     "su": frozenset(("factor", "attention_factor", "short_factor", "long_factor")),
@@ -200,9 +198,9 @@ def check_settings(config: Mapping[str, Any], family: Family, where: str, target
             f"{where}: config.json says {_listed(unread)}, which no {family.model_type} model here reads; "
             "take out what changes nothing, or the model would be another one"
         )
-    if rotary := [config[key] for key in ROTARY if config.get(key)]:
-        if len(rotary) == 2 and rotary[0] != rotary[1]:
-            raise InputError(f"{where}: config.json says rope_parameters and rope_scaling, and they differ; keep one")
+    rotary = [config[key] for key in ROTARY if config.get(key)]
+    if len(rotary) == 2 and rotary[0] != rotary[1]:
+        raise InputError(f"{where}: config.json says rope_parameters and rope_scaling, and they differ; keep one")
     if uncarried := uncarried_keys(config, family, target):
         raise InputError(f"{where}: config.json says {_listed(uncarried)}, which {NAMES[target]} does not carry")
 
