@@ -1,0 +1,62 @@
+"""GGUF as a budget sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..gguf.rounding import PLAIN, round_nearest
+from ..gguf.types import TYPES, padded, tensor_bytes
+
+DENSE_TYPES = ("f16", "q8_0", "q6_k", "q5_k", "q5_0", "q4_k", "iq4_nl", "iq4_xs", "q3_k", "q2_k")
+"""Without the types of an offset per block: to models that were read from a file of such a type they cost nothing,
+which tells nothing of any other."""
+FACTOR_TYPES = ("q8_0", "q6_k", "q5_k", "q5_0", "q4_k", "iq4_nl", "iq4_xs", "q3_k")
+INFO_BYTES = 8 + 4 + 2 * 8 + 4 + 8  # of a matrix in the file's header, beside its name
+
+
+@dataclass(frozen=True)
+class GgufFormat:
+    """The storage types of GGUF files, rounded with ggml.
+
+    Attributes:
+        library: a ggml library.
+    """
+
+    library: Path
+    name = "gguf"
+
+    @property
+    def types(self) -> Sequence[str]:
+        """The storage types that are chosen among."""
+        return DENSE_TYPES
+
+    @property
+    def factor_types(self) -> Sequence[str]:
+        """Those of factors."""
+        return FACTOR_TYPES
+
+    def fits(self, type: str, row: int) -> bool:
+        """Whether rows of a length can be stored in a type."""
+        return row % TYPES[type].block == 0
+
+    def round_plainly(self, weights: Tensor, type: str, importance: Tensor) -> Tensor:
+        """Weights (m, n) as a file gives them back, rounded to the nearest."""
+        return self._rounded(weights, type, importance)
+
+    def round_vocabulary(self, weights: Tensor, type: str) -> Tensor:
+        """Embedding or head (vocabulary, d) as a file gives it back."""
+        return self._rounded(weights, type, None)
+
+    def bytes(self, shape: tuple[int, int], type: str) -> int:
+        """Of a matrix in the file, padding included."""
+        return padded(tensor_bytes(shape, type))
+
+    def _rounded(self, weights: Tensor, type: str, importance: Tensor | None) -> Tensor:
+        if type in PLAIN:
+            return weights.to(PLAIN[type]).to(torch.float32)
+        return round_nearest(weights, type, self.library, importance).values
