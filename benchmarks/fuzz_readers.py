@@ -204,7 +204,7 @@ def _skeleton(folder: Path) -> None:
     import torch
 
     from lowrank_export.converter.checkpoint.folder import CheckpointReader
-    from lowrank_export.converter.model.architectures import family_of
+    from lowrank_export.converter.families.table import family_of
     from lowrank_export.converter.model.blocks import BlockSource
 
     reader = CheckpointReader(folder)

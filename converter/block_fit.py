@@ -13,8 +13,8 @@ from .errors import InputError, way_out
 from .factors.factorisation import LowRankFactors
 from .factors.fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric, group_whitener, truncate
 from .factors.whitening import OutputRoot, Whitener
+from .families.family import InputGroup
 from .machine.workers import Parcel
-from .model.architectures import InputGroup
 from .model.block_forward import TappedBlock
 from .preparation import Job
 from .statistics.moments import GroupMoments

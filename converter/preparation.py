@@ -15,6 +15,7 @@ from torch import Tensor
 from .allocation.plan import RankPlan
 from .errors import UsageError
 from .factors.whitening import OutputRoot, gradient_metric
+from .families.family import InputGroup
 from .machine.activations import Keep
 from .machine.device import DTYPES, computes_bfloat16, pick_device
 from .machine.device_memory import device_errors
@@ -24,7 +25,6 @@ from .machine.memory_forecast import Windows
 from .machine.memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .machine.workers import ALONE, Workers
 from .methods import Method
-from .model.architectures import InputGroup
 from .model.blocks import BlockSource
 from .model.source import Source, check_same, open_source
 from .planning import allocate, kept_dense, losses_alone, method_of, statistics_kinds

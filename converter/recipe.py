@@ -112,9 +112,7 @@ class Recipe(BaseModel):
         if self.alpha and not METHODS[self.method].needs_compressed_stream:
             raise ValueError(f"alpha: {self.method} fits nothing on the compressed model")
         if (self.sized or self.choice) and not (METHODS[self.method].two_sided and self.truncation != "one-sided"):
-            raise ValueError(
-                f"method: {self.method} does not see the loss; a size is met with {SIZED_METHOD}"
-            )
+            raise ValueError(f"method: {self.method} does not see the loss; a size is met with {SIZED_METHOD}")
         if self.sized and self.layout != "two-factor":
             raise ValueError(f"layout: a size is met with two factors, not with {self.layout}")
         if self.max_bytes is not None and self.bits_per_weight is not None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from .block_fit import BlockFit
 from .factors.fit import FitLoss
 from .factors.refinement import Schedule, refine_block
+from .families.family import InputGroup
 from .machine.activations import Activations
 from .machine.memory import release_freed
 from .machine.passes import Pass, RepeatedPass, SleepingPass
-from .model.architectures import InputGroup
 from .model.block_forward import TappedBlock
 from .preparation import Job
 from .progress import Progress

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..converter.checkpoint.folder import CheckpointReader
+from ..converter.families.table import family_of
 from ..converter.machine.device import pick_device
-from ..converter.model.architectures import family_of
 from ..converter.model.blocks import BlockSource
 from ..converter.statistics.recorded_windows import recorded_windows
 from ..converter.statistics.window_chunks import CHUNK_TOKENS

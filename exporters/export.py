@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converter.errors import InputError, UsageError
+from ..converter.families.table import gguf_of, onnx_of
 from ..converter.progress import Progress, SilentProgress
 from ..converter.recipe import nearest
 from .artifact import Artifact
@@ -50,12 +51,9 @@ def check_family(formats: Iterable[str], config: Mapping[str, Any]) -> None:
     Raises:
         InputError: names the format and the families it knows.
     """
-    from .gguf.names import family
-    from .onnx.export import check_family as check_onnx_family
-
-    checks: Mapping[str, Callable[[str], object]] = {"gguf": family, "onnx": check_onnx_family}
+    checks: Mapping[str, Callable[[Mapping[str, Any]], object]] = {"gguf": gguf_of, "onnx": onnx_of}
     for format in formats:
-        checks[format](str(config.get("model_type")))
+        checks[format](config)
 
 
 def knows_family(format: str, config: Mapping[str, Any]) -> bool:

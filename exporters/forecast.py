@@ -10,7 +10,7 @@ from ..converter.allocation.plan import RankPlan
 from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
 from ..converter.checkpoint.folder import CheckpointReader
 from ..converter.checkpoint.layouts import PERM_SUFFIX
-from ..converter.model.architectures import family_of
+from ..converter.families.table import family_of, gguf_of
 from ..converter.model.source import Source
 from ..converter.planning import rank_multiple_for
 from ..converter.recipe import Recipe
@@ -127,7 +127,7 @@ def _predict(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], f
 
 def _stored(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The tensors under the names they have in a GGUF file."""
-    from .gguf.names import family, gguf_name
+    from .gguf.names import gguf_name
 
-    of = family(str(config.get("model_type")))
+    of = gguf_of(config)
     return {stored: shape for name, shape in shapes.items() if (stored := gguf_name(name, of)) is not None}

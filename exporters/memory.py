@@ -10,13 +10,14 @@ from typing import Any
 
 from ..converter.checkpoint.folder import CheckpointReader
 from ..converter.errors import ResourceError, UsageError
+from ..converter.families.table import gguf_of
 from ..converter.machine.memory import peak_memory, resident_memory
 from ..converter.machine.memory_plan import LIBRARIES, MARGIN, gigabytes
 from ..converter.storage.safetensors_header import WIDTHS
 from .gguf.metadata import read_hyperparameters
 from .gguf.mixes import Quantisation
 from .gguf.mixes import records as tensor_records
-from .gguf.names import family, rotary_heads
+from .gguf.names import rotary_heads
 from .gguf.writer import LAYOUTS, plan_tensors
 
 FLOAT = 4
@@ -81,7 +82,7 @@ def plan_export_memory(
 def _largest(checkpoint: Path, asked: Quantisation, layout: str) -> int:
     """Bytes of the tensor that takes most: as stored, in float32, multiplied out, rows in another order, encoded."""
     reader = CheckpointReader(checkpoint)
-    of, hyper = family(str(reader.config.get("model_type"))), read_hyperparameters(reader.config)
+    of, hyper = gguf_of(reader.config), read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyper, native=native)
     records = tensor_records({source.name: source.shape for source in sources}, asked)

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "phi3")
+from lowrank_export.converter.families.table import FAMILIES as KNOWN
+from lowrank_export.converter.families.table import compressed
+
+FAMILIES = tuple(compressed())
 VOCABULARY = 320
 HIDDEN = 64
 INTERMEDIATE = 160
@@ -32,6 +35,7 @@ def config(family: str, *, tied: bool = True, blocks: int = 2, **overrides: Any)
             "bos_token_id": 0,
             "pad_token_id": None,  # Phi-3's default lies beyond this vocabulary
             "eos_token_id": 0,
+            **(KNOWN[family].tiny if family in KNOWN else {}),
             **overrides,
         },
     )
@@ -120,7 +124,6 @@ def save_factored(
     """Write a factored checkpoint, see `factored`; return the model. The pivot layout wants a rank below every side."""
     from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
     from lowrank_export.converter.factors.pivot_block import pivot_block
-    from lowrank_export.converter.model.architectures import FAMILIES as KNOWN
 
     built, ranks = factored(family, rank=rank, **options)
     if layout == "pivot":

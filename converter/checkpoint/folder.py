@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, LowRankError
+from ..families.table import completed
 from ..model.tokenizer_trial import check_tokenizer_file
 from ..storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..storage.links import check_links
@@ -37,7 +38,7 @@ class CheckpointReader:
         check_links(self.path)
         if (self.path / "adapter_config.json").exists():  # transformers would look for the model that it names
             raise InputError(f"{path}: holds an adapter (adapter_config.json); merge it into its model first")
-        self.config: dict[str, Any] = read_json(self.path / "config.json")
+        self.config: dict[str, Any] = completed(read_json(self.path / "config.json"))
         self.lowrank: dict[str, Any] = _lowrank_config(self.config, self.path)
         self.ranks: dict[str, int] = self.lowrank.get("ranks", {})
         self._shards: dict[str, Path] = {}
@@ -242,12 +243,12 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     """
     from transformers import AutoModelForCausalLM
 
-    from ..model.architectures import family_to_load
+    from ..families.table import family_to_load
     from ..model.config_check import check_config
 
     reader = CheckpointReader(Path(path))
     family = family_to_load(reader.config, str(path))
-    if family is not None:
+    if family.groups:
         check_config(reader, family)
     factory: Any = AutoModelForCausalLM
     with refusing(path, "transformers cannot load this checkpoint"), quiet_transformers():

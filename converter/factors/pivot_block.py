@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.lowrank_linear import LowRankLinear
 from ..checkpoint.pivot_linear import PivotLinear
-from ..model.architectures import Family, SharedOrder
+from ..families.family import Family, SharedOrder
 from .factorisation import LowRankFactors
 from .pivot import coefficients, orthonormal, pivot_order, to_pivot
 

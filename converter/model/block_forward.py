@@ -14,7 +14,7 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
-from .architectures import Family
+from ..families.family import Family
 
 
 class _Tap(nn.Module):

@@ -14,8 +14,8 @@ from ..checkpoint.layouts import PERM_SUFFIX, Layout
 from ..checkpoint.lowrank_linear import replace_linears
 from ..errors import InputError
 from ..factors.finite import all_finite
+from ..families.family import Family
 from . import attention
-from .architectures import Family
 from .config_check import check_config
 
 

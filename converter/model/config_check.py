@@ -9,8 +9,8 @@ from typing import Any
 from ..checkpoint.folder import CheckpointReader
 from ..checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ..errors import InputError
+from ..families.family import Family
 from ..storage.documents import shown
-from .architectures import Family
 
 LONGEST = 2**31  # tokens that a model may claim to hold
 Shape = tuple[int, ...]

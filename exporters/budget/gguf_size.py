@@ -10,9 +10,11 @@ from tempfile import TemporaryDirectory
 from ...converter.budget.forms import Form
 from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
-from ..gguf.metadata import Hyperparameters, read_hyperparameters
+from ...converter.families.family import Gguf
+from ...converter.families.table import gguf_of
+from ..gguf.metadata import read_hyperparameters
 from ..gguf.mixes import CHOSEN, Quantisation, chosen_types, records
-from ..gguf.names import Family, family, gguf_name
+from ..gguf.names import gguf_name
 from ..gguf.types import ALIGNMENT, padded
 from ..gguf.writer import open_writer, plan_tensors
 
@@ -30,8 +32,8 @@ class GgufSize:
     """
 
     def __init__(self, reader: CheckpointReader, name: str, method: str) -> None:
-        self._of: Family = family(str(reader.config.get("model_type")))
-        hyper: Hyperparameters = read_hyperparameters(reader.config)
+        self._of = gguf_of(reader.config)
+        hyper = read_hyperparameters(reader.config)
         self._sources = plan_tensors(reader, self._of, hyper, native=False)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "header.gguf"
@@ -70,13 +72,13 @@ class GgufSize:
         return shapes
 
 
-def factor_overhead(module: str, of: Family) -> int:
+def factor_overhead(module: str, of: Gguf) -> int:
     """Bytes that a linear takes in the header beyond those of a dense one once it becomes two factors."""
     one, *two = (_stored(module + ending, of) for ending in (".weight", U_SUFFIX, V_SUFFIX))
     return sum(map(len, two)) - len(one) + LENGTH + 4 + 2 * 8 + KIND + 8
 
 
-def _stored(name: str, of: Family) -> str:
+def _stored(name: str, of: Gguf) -> str:
     found = gguf_name(name, of)
     assert found is not None
     return found

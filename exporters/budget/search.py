@@ -11,7 +11,7 @@ from ...converter.budget.choice import choose, smallest
 from ...converter.budget.forms import Candidate, Form
 from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.errors import UsageError
-from ...converter.model.architectures import Family
+from ...converter.families.family import Family
 from ...converter.recipe import Recipe
 from .costs import Costs
 from .linears import LinearCosts, linear_candidates

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from ...converter.checkpoint.folder import CheckpointReader, read_json
 from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError, UsageError
+from ...converter.families.family import Gguf
+from ...converter.families.table import gguf_of
 from ...converter.model.source import Source as Model
 from ...converter.progress import Progress
 from ...converter.recipe import nearest
@@ -32,7 +34,7 @@ from .ggml_encoder import FindLibrary
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
 from .mixes import Quantisation, fallback_lines
 from .mixes import records as tensor_records
-from .names import Family, family, interleave_rows, rotary_heads
+from .names import interleave_rows, rotary_heads
 from .shapes import check_shapes
 from .types import TYPES, fitting_type, tensor_bytes
 from .writer import Source, open_writer, plan_tensors, tensor_values, verify_file, write_tensors
@@ -53,7 +55,7 @@ class _Job:
     """What writing either file needs."""
 
     reader: CheckpointReader
-    of: Family
+    of: Gguf
     hyper: Hyperparameters
     asked: Quantisation
     library: FindLibrary | None
@@ -107,7 +109,7 @@ def export_adapter(
     model = None if dense is None or residual == NOTHING else _checked(dense, reader)
     hyper = read_hyperparameters(reader.config)
     asked = Quantisation(quantisation, embedding_type, head_type)
-    job = _Job(reader, family(str(reader.config.get("model_type"))), hyper, asked, library, progress)
+    job = _Job(reader, gguf_of(reader.config), hyper, asked, library, progress)
     sources, base, adapter = _plan(job, residual)
     for line in fallback_lines([*base, *adapter]):
         progress.note(line)

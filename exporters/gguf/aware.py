@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...converter.families.family import Gguf
 from ...converter.model.blocks import BlockSource
 from ...converter.progress import Progress
 from .. import aware
 from ..aware import C, P, Round, U, V
 from .encoding import check_range
-from .names import Family, gguf_name
+from .names import gguf_name
 from .rounding import PLAIN, Rows, round_rows
 
 PARTS = (U, V, P, C, aware.WEIGHT)
@@ -24,7 +25,7 @@ def round_linears(
     blocks: BlockSource,
     chunks: Sequence[Tensor],
     types: Mapping[str, str],
-    of: Family,
+    of: Gguf,
     library: Path,
     folder: Path,
     progress: Progress,

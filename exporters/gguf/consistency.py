@@ -7,9 +7,10 @@ from typing import Any
 
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError
+from ...converter.families.family import Gguf
+from ...converter.families.table import of_architecture
 from ...converter.storage.gguf_header import Header
 from .metadata import Hyperparameters
-from .names import FAMILIES, Family
 from .shapes import check_shapes
 from .types import INTEGERS
 
@@ -121,9 +122,9 @@ def _check_vocabulary(shapes: Shapes, metadata: Mapping[str, Any]) -> None:
         raise InputError(f"there are {len(tokens)} tokens, but token_embd.weight has {rows} rows")
 
 
-def _hyperparameters(metadata: Mapping[str, Any], architecture: str) -> tuple[Family, Hyperparameters] | None:
+def _hyperparameters(metadata: Mapping[str, Any], architecture: str) -> tuple[Gguf, Hyperparameters] | None:
     """What a file of one of this project's families says of itself; None for others, and for experts."""
-    of = next((family for family in FAMILIES.values() if family.architecture == architecture), None)
+    of = of_architecture(architecture)
     if of is None or _number(metadata, f"{architecture}.expert_count", 0):
         return None
 

@@ -13,6 +13,8 @@ from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.lowrank_linear import LowRankLinear
 from ...converter.checkpoint.pivot_linear import PivotLinear
+from ...converter.families.family import Gguf
+from ...converter.families.table import gguf_of
 from ...converter.machine.float32 import float32_products
 from ...converter.model.blocks import BlockSource
 from ...converter.progress import Progress
@@ -20,7 +22,7 @@ from ...converter.statistics.input_moments import input_moments
 from ...converter.storage.files import check_output
 from ..calibrated import open_calibrated
 from .imatrix import Importance, write_imatrix
-from .names import Family, family, gguf_name
+from .names import gguf_name
 
 LABEL = "importance of every input"
 
@@ -43,7 +45,7 @@ def export_imatrix(
     """
     check_output(out, force)
     reader = CheckpointReader(checkpoint)
-    of = family(str(reader.config.get("model_type")))
+    of = gguf_of(reader.config)
     blocks, chunks = open_calibrated(reader, text, device)
     with float32_products(blocks.device):
         found = measure_importance(blocks, chunks, of, progress)
@@ -55,7 +57,7 @@ def export_imatrix(
     return found
 
 
-def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Family, progress: Progress) -> Importance:
+def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Gguf, progress: Progress) -> Importance:
     """The importance of the linears of a model's blocks.
 
     V of a factored linear meets the linear's input x: diag Sigma. U meets z = V x: diag V Sigma V^T. The linear's own

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.errors import InputError
+from ...converter.families.table import FAMILIES
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
+WINDOW_SWITCH = "use_sliding_window"  # off where a family has it and config.json is silent
 EXPORTED_AS = "lowrank-export "  # general.quantized_by starts with it; the type or mix asked for follows
 
 
@@ -42,7 +44,7 @@ class Hyperparameters:
 
 
 def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
-    """Read config.json of a llama, mistral, qwen2 or qwen3 model.
+    """Read config.json of a model of a family that GGUF export knows.
 
     Raises:
         InputError: a key is missing, or the model does something that the GGUF architecture cannot express.
@@ -124,7 +126,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sliding_window(config: Mapping[str, Any]) -> int | None:
     """The attention window, if one is in use."""
-    if config.get("model_type", "").startswith("qwen") and not config.get("use_sliding_window"):
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is not None and WINDOW_SWITCH in family.settings and not config.get(WINDOW_SWITCH):
         return None
     window = config.get("sliding_window")
     return int(window) if window else None

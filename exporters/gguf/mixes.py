@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError, UsageError
+from ...converter.families.family import Gguf
 from ...converter.recipe import nearest
 from ...converter.storage.gguf_header import Header
 from ..artifact import TensorRecord
 from .metadata import EXPORTED_AS
-from .names import Family, gguf_name
+from .names import gguf_name
 from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_bytes
 
 EMBEDDING, HEAD = "token_embd", "output"
@@ -154,7 +155,7 @@ class Quantisation:
         return " ".join([self.mix, *(f"{name}={type}" for name, type in options.items() if type is not None)])
 
 
-def chosen_types(forms: Mapping[str, Form], of: Family) -> dict[str, str]:
+def chosen_types(forms: Mapping[str, Form], of: Gguf) -> dict[str, str]:
     """GGUF name -> type of every matrix, as a recipe's choice has them.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -11,62 +10,16 @@ from numpy.typing import NDArray
 
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError
+from ...converter.families.family import Gguf
 
 Number = TypeVar("Number", bound=np.generic)
 
-ATTENTION = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-}
-QUERY_KEY_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-FEED_FORWARD = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
-BLOCK_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-BLOCK = {**ATTENTION, **FEED_FORWARD, **BLOCK_NORMS}
-OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 UNSTORED = re.compile(r"\.rotary_emb\.inv_freq$")  # derived from the configuration
-IN_BLOCK = re.compile(r"model\.layers\.(\d+)\.(\w+(?:\.\w+)?)\.((?:lowrank_[uvpc]\.)?weight|bias|lowrank_perm)")
+IN_BLOCK = re.compile(r"(\d+)\.(\w+(?:\.\w+)?)\.((?:lowrank_[uvpc]\.)?weight|bias|lowrank_perm)")
 OUTSIDE_BLOCK = re.compile(r"([\w.]+?)\.((?:lowrank_[uvpc]\.)?weight|bias|lowrank_perm)")
 
 
-@dataclass(frozen=True)
-class Family:
-    """How one Hugging Face model type maps to a llama.cpp architecture.
-
-    Attributes:
-        architecture: `general.architecture` in the file.
-        modules: module path inside a block -> GGUF name inside a block.
-        interleaved: llama.cpp rotates neighbouring rows (2i, 2i + 1) of q and k instead of the halves of a head, so
-            their rows are stored in another order.
-    """
-
-    architecture: str
-    modules: dict[str, str]
-    interleaved: bool
-
-
-# The families whose factored files are verified, logit by logit, against torch. Others may go past `build_lora_mm`.
-FAMILIES = {
-    "llama": Family("llama", BLOCK, interleaved=True),
-    "mistral": Family("llama", BLOCK, interleaved=True),
-    "qwen2": Family("qwen2", BLOCK, interleaved=False),
-    "qwen3": Family("qwen3", {**BLOCK, **QUERY_KEY_NORMS}, interleaved=False),
-}
-
-
-def family(model_type: str) -> Family:
-    """The family of a `model_type` in config.json.
-
-    Raises:
-        InputError: not one of the verified families.
-    """
-    if model_type not in FAMILIES:
-        raise InputError(f"GGUF export supports {', '.join(FAMILIES)}; this checkpoint is {model_type!r}")
-    return FAMILIES[model_type]
-
-
-def gguf_name(name: str, of: Family) -> str | None:
+def gguf_name(name: str, of: Gguf) -> str | None:
     """The GGUF name of a Hugging Face tensor; None for one that is not stored.
 
     `model.layers.3.self_attn.q_proj.lowrank_u.weight` becomes `blk.3.attn_q.lowrank_u.weight`.
@@ -76,14 +29,15 @@ def gguf_name(name: str, of: Family) -> str | None:
     """
     if UNSTORED.search(name):
         return None
-    if (match := IN_BLOCK.fullmatch(name)) and match[2] in of.modules:
-        return f"blk.{match[1]}.{of.modules[match[2]]}.{match[3]}"
-    if (match := OUTSIDE_BLOCK.fullmatch(name)) and match[1] in OUTSIDE:
-        return f"{OUTSIDE[match[1]]}.{match[2]}"
+    inside = name.removeprefix(of.blocks + ".")
+    if inside != name and (match := IN_BLOCK.fullmatch(inside)) and match[2] in of.block:
+        return f"blk.{match[1]}.{of.block[match[2]]}.{match[3]}"
+    if (match := OUTSIDE_BLOCK.fullmatch(name)) and match[1] in of.outside:
+        return f"{of.outside[match[1]]}.{match[2]}"
     raise InputError(f"tensor {name!r} has no place in a GGUF file of architecture {of.architecture!r}")
 
 
-def rotary_heads(name: str, of: Family, heads: int, key_value_heads: int) -> int | None:
+def rotary_heads(name: str, of: Gguf, heads: int, key_value_heads: int) -> int | None:
     """Number of heads whose rows `interleave_rows` must reorder, None for a tensor that keeps its order.
 
     Args:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...converter.errors import InputError
+from ...converter.families.family import Gguf
 from .metadata import Hyperparameters
-from .names import OUTSIDE, Family
 
 FORMS = (("weight",), ("lowrank_u.weight", "lowrank_v.weight"), ("lowrank_p.weight", "lowrank_c.weight"))
 
 
 def check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], of: Family, hyper: Hyperparameters, says: str = "config.json"
+    shapes: Mapping[str, tuple[int, ...]], of: Gguf, hyper: Hyperparameters, says: str = "config.json"
 ) -> None:
     """Compare the tensors to be written with the hyperparameters.
 
@@ -36,8 +36,8 @@ def check_shapes(
         if len(shape) != len(expected) or any(n not in (None, found) for n, found in zip(expected, shape, strict=True)):
             said = " x ".join("rank" if n is None else str(n) for n in expected)
             raise InputError(f"tensor {name!r} has shape {shape}, but {says} says {said}")
-    modules = [f"blk.{block}.{module}" for block in range(hyper.blocks) for module in of.modules.values()]
-    for module in (*modules, OUTSIDE["model.norm"]):
+    modules = [f"blk.{block}.{module}" for block in range(hyper.blocks) for module in of.block.values()]
+    for module in (*modules, "output_norm"):
         if not any(all(f"{module}.{part}" in shapes for part in form) for form in FORMS):
             raise InputError(f"there is no weight for {module!r}, of {hyper.blocks} blocks by {says}")
         _check_pivot(module, shapes, full[module.rpartition(".")[2]], says)

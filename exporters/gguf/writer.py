@@ -18,6 +18,8 @@ from ...converter.budget.forms import Form
 from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.errors import InputError, UsageError
+from ...converter.families.family import Gguf
+from ...converter.families.table import gguf_of
 from ...converter.progress import Advance, Progress
 from ...converter.recipe import RECIPE_FILE, read_recipe
 from ...converter.storage.files import replacing
@@ -28,7 +30,7 @@ from .ggml_encoder import FindLibrary
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
 from .mixes import CHOSEN, MIXES, Quantisation, chosen_types, fallback_lines
 from .mixes import records as tensor_records
-from .names import Family, family, gguf_name, interleave_rows, rotary_heads
+from .names import gguf_name, interleave_rows, rotary_heads
 from .rounding_choice import Rounding
 from .shapes import check_shapes
 from .types import INTEGERS, TYPES
@@ -121,7 +123,7 @@ def export_gguf(
     if out.is_dir() or (out.exists() and not force):
         raise UsageError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or force"))
     reader = CheckpointReader(checkpoint)
-    of = family(str(reader.config.get("model_type")))
+    of = gguf_of(reader.config)
     if quantisation == CHOSEN:
         asked = replace(asked, chosen=chosen_types(recorded_forms(reader) if forms is None else forms, of))
     hyperparameters = read_hyperparameters(reader.config)
@@ -175,7 +177,7 @@ def recorded_forms(reader: CheckpointReader) -> Mapping[str, Form]:
     return forms
 
 
-def plan_tensors(reader: CheckpointReader, of: Family, hyper: Hyperparameters, *, native: bool) -> list[Source]:
+def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[Source]:
     """Every tensor of the file in the order llama.cpp's own converter writes them: embedding, blocks, head.
 
     Raises:
@@ -201,7 +203,7 @@ def plan_tensors(reader: CheckpointReader, of: Family, hyper: Hyperparameters, *
     return sorted(sources, key=_file_order)
 
 
-def _source(name: str, reader: CheckpointReader, of: Family, *, native: bool) -> Source | None:
+def _source(name: str, reader: CheckpointReader, of: Gguf, *, native: bool) -> Source | None:
     """What becomes of one checkpoint tensor; None if it is not stored under its own name."""
     if native or not name.endswith((U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX, PERM_SUFFIX)):
         stored = gguf_name(name, of)
@@ -216,7 +218,7 @@ def _source(name: str, reader: CheckpointReader, of: Family, *, native: bool) ->
     return None if stored is None else Source(stored, shape, (left, name))
 
 
-def _rotary_orders(sources: list[Source], of: Family, hyper: Hyperparameters) -> list[Source]:
+def _rotary_orders(sources: list[Source], of: Gguf, hyper: Hyperparameters) -> list[Source]:
     """Orders for linears whose pivot rows are in order, but not in llama.cpp's rotary order."""
     shapes = {source.name: source.shape for source in sources}
     missing = []
@@ -257,7 +259,7 @@ def _file_order(source: Source) -> tuple[int, int, str]:
 
 
 def open_writer(
-    path: Path, reader: CheckpointReader, of: Family, hyper: Hyperparameters, asked: Quantisation, *, layout: str
+    path: Path, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, asked: Quantisation, *, layout: str
 ) -> GGUFWriter:
     """A writer with all metadata of a model set; `layout` is what a factored checkpoint's file says of itself."""
     from gguf import GGML_QUANT_VERSION, GGUFWriter
@@ -283,7 +285,7 @@ def open_writer(
 def _write(
     writer: GGUFWriter,
     reader: CheckpointReader,
-    of: Family,
+    of: Gguf,
     hyper: Hyperparameters,
     sources: list[Source],
     records: tuple[TensorRecord, ...],
@@ -329,7 +331,7 @@ def write_tensors(
 
 
 def _encoded(
-    source: Source, record: TensorRecord, reader: CheckpointReader, of: Family, hyper: Hyperparameters, given: Given
+    source: Source, record: TensorRecord, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, given: Given
 ) -> NDArray[np.generic]:
     """One tensor as the file holds it."""
     if source.name not in given.rounded:
@@ -343,7 +345,7 @@ def _encoded(
 @contextmanager
 def _rounded_linears(
     reader: CheckpointReader,
-    of: Family,
+    of: Gguf,
     records: tuple[TensorRecord, ...],
     rounding: Rounding,
     out: Path,
@@ -367,7 +369,7 @@ def _rounded_linears(
 
 
 def tensor_values(
-    source: Source, reader: CheckpointReader, of: Family, hyper: Hyperparameters
+    source: Source, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters
 ) -> NDArray[np.float32] | NDArray[np.int32]:
     """One tensor's values, factors multiplied out where there are two parts, rows in llama.cpp's order."""
     heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)

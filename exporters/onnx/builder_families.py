@@ -1,9 +1,7 @@
-"""Families ONNX Runtime GenAI's model builder writes, and what each needs besides: data, and small adaptations."""
+"""What ONNX Runtime GenAI's model builder can express of rotary embeddings and heads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...converter.errors import InputError
@@ -16,49 +14,6 @@ ROTARY = ("default", "linear", "llama3", "yarn")
 
 HEAD_STEP = 16
 """Numbers per attention head must be a multiple: ONNX Runtime's GroupQueryAttention with rotary embedding."""
-
-
-@dataclass(frozen=True)
-class BuilderFamily:
-    """How one `model_type` is built.
-
-    Attributes:
-        class_name: the builder's class.
-        genai_type: what GenAI calls the family, where it is not made from the architecture's name.
-        adapt: rewrites a copy of the configuration into what the class reads.
-    """
-
-    class_name: str
-    genai_type: str | None = None
-    adapt: Callable[[Any], None] | None = None
-
-
-def _flat_rotary(config: Any) -> None:
-    """Gemma 3 keeps one set of rotary parameters per kind of block; the builder reads one and the other's base."""
-    kinds = config.rope_parameters
-    some = kinds.get("full_attention") or kinds.get("sliding_attention")
-    config.rope_local_base_freq = (kinds.get("sliding_attention") or some)["rope_theta"]
-    config.rope_parameters = dict(some)
-
-
-def _window_everywhere(config: Any) -> None:
-    """Mistral's and Phi-3's sliding window holds in every block, which the builder wants spelled out."""
-    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
-        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
-
-
-FAMILIES = {
-    "llama": BuilderFamily("LlamaModel"),
-    "mistral": BuilderFamily("MistralModel", adapt=_window_everywhere),
-    "qwen2": BuilderFamily("QwenModel"),
-    "qwen3": BuilderFamily("Qwen3Model"),
-    "gemma": BuilderFamily("GemmaModel"),
-    "gemma2": BuilderFamily("Gemma2Model"),
-    "gemma3_text": BuilderFamily("Gemma3Model", genai_type="gemma3_text", adapt=_flat_rotary),
-    "granite": BuilderFamily("GraniteModel"),
-    "phi3": BuilderFamily("Phi3MiniModel", adapt=_window_everywhere),
-}
-"""config.json's `model_type` -> how it is built. Each was compared with torch in this project's tests."""
 
 
 def rotary_kinds(config: Any) -> dict[str, str]:

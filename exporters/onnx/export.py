@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint.folder import CheckpointReader, load
-from ...converter.errors import InputError, UsageError
+from ...converter.errors import UsageError
+from ...converter.families.table import onnx_of
 from ...converter.storage.files import replacing
 from ..artifact import Artifact
 from . import genai_builder, torch_exporter
-from .builder_families import FAMILIES
 from .check_windows import reference_of
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, model_facts, tensor_records
 from .encoded import aware_matrices, encode_model
@@ -64,7 +64,7 @@ def export_onnx(
     _check_destination(out, force=force)
     check_single_flavour()
     reader = CheckpointReader(checkpoint)
-    check_family(str(reader.config.get("model_type")))
+    family = onnx_of(reader.config)
     merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantisation, options)
     rounded = aware_matrices(reader, quantisation, options, merged, progress)
     with progress.stage(f"ONNX {quantisation}", 3) as advance, replacing(out, force=force, folder=True) as folder:
@@ -79,7 +79,7 @@ def export_onnx(
         )
         reference = reference_of(model, checkpoint)  # with the rounded weights: what the graph adds to them is checked
         advance(1)
-        through = genai_builder if model.config.model_type in FAMILIES else torch_exporter
+        through = torch_exporter if family.builder is None else genai_builder
         metadata = {**_metadata(reader, quantisation, options, merged), "lowrank.exporter": through.name_and_version()}
         through.build(model, checkpoint, folder, weights=weights, metadata=metadata)
         del model, weights, rounded
@@ -101,17 +101,6 @@ def export_onnx(
         tensors=tensor_records(out),
         facts=model_facts(out),
     )
-
-
-def check_family(model_type: str) -> None:
-    """Refuse families that were never compared with torch.
-
-    Raises:
-        InputError: `model_type` is not one of them; the message lists those that are.
-    """
-    known = (*FAMILIES, *torch_exporter.FAMILIES)
-    if model_type not in known:
-        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {', '.join(known)}")
 
 
 def _load_float32(checkpoint: Path) -> PreTrainedModel:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ...converter.checkpoint.lowrank_linear import LowRankLinear
 from ...converter.checkpoint.pivot_linear import PivotLinear
 from ...converter.errors import InputError, LowRankError
-from .builder_families import FAMILIES, check_head_size, check_rotary, rotary_tables
+from ...converter.families.table import FAMILIES
+from .builder_families import check_head_size, check_rotary, rotary_tables
 from .contents import save_model
 from .fused_linears import Part, split_attention, split_gate_up
 from .plain_norms import write_out_norms
@@ -62,13 +63,13 @@ def build(
     import onnx_ir as ir
 
     config = _builder_config(model, checkpoint)
-    family = FAMILIES[config.model_type]
+    family = FAMILIES[config.model_type].onnx
     float32 = ir.DataType.FLOAT
     options: dict[str, Any] = {"hf_token": False, "windowed_kv_cache": False}
     captured = io.StringIO()
     try:
         with redirect_stdout(captured), redirect_stderr(captured):
-            builder = _subclass(family.class_name)(
+            builder = _subclass(str(family.builder))(
                 config, float32, float32, "cpu", str(folder / ".cache"), options, model, weights
             )
             builder.model_type = family.genai_type or builder.model_type
@@ -102,7 +103,7 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
         del config.quantization_config
     config._name_or_path = str(checkpoint)
     config.architectures = [type(model).__name__]
-    adapt = FAMILIES[config.model_type].adapt
+    adapt = FAMILIES[config.model_type].onnx.adapt
     if adapt is not None:
         adapt(config)
     return config

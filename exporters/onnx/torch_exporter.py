@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.errors import InputError, LowRankError, ResourceError
-from ...converter.model.architectures import EXPORT_ONLY_ELSEWHERE
 from .contents import MODEL_FILE, save_model
 from .session import one_line
 from .stored import StoredWeights
@@ -25,9 +24,6 @@ from .upstream import torch_exporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FAMILIES = EXPORT_ONLY_ELSEWHERE
-"""config.json's `model_type`. Each was compared with torch in this project's tests."""
 
 GENAI_TYPE = "llama"
 """GenAI runs every decoder with a KV cache through one class, and looks its name up in a list that lacks these."""

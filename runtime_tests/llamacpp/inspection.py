@@ -10,13 +10,10 @@ import numpy as np
 
 from ...converter.checkpoint.layouts import PERM_SUFFIX
 from ...converter.errors import InputError
+from ...converter.families.table import factored_architectures
 from ...converter.storage.gguf_header import StoredTensor, read_header
 from ...exporters.gguf.adapter import find_adapter
 from ...exporters.gguf.types import INTEGERS
-
-# Architectures whose linears all pass build_lora_mm, verified against torch. A factored weight used elsewhere would
-# end the process inside ggml.
-FACTORED_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,10 @@ def check_loadable(path: Path, summary: GgufSummary, *, patched_version: int) ->
         raise InputError(
             f"{path}: factored GGUF (version {summary.lowrank_version}), but this llama.cpp library {have}"
         )
-    if summary.architecture not in FACTORED_ARCHITECTURES:
+    verified = factored_architectures()
+    if summary.architecture not in verified:
         raise InputError(
-            f"{path}: factored GGUF of architecture {summary.architecture!r}; "
-            f"verified are {', '.join(FACTORED_ARCHITECTURES)}"
+            f"{path}: factored GGUF of architecture {summary.architecture!r}; verified are {', '.join(verified)}"
         )
 
 

@@ -13,7 +13,7 @@ from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear, re
 from lowrank_export.converter.checkpoint.pivot_linear import PivotLinear
 from lowrank_export.converter.factors import pivot_block as module
 from lowrank_export.converter.factors.pivot_block import as_pivot, pivot_block
-from lowrank_export.converter.model.architectures import FAMILIES
+from lowrank_export.converter.families.table import FAMILIES
 
 OPTIONS: dict[str, dict[str, Any]] = {"llama": {"attention_bias": True, "mlp_bias": True}}
 TOKENS = torch.arange(40)[None] * 7 % 320

@@ -18,11 +18,11 @@ import torch
 
 from lowrank_export.converter.checkpoint.folder import CheckpointReader
 from lowrank_export.converter.errors import ResourceError
+from lowrank_export.converter.families.table import family_of
 from lowrank_export.converter.machine import memory_plan
 from lowrank_export.converter.machine.memory_forecast import HOLDINGS, ModelShape, Windows, forecast, model_shape
 from lowrank_export.converter.machine.passes import RepeatedPass, SleepingPass
 from lowrank_export.converter.methods import METHODS
-from lowrank_export.converter.model.architectures import family_of
 from lowrank_export.converter.model.block_forward import TappedBlock
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.pipeline import compress

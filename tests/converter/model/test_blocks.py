@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lowrank_export.converter.checkpoint.folder import CheckpointReader
-from lowrank_export.converter.model.architectures import FAMILIES
+from lowrank_export.converter.families.table import FAMILIES, compressed
 from lowrank_export.converter.model.blocks import BlockSource
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", compressed())
 def test_embedding_blocks_and_head_make_the_logits(tmp_path: Path, tiny: ModuleType, family: str) -> None:
     model = tiny.save_dense(tmp_path, family, tied=family != "phi3", **OPTIONS.get(family, {}))
     tokens = torch.randint(0, tiny.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -38,7 +38,7 @@ def test_embedding_blocks_and_head_make_the_logits(tmp_path: Path, tiny: ModuleT
 
 
 def test_every_linear_of_a_family_is_there(tmp_path: Path, tiny: ModuleType) -> None:
-    for family, known in FAMILIES.items():
+    for family, known in compressed().items():
         tiny.save_dense(tmp_path / family, family, blocks=1)
         blocks = BlockSource(CheckpointReader(tmp_path / family), known, torch.device("cpu"), torch.float32)
         assert len(blocks.linear_shapes()) == len(known.linears)

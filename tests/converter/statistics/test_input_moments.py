@@ -12,7 +12,7 @@ from torch import nn
 
 from lowrank_export.converter.checkpoint.folder import CheckpointReader
 from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.model.architectures import family_of
+from lowrank_export.converter.families.table import family_of
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.statistics.input_moments import input_moments

@@ -10,9 +10,9 @@ import torch
 
 import lowrank_export
 from lowrank_export.converter.checkpoint.folder import CheckpointReader
+from lowrank_export.converter.families.table import family_of
 from lowrank_export.converter.machine.activations import Keep, OnDisk, in_memory
 from lowrank_export.converter.machine.workers import ALONE
-from lowrank_export.converter.model.architectures import family_of
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.statistics.last_hidden import last_hidden_states

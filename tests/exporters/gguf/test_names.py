@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_export.converter.errors import InputError
-from lowrank_export.exporters.gguf.names import FAMILIES, family, gguf_name, interleave_rows, rotary_heads
+from lowrank_export.converter.families.table import gguf_of
+from lowrank_export.exporters.gguf.names import gguf_name, interleave_rows, rotary_heads
 
 
 @pytest.mark.parametrize(
@@ -27,29 +28,29 @@ from lowrank_export.exporters.gguf.names import FAMILIES, family, gguf_name, int
     ],
 )
 def test_names(name: str, expected: str | None) -> None:
-    assert gguf_name(name, FAMILIES["llama"]) == expected
+    assert gguf_name(name, gguf_of({"model_type": "llama"})) == expected
 
 
 def test_query_norm_belongs_to_qwen3_only() -> None:
     name = "model.layers.0.self_attn.q_norm.weight"
-    assert gguf_name(name, FAMILIES["qwen3"]) == "blk.0.attn_q_norm.weight"
+    assert gguf_name(name, gguf_of({"model_type": "qwen3"})) == "blk.0.attn_q_norm.weight"
     with pytest.raises(InputError, match="q_norm"):
-        gguf_name(name, FAMILIES["llama"])
+        gguf_name(name, gguf_of({"model_type": "llama"}))
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.experts.1.weight", "model.layers.x.mlp.up_proj.weight", "x"])
 def test_unknown_tensor_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="no place"):
-        gguf_name(name, FAMILIES["llama"])
+        gguf_name(name, gguf_of({"model_type": "llama"}))
 
 
 def test_unknown_family_names_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"llama, mistral, qwen2, qwen3.*'gpt_neox'"):
-        family("gpt_neox")
+        gguf_of({"model_type": "gpt_neox"})
 
 
 def test_only_rows_of_q_and_k_are_reordered() -> None:
-    llama = FAMILIES["llama"]
+    llama = gguf_of({"model_type": "llama"})
     assert rotary_heads("blk.0.attn_q.weight", llama, 4, 2) == 4
     assert rotary_heads("blk.0.attn_q.bias", llama, 4, 2) == 4
     assert rotary_heads("blk.0.attn_k.lowrank_u.weight", llama, 4, 2) == 2
@@ -58,7 +59,7 @@ def test_only_rows_of_q_and_k_are_reordered() -> None:
     assert rotary_heads("blk.0.attn_k.lowrank_p.weight", llama, 4, 2) is None
     assert rotary_heads("blk.0.attn_k.lowrank_c.weight", llama, 4, 2) is None
     assert rotary_heads("blk.0.attn_v.weight", llama, 4, 2) is None
-    assert rotary_heads("blk.0.attn_q.weight", FAMILIES["qwen2"], 4, 2) is None
+    assert rotary_heads("blk.0.attn_q.weight", gguf_of({"model_type": "qwen2"}), 4, 2) is None
 
 
 @given(heads=st.integers(1, 4), half=st.integers(1, 5), width=st.integers(1, 3))

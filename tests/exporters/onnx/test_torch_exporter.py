@@ -22,7 +22,6 @@ from lowrank_export.exporters.onnx.stored import StoredWeights
 from lowrank_export.exporters.onnx.traced_weights import store_codes, store_half
 from lowrank_export.exporters.onnx.types import OnnxOptions
 
-OPT: dict[str, Any] = {"ffn_dim": 160, "hidden_size": 80, "word_embed_proj_dim": 80, "pad_token_id": 1}
 TOKENS = np.random.default_rng(5).integers(2, 320, 60, dtype=np.int32)
 
 
@@ -32,9 +31,9 @@ def test_opt(tmp_path: Path, tiny: ModuleType, factored: bool) -> None:
     """The export itself compares every window in both runtimes, GenAI's greedy tokens and its tokenizer."""
     pytest.importorskip("onnxscript")
     if factored:
-        model = tiny.save_factored(tmp_path / "in", "opt", rank=37, **OPT)
+        model = tiny.save_factored(tmp_path / "in", "opt", rank=37)
     else:
-        model = tiny.save_dense(tmp_path / "in", "opt", tied=False, **OPT)
+        model = tiny.save_dense(tmp_path / "in", "opt", tied=False)
     with torch.no_grad():
         reference = model(torch.from_numpy(TOKENS.astype(np.int64))[None]).logits[0].numpy()
     for quantisation in ("fp32", "fp16", "int4-mix", "int8") if factored else ("fp32", "int8"):
@@ -71,7 +70,7 @@ def test_missing_onnxscript_is_one_line(tmp_path: Path, tiny: ModuleType, monkey
             raise ModuleNotFoundError("No module named 'onnxscript'")
         return honest(name, *arguments, **options)
 
-    tiny.save_dense(tmp_path / "in", "opt", **OPT)
+    tiny.save_dense(tmp_path / "in", "opt")
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setattr("transformers.exporters.utils.importlib.util.find_spec", lambda name, *_: None, raising=False)
     with pytest.raises(ResourceError, match="pip install onnxscript") as error:

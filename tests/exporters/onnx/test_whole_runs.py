@@ -10,28 +10,24 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 
 from lowrank_export.converter.checkpoint.folder import CheckpointReader, load
 from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.model.architectures import FAMILIES as COMPRESSED
+from lowrank_export.converter.families.table import FAMILIES as KNOWN
+from lowrank_export.converter.families.table import built_onnx, compressed, traced_onnx
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.recipe import Recipe
-from lowrank_export.exporters.onnx.builder_families import FAMILIES as BUILT
 from lowrank_export.exporters.onnx.export import export_onnx
-from lowrank_export.exporters.onnx.torch_exporter import FAMILIES as TRACED
 from lowrank_export.exporters.onnx.types import QUANTISATIONS, OnnxOptions
 
 EXACT = "fp32"
 IN_EVERY_TYPE = ("llama", "phi3")  # plain, and with linears that the checkpoint holds as one
 PROMPT, NEW = "A rank is a budget; a", 8
-OPTIONS: dict[str, dict[str, Any]] = {
-    "opt": {"ffn_dim": 160, "hidden_size": 80, "word_embed_proj_dim": 80, "pad_token_id": 1}
-}
+BUILT, TRACED, COMPRESSED = built_onnx(), traced_onnx(), compressed()
 FAMILIES = (*BUILT, *TRACED)
 EXPORTED_ONLY = tuple(family for family in FAMILIES if family not in COMPRESSED)
 CASES = [
@@ -51,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Ca
         folder: Path = tmp_path_factory.mktemp(family)
         if family in EXPORTED_ONLY:
             blocks = 1 if family in TRACED else 2  # tracing takes seconds for each; test_torch_exporter.py traces two
-            tiny.save_factored(folder / "factored", family, rank=24, blocks=blocks, **OPTIONS.get(family, {}))
+            tiny.save_factored(folder / "factored", family, rank=24, blocks=blocks)
             return folder / "factored"
         tiny.save_dense(folder / "dense", family)
         (folder / "notes.txt").write_text(tiny.TEXT, encoding="utf-8")
@@ -75,6 +71,7 @@ def _recipe(folder: Path) -> Recipe:
 
 
 def test_every_family_of_the_tiny_models_is_here(tiny: ModuleType) -> None:
+    assert set(FAMILIES) == set(KNOWN)
     assert set(tiny.FAMILIES) == set(COMPRESSED) == set(FAMILIES) - set(EXPORTED_ONLY)
     assert EXPORTED_ONLY == ("gemma2", "gemma3_text", "opt", "cohere", "gpt_neox", "stablelm", "starcoder2")
 
@@ -101,7 +98,7 @@ def test_compress_export_generate(
 
 @pytest.mark.parametrize("family", EXPORTED_ONLY)
 def test_compress_refuses_what_is_exported_only(tmp_path: Path, tiny: ModuleType, family: str) -> None:
-    tiny.save_dense(tmp_path / "dense", family, **OPTIONS.get(family, {}))
+    tiny.save_dense(tmp_path / "dense", family)
     (tmp_path / "notes.txt").write_text(tiny.TEXT, encoding="utf-8")
     with pytest.raises(InputError, match=family) as error:
         compress(_recipe(tmp_path), tmp_path / "out", progress=SilentProgress())

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lowrank_export.converter.families.table import gguf_families
 from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.gguf.importance import export_imatrix
-from lowrank_export.exporters.gguf.names import FAMILIES
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
@@ -33,7 +33,7 @@ EVERY_FAMILY = ("q8_0", "q4_0", "q4_k_m")
 # Both sides multiply the same integers. Sums of float32 in another order can round an activation to the neighbouring
 # 8-bit value; all of them rounded anew is what the gate of q8_0 allows.
 ACTIVATIONS = parity_defaults("gguf", "q8_0")["parity.mean_kld"]
-FILES = [(family, type) for family in FAMILIES for type in EVERY_FAMILY]
+FILES = [(family, type) for family in gguf_families() for type in EVERY_FAMILY]
 FILES += [("llama", type) for type in TYPES if type not in EVERY_FAMILY]
 
 Settings = Literal["exact", "default"]
@@ -61,7 +61,7 @@ def exported(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Expo
     @cache
     def checkpoint(family: str, layout: str) -> Path:
         folder = tmp_path_factory.mktemp(f"{family}-{layout}")
-        rank, seed = 128 if layout == "pivot" else None, list(FAMILIES).index(family)
+        rank, seed = 128 if layout == "pivot" else None, list(gguf_families()).index(family)
         tiny.save_factored(folder / "in", family, layout=layout, rank=rank, seed=seed, **WIDE)
         return folder
 

@@ -1,0 +1,27 @@
+"""Gemma 1: embeddings scaled by the root of their width, norms that add one to their weight."""
+
+from __future__ import annotations
+
+from .family import Family, Onnx, Setting
+from .parts import ATTENTION_BIAS, BASE, CAUSAL, GATED, GATED_ORDER, PLACES, TWO_NORMS, root_of_width
+
+FAMILY = Family(
+    "gemma",
+    *PLACES,
+    groups=GATED,
+    shared_orders=GATED_ORDER,
+    compressed=True,
+    norms=TWO_NORMS,
+    biases=ATTENTION_BIAS,
+    embedding_scale=root_of_width,
+    onnx=Onnx("GemmaModel"),
+    settings={
+        **BASE,
+        **CAUSAL,
+        "hidden_act": Setting(),
+        "hidden_activation": Setting(),
+        "rms_norm_eps": Setting(),
+        "attention_bias": Setting(),
+    },
+    defaults={"max_position_embeddings": 8192, "num_key_value_heads": 16, "head_dim": 256},
+)

@@ -1,0 +1,86 @@
+"""What several families have in common: places, groups of linears, GGUF names, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .family import Gguf, InputGroup, Setting, SharedOrder
+
+PLACES = ("model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
+"""Blocks, embedding, rotary embedding, final norm and head, where most families have them."""
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+GATED_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+GATED = (
+    InputGroup("attention in", ATTENTION[:3]),
+    InputGroup("attention out", ATTENTION[3:]),
+    InputGroup("mlp in", GATED_MLP[:2]),
+    InputGroup("mlp out", GATED_MLP[2:]),
+)
+GATED_ORDER = (SharedOrder(GATED_MLP[:2], GATED_MLP[2]),)
+TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
+QUERY_KEY_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+ATTENTION_BIAS = dict.fromkeys(ATTENTION, "attention_bias")
+MLP_BIAS = dict.fromkeys(GATED_MLP, "mlp_bias")
+
+GGUF_BLOCK: Mapping[str, str] = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GGUF_QUERY_KEY_NORMS: Mapping[str, str] = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+GGUF_OUTSIDE: Mapping[str, str] = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+
+
+def verified_gguf(architecture: str, *, interleaved: bool = False, more: Mapping[str, str] | None = None) -> Gguf:
+    """A family of gated blocks whose factored files, and files as input, were compared with torch."""
+    return Gguf(
+        architecture, {**GGUF_BLOCK, **(more or {})}, GGUF_OUTSIDE, interleaved=interleaved, factored=True, read=True
+    )
+
+
+SIZES = {
+    name: Setting()
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+    )
+}
+ROTARY = {
+    "rope_theta": Setting(),
+    "rope_scaling": Setting(),
+    "rope_parameters": Setting(),
+    "partial_rotary_factor": Setting(gguf=(1.0,)),
+}
+BASE: Mapping[str, Setting] = {**SIZES, **ROTARY, "tie_word_embeddings": Setting()}
+GATED_SETTINGS: Mapping[str, Setting] = {**BASE, "hidden_act": Setting(gguf=("silu",)), "rms_norm_eps": Setting()}
+WINDOWS = {"sliding_window": Setting(), "layer_types": Setting()}
+QWEN_WINDOWS = {**WINDOWS, "use_sliding_window": Setting(), "max_window_layers": Setting()}
+CAUSAL = {"use_bidirectional_attention": Setting(torch=(False,), onnx=(False,))}
+
+
+def window_everywhere(config: Any) -> None:
+    """Say that a sliding window holds in every block, which GenAI's builder wants spelled out."""
+    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+
+
+def root_of_width(config: Any) -> float:
+    """Gemma's scale of embeddings."""
+    return float(config.hidden_size**0.5)

@@ -1,0 +1,143 @@
+"""Every family, and the ways in which the package looks one up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import InputError
+from ..storage.documents import shown
+from . import (
+    cohere,
+    gemma,
+    gemma2,
+    gemma3_text,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    stablelm,
+    starcoder2,
+)
+from .family import Family, Gguf, Onnx
+
+FAMILIES: Mapping[str, Family] = {
+    module.FAMILY.model_type: module.FAMILY
+    for module in (
+        llama,
+        mistral,
+        qwen2,
+        qwen3,
+        gemma,
+        gemma2,
+        gemma3_text,
+        granite,
+        phi3,
+        opt,
+        cohere,
+        gpt_neox,
+        stablelm,
+        starcoder2,
+    )
+}
+"""config.json's `model_type` -> family, in the order in which messages name them."""
+
+
+def compressed() -> dict[str, Family]:
+    """The families that the converter compresses."""
+    return {name: family for name, family in FAMILIES.items() if family.compressed}
+
+
+def gguf_families() -> dict[str, Family]:
+    """The families that can be written to GGUF."""
+    return {name: family for name, family in FAMILIES.items() if family.gguf is not None}
+
+
+def gguf_inputs() -> tuple[str, ...]:
+    """The families whose GGUF files are read."""
+    return tuple(name for name, family in FAMILIES.items() if family.gguf is not None and family.gguf.read)
+
+
+def factored_architectures() -> tuple[str, ...]:
+    """The GGUF architectures whose factored files llama.cpp, patched, computes."""
+    found = (family.gguf for family in FAMILIES.values() if family.gguf is not None)
+    return tuple(dict.fromkeys(gguf.architecture for gguf in found if gguf.factored))
+
+
+def of_architecture(architecture: str) -> Gguf | None:
+    """How the first family of a GGUF architecture is written; None for an architecture of no family here."""
+    return next((gguf for gguf in _all_gguf() if gguf.architecture == architecture), None)
+
+
+def built_onnx() -> tuple[str, ...]:
+    """The families that GenAI's model builder writes."""
+    return tuple(name for name, family in FAMILIES.items() if family.onnx.builder is not None)
+
+
+def traced_onnx() -> tuple[str, ...]:
+    """The families that transformers' exporter traces, because the builder has no class for them."""
+    return tuple(name for name, family in FAMILIES.items() if family.onnx.builder is None)
+
+
+def family_to_load(config: Mapping[str, Any], where: str) -> Family:
+    """The family named by a config's `model_type`, of all that can be loaded.
+
+    Raises:
+        InputError: the family is not supported.
+    """
+    model_type = str(config.get("model_type", ""))
+    return FAMILIES[model_type] if model_type in FAMILIES else family_of(config, where)
+
+
+def family_of(config: Mapping[str, Any], where: str) -> Family:
+    """The family named by a config's `model_type`, of those that can be compressed.
+
+    Raises:
+        InputError: the family is not supported; the message lists those that are.
+    """
+    model_type = str(config.get("model_type", ""))
+    known = compressed()
+    if model_type not in known:
+        found = shown(model_type or "unknown")
+        raise InputError(f"{where}: model family {found} is not supported; supported: {', '.join(known)}")
+    return known[model_type]
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A parsed config.json with the sizes that transformers assumes where it is silent."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    return {**config} if family is None else {**family.defaults, **config}
+
+
+def gguf_of(config: Mapping[str, Any]) -> Gguf:
+    """How the family named by a config's `model_type` is written to GGUF.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    model_type = str(config.get("model_type"))
+    found = FAMILIES[model_type].gguf if model_type in FAMILIES else None
+    if found is None:
+        raise InputError(f"GGUF export supports {', '.join(gguf_families())}; this checkpoint is {model_type!r}")
+    return found
+
+
+def onnx_of(config: Mapping[str, Any]) -> Onnx:
+    """How the family named by a config's `model_type` is written to ONNX.
+
+    Raises:
+        InputError: it was never compared with torch; the message lists those that were.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type not in FAMILIES:
+        known = ", ".join((*built_onnx(), *traced_onnx()))
+        raise InputError(f"model family {model_type!r} cannot be exported to ONNX; supported: {known}")
+    return FAMILIES[model_type].onnx
+
+
+def _all_gguf() -> Iterator[Gguf]:
+    return (family.gguf for family in FAMILIES.values() if family.gguf is not None)

@@ -1,0 +1,138 @@
+"""The table of families: one file each, agreeing with transformers, and the only place that names a family."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import lowrank_export
+from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.families.table import (
+    FAMILIES,
+    built_onnx,
+    completed,
+    compressed,
+    factored_architectures,
+    family_of,
+    family_to_load,
+    gguf_families,
+    gguf_inputs,
+    gguf_of,
+    of_architecture,
+    onnx_of,
+    traced_onnx,
+)
+
+PACKAGE = Path(lowrank_export.__file__).parent
+ELSEWHERE = {  # names of other things that are spelled like a family
+    ("exporters", "gguf", "pretokenisers.py"),  # llama.cpp's pre-tokenisers
+    ("exporters", "gguf", "vocabulary.py"),  # llama.cpp's tokenizer models
+    ("exporters", "onnx", "torch_exporter.py"),  # the class under which GenAI runs any decoder
+    ("runtime_tests", "llamacpp", "proof_models.py"),  # the architecture of the runtime's own proof
+    ("runtime_tests", "runtimes", "llamacpp", "proof_models.py"),
+}
+
+
+def test_each_family_has_a_file_of_its_name() -> None:
+    shared = {"__init__", "family", "parts", "table", "settings", "rotary", "inert"}
+    files = {path.stem for path in (PACKAGE / "converter" / "families").glob("*.py")} - shared
+    assert files == set(FAMILIES)
+    assert all(name == family.model_type for name, family in FAMILIES.items())
+
+
+def test_no_other_file_names_a_family() -> None:
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        place = path.relative_to(PACKAGE).parts
+        if place[0] not in ("converter", "exporters", "runtime_tests", "cli.py") or "families" in place:
+            continue
+        if place in ELSEWHERE or any(place[-3:] == other[-3:] for other in ELSEWHERE):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in FAMILIES:
+                found.append(f"{path}:{node.lineno}: {node.value}")
+    assert not found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_places_are_those_of_transformers(name: str, tiny: ModuleType) -> None:
+    """Every path of the table is a module of the model, and every linear and norm of a block is in the table."""
+    family = FAMILIES[name]
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(tiny.config(name))
+    for path in (family.blocks, family.embedding, family.norm, family.head, family.rotary):
+        if path:
+            model.get_submodule(path)
+    if not family.groups:
+        assert not family.compressed
+        return
+    block = model.get_submodule(f"{family.blocks}.0")
+    weights = {name.removesuffix(".weight") for name, _ in block.named_parameters() if name.endswith(".weight")}
+    assert weights == {*family.linears, *family.norms}
+    stored = {name.partition(".")[0] for name in dict(model.named_parameters())}
+    assert stored <= {path.partition(".")[0] for path in (family.blocks, family.head)}
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.groups])
+@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias", None])
+def test_biases_are_those_of_transformers(name: str, key: str | None, tiny: ModuleType) -> None:
+    """With a key switched on, exactly the linears that the table gives a bias have one."""
+    from transformers import AutoModelForCausalLM
+
+    family = FAMILIES[name]
+    if key is not None and key not in family.settings:
+        assert key not in family.biases.values()
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny.config(name, **({} if key is None else {key: True})))
+    block = model.get_submodule(f"{family.blocks}.0")
+    biased = {name.removesuffix(".bias") for name, _ in block.named_parameters() if name.endswith(".bias")}
+    assert biased == {linear for linear, switch in family.biases.items() if switch in ("", key)}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_settings_and_defaults_are_keys_of_transformers(name: str, tiny: ModuleType) -> None:
+    """What transformers assumes where config.json is silent is what the table says."""
+    from transformers import AutoConfig
+
+    plain = AutoConfig.for_model(name)
+    for key, value in FAMILIES[name].defaults.items():
+        assert getattr(plain, key) == value
+    if "num_key_value_heads" in FAMILIES[name].settings and "num_key_value_heads" not in FAMILIES[name].defaults:
+        assert getattr(plain, "num_key_value_heads", plain.num_attention_heads) == plain.num_attention_heads
+
+
+def test_lookups() -> None:
+    assert tuple(compressed()) == ("llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "phi3")
+    assert tuple(gguf_families()) == gguf_inputs() == ("llama", "mistral", "qwen2", "qwen3")
+    assert factored_architectures() == ("llama", "qwen2", "qwen3")
+    assert {*built_onnx(), *traced_onnx()} == set(FAMILIES)
+    assert of_architecture("bert") is None
+    assert completed({"model_type": "qwen3", "head_dim": None}) == {
+        **FAMILIES["qwen3"].defaults,
+        "model_type": "qwen3",
+        "head_dim": None,
+    }
+    assert completed({"model_type": "bloom"}) == {"model_type": "bloom"}
+    assert of_architecture("qwen3") is gguf_of({"model_type": "qwen3"})
+    for name, family in FAMILIES.items():
+        config = {"model_type": name}
+        assert family_to_load(config, "here") is family
+        assert onnx_of(config) is family.onnx
+        if not family.compressed:
+            with pytest.raises(InputError, match="not supported; supported: llama, mistral"):
+                family_of(config, "here")
+    for ask in (gguf_of, onnx_of, lambda config: family_to_load(config, "here")):
+        with pytest.raises(InputError, match="bloom"):
+            ask({"model_type": "bloom"})
+
+
+def test_the_module_is_found_by_its_name() -> None:
+    assert importlib.util.find_spec("lowrank_export.converter.families.llama") is not None
