@@ -89,7 +89,8 @@ def truncations(u: Tensor, v: Tensor, moment: Tensor) -> Truncations:
     mean = metric.diagonal().mean()
     metric.diagonal().add_(mean if mean > 0 else 1.0)  # as `gauge.mixed` balances
     root = torch.linalg.cholesky(metric)
-    return Truncations(*torch.linalg.qr(u.double()), *torch.linalg.qr((v.double() @ root).T), root)
+    (u_basis, u_triangle), (v_basis, v_triangle) = torch.linalg.qr(u.double()), torch.linalg.qr((v.double() @ root).T)
+    return Truncations(u_basis, u_triangle, v_basis, v_triangle, root)
 
 
 def factor_units(

@@ -304,6 +304,8 @@ def exported_as(header: Header) -> Quantisation | None:
     if not made.startswith(EXPORTED_AS):
         return None
     try:
-        return Quantisation(mix, **dict(option.split("=", 1) for option in options))
-    except (UsageError, ValueError, TypeError):
+        given = dict(option.split("=", 1) for option in options)
+        embedding, head, rounding = (given.pop(name, None) for name in ("embedding", "head", "rounding"))
+        return None if given else Quantisation(mix, embedding, head, rounding)
+    except (UsageError, ValueError):
         return None
