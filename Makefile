@@ -16,7 +16,7 @@ USE_STAMP := $(VENV)/.installed
 DEVELOP_STAMP := $(VENV)/.installed-test-lint
 WHEEL_VENV = build/wheel-venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 WHEEL_PIP = $(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check
-ARM64 := tests/runtime_tests/llamacpp/arm64
+ARM64 := tests/exporters/llamacpp/arm64
 TYPED := build/typing/lowrank_export
 TYPED_ENTRIES := __init__.py __main__.py cli.py py.typed converter exporters runtime_tests
 

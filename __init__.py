@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-__version__ = "0.1.0"
+from .converter.core.version import __version__
 
 if TYPE_CHECKING:
-    from .converter.checkpoint.folder import load as load
+    from .converter.model.loading import load as load
     from .converter.pipeline import compress as compress
     from .runtime_tests.exporting import export as export
     from .runtime_tests.validate import validate as validate
 
 _LAZY = {
-    "load": ".converter.checkpoint.folder",
+    "load": ".converter.model.loading",
     "compress": ".converter.pipeline",
     "export": ".runtime_tests.exporting",
     "validate": ".runtime_tests.validate",

@@ -17,8 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .converter.errors import LowRankError, ResourceError, ToldError, UsageError
-from .converter.recipe_options import Given, RecipeFile, chosen_recipe, chosen_recipes, listed, numbers, recipe_options
+from .converter.core.errors import LowRankError, ResourceError, ToldError, UsageError
+from .converter.core.recipe_options import (
+    Given,
+    RecipeFile,
+    chosen_recipe,
+    chosen_recipes,
+    listed,
+    numbers,
+    recipe_options,
+)
 from .converter.storage.printable import printable
 from .exporters.export_options import (
     Calibration,
@@ -55,8 +63,8 @@ from .runtime_tests.evaluation_options import (
 )
 
 if TYPE_CHECKING:
-    from .converter.machine.workers import Workers
-    from .converter.progress import Progress
+    from .converter.core.progress import Progress
+    from .converter.distributed.workers import Workers
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input or unsupported model, 4 a gate failed, "
@@ -141,13 +149,13 @@ def run(
     """Compress, export and validate in one go. Sub-commands do the single steps."""
     if context.invoked_subcommand not in DIVIDED:
         with _one_line_errors():
-            from .converter.machine.joining import refuse_company
+            from .converter.distributed.joining import refuse_company
 
             refuse_company(context.invoked_subcommand or "the whole job")
     if context.invoked_subcommand is not None:
         return
     if version:
-        from . import __version__
+        from .converter.core.version import __version__
 
         typer.echo(__version__)
         return
@@ -155,10 +163,10 @@ def run(
         chosen = chosen_recipe(recipe, given)
         exports = chosen_exports(format, gguf_type, onnx_type)
         encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors)
-        from .converter.progress import ConsoleProgress
+        from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.release import Evaluation, release
-        from .runtime_tests.report_table import render
+        from .runtime_tests.report.report_table import render
 
         evaluation = Evaluation(
             evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed, gates=_thresholds(gates, gate)
@@ -203,7 +211,7 @@ def compress(
     """Make a factored checkpoint; torchrun divides the work among processes, see docs/large-models.md."""
     _wait_passively()
     with _one_line_errors():
-        from .converter.machine.joining import joined
+        from .converter.distributed.joining import joined
         from .converter.pipeline import compress as run_compress
         from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.environment import process_cost
@@ -255,8 +263,8 @@ def statistics(
     """Gather what a method wants to know of the dense model, for `compress --statistics`."""
     _wait_passively()
     with _one_line_errors():
-        from .converter.machine.joining import joined
-        from .converter.preparation import gather_statistics
+        from .converter.distributed.joining import joined
+        from .converter.planning.preparation import gather_statistics
         from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.environment import process_cost
 
@@ -298,9 +306,9 @@ def plan(
     _wait_passively()
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
+        from .converter.core.progress import ConsoleProgress
         from .converter.model.source import open_source
-        from .converter.preparation import prepared
-        from .converter.progress import ConsoleProgress
+        from .converter.planning.preparation import prepared
         from .converter.storage.byte_size import device_limit, memory_limit
         from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
         from .exporters.plan_table import plan_table
@@ -354,11 +362,11 @@ def compare(
         from .converter.methods import METHODS
 
         chosen = chosen_recipes(recipe, given, listed(methods) or list(METHODS), numbers(retention) or [0.8, 0.6])
-        from .converter.progress import ConsoleProgress
+        from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import device_limit, memory_limit
-        from .runtime_tests.compare import compare as run_compare
-        from .runtime_tests.compare_table import render
         from .runtime_tests.release import Evaluation
+        from .runtime_tests.studies.compare import compare as run_compare
+        from .runtime_tests.studies.compare_table import render
 
         evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores())
         comparison = run_compare(
@@ -412,11 +420,11 @@ def sweep(
     with _one_line_errors():
         chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
         exports = chosen_exports(format, gguf_type, onnx_type)
-        from .converter.progress import ConsoleProgress
+        from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.release import Evaluation
-        from .runtime_tests.sweep import sweep as run_sweep
-        from .runtime_tests.sweep_page import render
+        from .runtime_tests.studies.sweep import sweep as run_sweep
+        from .runtime_tests.studies.sweep_page import render
 
         evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
         found = run_sweep(
@@ -445,8 +453,8 @@ def recommend(
     """Pick from a sweep: the smallest export within --max-kld, else the best within size and speed; and why."""
     with _one_line_errors():
         from .converter.storage.byte_size import parse_bytes
-        from .runtime_tests.sweep_results import Limits, read_rows
-        from .runtime_tests.sweep_results import recommend as pick
+        from .runtime_tests.studies.sweep_results import Limits, read_rows
+        from .runtime_tests.studies.sweep_results import recommend as pick
 
         size = None if max_bytes is None else parse_bytes(max_bytes)
         if max_bytes is not None and size is None:
@@ -497,7 +505,7 @@ def export(
     """Export a checkpoint to GGUF and ONNX."""
     _wait_passively()
     with _one_line_errors():
-        from .converter.progress import ConsoleProgress
+        from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import memory_limit
         from .converter.storage.files import check_output
         from .exporters.export import artifact_name
@@ -555,7 +563,7 @@ def imatrix(
     """Measure the importance of every input, for `export --gguf-imatrix` and llama-quantize."""
     _wait_passively()
     with _one_line_errors():
-        from .converter.progress import ConsoleProgress
+        from .converter.core.progress import ConsoleProgress
         from .exporters.gguf.importance import export_imatrix
 
         found = export_imatrix(
@@ -600,13 +608,13 @@ def validate(
     """The release gate: measure artifacts in their runtimes; exit code 4 if a gate fails."""
     with _one_line_errors():
         thresholds = _thresholds(gates, gate)
+        from .converter.core.progress import ConsoleProgress
         from .converter.model.source import open_checkpoint, open_source
-        from .converter.progress import ConsoleProgress
         from .runtime_tests.artifacts import find_artifacts
-        from .runtime_tests.outputs.files import check_outputs, write_outputs
+        from .runtime_tests.metrics.tasks import parse_task
         from .runtime_tests.release import Evaluation, load_windows
-        from .runtime_tests.report_table import render
-        from .runtime_tests.tasks import parse_task
+        from .runtime_tests.report.outputs import check_outputs, write_outputs
+        from .runtime_tests.report.report_table import render
         from .runtime_tests.validate import DEFAULTS
         from .runtime_tests.validate import validate as run_validate
 
@@ -656,8 +664,8 @@ def inspect(
 ) -> None:
     """Show what an artifact holds: layout, sizes, every tensor's type."""
     with _one_line_errors():
-        from .runtime_tests.artifact_table import artifact_table
         from .runtime_tests.artifacts import describe
+        from .runtime_tests.report.artifact_table import artifact_table
 
         artifact = describe(path)
         _show(artifact_table(artifact), artifact.to_json(), as_json)
@@ -691,9 +699,9 @@ def runtime_build(
 ) -> None:
     """Build the patched llama.cpp into the per-user cache (once), and prove that it computes what it should."""
     with _one_line_errors():
-        from .converter.progress import ConsoleProgress
-        from .runtime_tests.llamacpp.runtime import check_runtime, ensure_runtime, runtime_folder
-        from .runtime_tests.llamacpp.tools import ensure_tools
+        from .converter.core.progress import ConsoleProgress
+        from .exporters.llamacpp.runtime import check_runtime, ensure_runtime, runtime_folder
+        from .exporters.llamacpp.tools import ensure_tools
 
         if check:
             if tools or force:
@@ -721,8 +729,8 @@ def runtime_build(
 def runtime_status(as_json: Json = False) -> None:
     """Say whether the patched llama.cpp is built, and where."""
     with _one_line_errors():
-        from .runtime_tests.llamacpp.runtime import find_runtime
-        from .runtime_tests.llamacpp.tools import find_tools
+        from .exporters.llamacpp.runtime import find_runtime
+        from .exporters.llamacpp.tools import find_tools
 
         found, tools = find_runtime(), find_tools()
         paths = {"path": str(found) if found else None, "tools": str(tools) if tools else None}
@@ -738,9 +746,9 @@ def runtime_path(
 ) -> None:
     """Print one path on stdout, for scripts: the runtime's folder, a program or the patch."""
     with _one_line_errors():
-        from .runtime_tests.llamacpp.runtime import runtime_folder
-        from .runtime_tests.llamacpp.source import PATCH
-        from .runtime_tests.llamacpp.tools import tool_path
+        from .exporters.llamacpp.runtime import runtime_folder
+        from .exporters.llamacpp.source import PATCH
+        from .exporters.llamacpp.tools import tool_path
 
         if tool and patch:
             raise UsageError("--tool and --patch: one path at a time")
@@ -758,7 +766,7 @@ def _cores() -> int:
 
 def _progress_of(workers: Workers) -> Progress:
     """One process of a job speaks for all."""
-    from .converter.progress import ConsoleProgress, SilentProgress
+    from .converter.core.progress import ConsoleProgress, SilentProgress
 
     return ConsoleProgress() if workers.writes else SilentProgress()
 
@@ -783,7 +791,7 @@ def _tell(line: str) -> None:
 
 def _thresholds(path: Path | None, flags: list[str] | None) -> Any:
     """Thresholds of a gates file and of flags."""
-    from .runtime_tests.gate_file import chosen_gates
+    from .runtime_tests.gates.gate_file import chosen_gates
 
     return chosen_gates(path, flags or [])
 

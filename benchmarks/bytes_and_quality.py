@@ -26,20 +26,21 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_export.converter.core.progress import ConsoleProgress, Progress
+from lowrank_export.converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.progress import ConsoleProgress, Progress
-from lowrank_export.converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
-from lowrank_export.runtime_tests.backends.open import LLAMA_CPP, TORCH, open_backend
+from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP, TORCH
+from lowrank_export.runtime_tests.backends.open import open_backend
 from lowrank_export.runtime_tests.exporting import export
-from lowrank_export.runtime_tests.measure import measure
-from lowrank_export.runtime_tests.reference_logits import ReferenceLogits
+from lowrank_export.runtime_tests.metrics.measure import measure
+from lowrank_export.runtime_tests.metrics.reference_logits import ReferenceLogits
+from lowrank_export.runtime_tests.metrics.windows import Windows
 from lowrank_export.runtime_tests.release import Evaluation, load_windows
-from lowrank_export.runtime_tests.report import write_json
-from lowrank_export.runtime_tests.svg_chart import STYLE, Point, Series, line_chart
-from lowrank_export.runtime_tests.windows import Windows
+from lowrank_export.runtime_tests.report.report import write_json
+from lowrank_export.runtime_tests.report.svg_chart import STYLE, Point, Series, line_chart
 
 TYPES = ("q8_0", "q6_k", "q5_k_m", "q5_1", "q5_0", "q4_k_m", "q4_1", "q4_k", "q4_0", "iq4_nl", "q3_k_m")
 RETENTIONS = (0.9, 0.8, 0.6)

@@ -77,10 +77,10 @@ def _published(spec: str, retention: float, data: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from lowrank_export.converter.core.progress import SilentProgress
     from lowrank_export.converter.model.source import open_source
-    from lowrank_export.converter.progress import SilentProgress
     from lowrank_export.runtime_tests.environment import process_cost
-    from lowrank_export.runtime_tests.perplexity import perplexity
+    from lowrank_export.runtime_tests.metrics.perplexity import perplexity
 
     model = AutoModelForCausalLM.from_pretrained(open_source(spec, SilentProgress()).path, dtype=torch.float32)
     linears = {n: m for n, m in model.model.layers.named_modules() if isinstance(m, torch.nn.Linear)}

@@ -131,7 +131,7 @@ def perplexities_of(checkpoint: Path, data: Path) -> dict[str, float]:
 
     from lowrank_export.converter.statistics.calibration import draw_windows, read_text, tokenize
     from lowrank_export.runtime_tests.backends.torch_reference import open_torch
-    from lowrank_export.runtime_tests.perplexity import perplexity, token_losses
+    from lowrank_export.runtime_tests.metrics.perplexity import perplexity, token_losses
 
     wikitext = np.load(data / "smollm2_evaluation_12x1024.npy", allow_pickle=False)
     c4 = read_text(f"{data / 'c4_sample.jsonl'}#prefix+gold_completion", "evaluation")

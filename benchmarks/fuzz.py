@@ -43,7 +43,7 @@ class Found:
 
 def meet(target: Target, data: bytes, found: Found) -> None:
     """Give a reader one input."""
-    from lowrank_export.converter.errors import LowRankError
+    from lowrank_export.converter.core.errors import LowRankError
 
     before, began, what = _peak(), time.process_time(), ""
     try:

@@ -40,9 +40,10 @@ def targets(folder: Path) -> list[Target]:
     """Every reader, with sound inputs made in `folder`."""
     import yaml
 
-    from lowrank_export.converter.checkpoint.folder import CheckpointReader, load_tokenizer
+    from lowrank_export.converter.checkpoint.reader import CheckpointReader
+    from lowrank_export.converter.core.recipe import Recipe, read_recipe
     from lowrank_export.converter.journal import Journal
-    from lowrank_export.converter.recipe import Recipe, read_recipe
+    from lowrank_export.converter.model.loading import load_tokenizer
     from lowrank_export.converter.statistics.calibration import read_text, read_token_windows
     from lowrank_export.converter.statistics.store import Statistics
     from lowrank_export.converter.storage.claim import claim
@@ -50,11 +51,11 @@ def targets(folder: Path) -> list[Target]:
     from lowrank_export.converter.storage.safetensors_header import read_header
     from lowrank_export.exporters.export import export
     from lowrank_export.exporters.gguf.imatrix import Importance, read_imatrix, write_imatrix
-    from lowrank_export.exporters.onnx.folder_check import check_folder
+    from lowrank_export.exporters.onnx.check.folder_check import check_folder
     from lowrank_export.runtime_tests.artifacts import describe
-    from lowrank_export.runtime_tests.gate_file import read_gates
-    from lowrank_export.runtime_tests.provenance import model_provenance
-    from lowrank_export.runtime_tests.sweep_results import read_rows
+    from lowrank_export.runtime_tests.gates.gate_file import read_gates
+    from lowrank_export.runtime_tests.report.provenance import model_provenance
+    from lowrank_export.runtime_tests.studies.sweep_results import read_rows
 
     tiny = _tiny()
     tiny.save_dense(folder / "dense", "llama", blocks=1)
@@ -166,7 +167,7 @@ def targets(folder: Path) -> list[Target]:
 
 def _runtimes(folder: Path, within: Any, of: Any) -> list[Target]:
     from lowrank_export.runtime_tests.artifacts import describe
-    from lowrank_export.runtime_tests.trial import check_survives
+    from lowrank_export.runtime_tests.backends.trial import check_survives
 
     def tries(path: Path, name: str) -> None:
         describe(path)
@@ -203,7 +204,7 @@ def _reads_header(path: Path) -> None:
 def _skeleton(folder: Path) -> None:
     import torch
 
-    from lowrank_export.converter.checkpoint.folder import CheckpointReader
+    from lowrank_export.converter.checkpoint.reader import CheckpointReader
     from lowrank_export.converter.families.table import family_of
     from lowrank_export.converter.model.blocks import BlockSource
 

@@ -17,15 +17,15 @@ from pathlib import Path
 
 from random_llama import said, save_random_factors, save_random_llama, speed_options, timed
 
-from lowrank_export.converter.checkpoint.folder import quiet_transformers
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.core.recipe import Recipe
+from lowrank_export.converter.model.loading import quiet_transformers
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.gguf.mixes import row_multiple
-from lowrank_export.runtime_tests.backends.open import LLAMA_CPP
+from lowrank_export.exporters.llamacpp.runtime import ensure_runtime
+from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP
 from lowrank_export.runtime_tests.exporting import export
-from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
-from lowrank_export.runtime_tests.speed import Speed
+from lowrank_export.runtime_tests.timing.speed import Speed
 
 TYPES = ("f16", "q8_0", "q4_k")
 GOAL = 0.95  # share of the byte reduction that decoding should gain

@@ -19,13 +19,13 @@ from math import ceil
 
 import torch
 
+from lowrank_export.converter.core.recipe import Recipe
+from lowrank_export.converter.distributed.workers import Workers
 from lowrank_export.converter.factors.factorisation import spectrum
 from lowrank_export.converter.factors.fit import fit_linear, group_metric
 from lowrank_export.converter.factors.whitening import gradient_metric, whiten
-from lowrank_export.converter.machine.memory_forecast import HOLDINGS, ModelShape, Windows, forecast
-from lowrank_export.converter.machine.workers import Workers
 from lowrank_export.converter.methods import METHODS
-from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.planning.memory_forecast import HOLDINGS, ModelShape, Windows, forecast
 from lowrank_export.converter.statistics.moments import GroupMoments, Moment, upper_gram
 
 METHOD = "loss-aware"

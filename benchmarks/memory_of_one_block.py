@@ -104,11 +104,11 @@ def main() -> None:
 
 def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
     """The forecast of a llama of this shape, without what Python and its libraries take, and without a margin."""
+    from lowrank_export.converter.core.recipe import Recipe
     from lowrank_export.converter.families.table import FAMILIES
-    from lowrank_export.converter.machine.host_forecast import host_forecast
-    from lowrank_export.converter.machine.memory_forecast import GPU_HOLDINGS, ModelShape, Windows, forecast
     from lowrank_export.converter.methods import METHODS
-    from lowrank_export.converter.recipe import Recipe
+    from lowrank_export.converter.planning.host_forecast import host_forecast
+    from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, ModelShape, Windows, forecast
 
     width, inner, family = options.width, options.inner, FAMILIES["llama"]
     wide = ("mlp.gate_proj", "mlp.up_proj")

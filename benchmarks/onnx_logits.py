@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_export.runtime_tests.backends.onnxruntime import OnnxRuntimeBackend
-from lowrank_export.runtime_tests.parity import divergence
+from lowrank_export.runtime_tests.metrics.parity import divergence
 
 TOKENS = 24
 PROMPT = 21  # the rest one by one

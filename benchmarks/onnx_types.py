@@ -27,24 +27,25 @@ from typing import Any
 import numpy as np
 from random_llama import save_random_factors, save_random_llama, speed_options, timed
 
-from lowrank_export.converter.checkpoint.folder import load_tokenizer, quiet_transformers
+from lowrank_export.converter.core.progress import ConsoleProgress, Progress
+from lowrank_export.converter.core.recipe import Recipe
+from lowrank_export.converter.model.loading import load_tokenizer, quiet_transformers
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.progress import ConsoleProgress, Progress
-from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx.contents import MODEL_FILE
-from lowrank_export.exporters.onnx.types import QUANTISATIONS, OnnxOptions, has_codes
+from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions, has_codes
+from lowrank_export.runtime_tests.backends.formats import GENAI, ONNXRUNTIME
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
-from lowrank_export.runtime_tests.backends.open import GENAI, ONNXRUNTIME, open_backend
+from lowrank_export.runtime_tests.backends.open import open_backend
 from lowrank_export.runtime_tests.backends.protocol import Backend
-from lowrank_export.runtime_tests.measure import measure
-from lowrank_export.runtime_tests.reference_logits import ReferenceLogits
+from lowrank_export.runtime_tests.metrics.measure import measure
+from lowrank_export.runtime_tests.metrics.reference_logits import ReferenceLogits
+from lowrank_export.runtime_tests.metrics.windows import Windows
 from lowrank_export.runtime_tests.release import Evaluation, load_windows
-from lowrank_export.runtime_tests.report import write_json
-from lowrank_export.runtime_tests.speed import Speed
-from lowrank_export.runtime_tests.windows import Windows
+from lowrank_export.runtime_tests.report.report import write_json
+from lowrank_export.runtime_tests.timing.speed import Speed
 
 MODELS = ("dense", "factored")
 BASELINE = "builder-int4"

@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from lowrank_export.converter.checkpoint.lowrank_linear import replace_linears
 from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
-from lowrank_export.converter.preparation import prepared
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.core.recipe import Recipe
+from lowrank_export.converter.planning.preparation import prepared
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.runtime_tests.backends.open import open_backend
-from lowrank_export.runtime_tests.speed import Rate, Speed, measure_speed
+from lowrank_export.runtime_tests.timing.speed import Rate, Speed, measure_speed
 
 
 def save_random_factors(path: Path, dense: Path, recipe: Recipe) -> None:

@@ -26,14 +26,14 @@ from typing import Any
 from random_llama import save_random_llama
 
 from lowrank_export.converter import block_fit
-from lowrank_export.converter.checkpoint.folder import quiet_transformers
 from lowrank_export.converter.checkpoint.writer import CheckpointWriter
+from lowrank_export.converter.core.recipe import Recipe
+from lowrank_export.converter.distributed.joining import joined
+from lowrank_export.converter.distributed.workers import Workers
 from lowrank_export.converter.journal import Journal
-from lowrank_export.converter.machine.joining import joined
 from lowrank_export.converter.machine.memory import peak_memory
-from lowrank_export.converter.machine.workers import Workers
+from lowrank_export.converter.model.loading import quiet_transformers
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.recipe import Recipe
 from lowrank_export.converter.statistics import sensitivity
 from lowrank_export.converter.statistics.store import Statistics
 

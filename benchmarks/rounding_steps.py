@@ -15,16 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader, load, load_tokenizer
 from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear
-from lowrank_export.converter.progress import ConsoleProgress
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.progress import ConsoleProgress
+from lowrank_export.converter.model.loading import load, load_tokenizer
 from lowrank_export.converter.statistics.calibration import read_text
 from lowrank_export.converter.statistics.input_moments import input_moments
-from lowrank_export.exporters.calibrated import open_calibrated
-from lowrank_export.exporters.gauge import mixed, resolved
 from lowrank_export.exporters.gguf.rounding import round_nearest, round_rows
-from lowrank_export.runtime_tests.corpora import evaluation_windows
-from lowrank_export.runtime_tests.llamacpp.runtime import ggml_library
+from lowrank_export.exporters.llamacpp.runtime import ggml_library
+from lowrank_export.exporters.rounding.balancing import mixed, resolved
+from lowrank_export.exporters.rounding.calibrated import open_calibrated
+from lowrank_export.runtime_tests.metrics.corpora import evaluation_windows
 
 # Step -> how both factors are rounded, whether V and U are mixed first, whether U is solved for again
 STEPS = {

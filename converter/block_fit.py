@@ -9,14 +9,14 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from .checkpoint.lowrank_linear import LowRankLinear
-from .errors import InputError, way_out
+from .core.errors import InputError, way_out
+from .distributed.workers import Parcel
 from .factors.factorisation import LowRankFactors
 from .factors.fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric, group_whitener, truncate
 from .factors.whitening import OutputRoot, Whitener
 from .families.family import InputGroup
-from .machine.workers import Parcel
 from .model.block_forward import TappedBlock
-from .preparation import Job
+from .planning.preparation import Job
 from .statistics.moments import GroupMoments
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError, UsageError
-from .machine.workers import ALONE, Workers
+from .core.errors import InputError, UsageError
+from .distributed.workers import ALONE, Workers
 from .storage.claim import claim
 from .storage.documents import parse_json
 from .storage.files import parent_folder, remove, replacing

@@ -16,24 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint.folder import load
 from .checkpoint.lowrank_linear import replace_linears
 from .checkpoint.model_card import model_card
 from .checkpoint.writer import CheckpointWriter
+from .core.progress import Progress, SilentProgress
+from .core.recipe import RECIPE_FILE, Recipe
+from .distributed.workers import ALONE, Workers
 from .factors.fit import FitLoss
 from .factors.pivot_block import pivot_block
-from .factors.refinement import BATCH_TOKENS, Schedule, refine_model
 from .journal import Journal, forget_finished, unfinished
 from .machine.device import pick_device
 from .machine.memory import release_freed
-from .machine.workers import ALONE, Workers
+from .model.loading import load
 from .model.source import Source, check_same, open_source
-from .preparation import Job, prepared
-from .progress import Progress, SilentProgress
-from .recipe import RECIPE_FILE, Recipe
+from .planning.preparation import Job, prepared
 from .statistics.last_hidden import last_hidden_states
 from .storage.files import check_output, replacing
 from .streams import Streams
+from .training.refinement import BATCH_TOKENS, Schedule, refine_model
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def compress(
             and one of them writes.
 
     Raises:
-        UsageError, InputError, ResourceError: one line each, see converter.errors.
+        UsageError, InputError, ResourceError: one line each, see converter.core.errors.
     """
     if workers.writes:
         forget_finished(out)

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from .block_fit import BlockFit
+from .core.progress import Progress
 from .factors.fit import FitLoss
-from .factors.refinement import Schedule, refine_block
 from .families.family import InputGroup
-from .machine.activations import Activations
 from .machine.memory import release_freed
-from .machine.passes import Pass, RepeatedPass, SleepingPass
+from .model.activations import Activations
 from .model.block_forward import TappedBlock
-from .preparation import Job
-from .progress import Progress
+from .model.passes import Pass, RepeatedPass, SleepingPass
+from .planning.preparation import Job
 from .statistics.moments import GroupMoments
+from .training.refinement import Schedule, refine_block
 
 
 class Streams:

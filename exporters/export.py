@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..converter.errors import InputError, UsageError
+from ..converter.core.errors import InputError, UsageError
+from ..converter.core.progress import Progress, SilentProgress
+from ..converter.core.recipe import nearest
 from ..converter.families.table import gguf_of, onnx_of
-from ..converter.progress import Progress, SilentProgress
-from ..converter.recipe import nearest
 from .artifact import Artifact
 from .gguf.ggml_encoder import FindLibrary
 from .gguf.mixes import MIXES
 from .gguf.rounding_choice import Rounding
-from .onnx.types import QUANTISATIONS as ONNX_TYPES
-from .onnx.types import OnnxOptions
+from .onnx.weights.types import QUANTISATIONS as ONNX_TYPES
+from .onnx.weights.types import OnnxOptions
 
 # format -> its quantisations; the first is the default
 QUANTISATIONS: Mapping[str, tuple[str, ...]] = {

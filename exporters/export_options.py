@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from .onnx.types import OnnxOptions
+    from .onnx.weights.types import OnnxOptions
 
 GGUF, ONNX = "GGUF", "ONNX"  # panels of --help
 
@@ -98,7 +98,7 @@ def chosen_encoding(
     device: str = "cpu",
 ) -> OnnxOptions:
     """How ONNX exports are encoded."""
-    from .onnx.types import OnnxOptions
+    from .onnx.weights.types import OnnxOptions
 
     text = calibration if rounding == "aware" else None
     return OnnxOptions(block_size, symmetric, accuracy_level, rounding, text, factors, device)

@@ -8,14 +8,14 @@ from typing import Any
 
 from ..converter.allocation.plan import RankPlan
 from ..converter.allocation.rank_multiple import DEFAULT_MULTIPLE
-from ..converter.checkpoint.folder import CheckpointReader
 from ..converter.checkpoint.layouts import PERM_SUFFIX
+from ..converter.checkpoint.reader import CheckpointReader
+from ..converter.core.recipe import Recipe
 from ..converter.families.table import family_of, gguf_of
 from ..converter.model.source import Source
-from ..converter.planning import rank_multiple_for
-from ..converter.recipe import Recipe
+from ..converter.planning.ranks import rank_multiple_for
 from .export import QUANTISATIONS, knows_family
-from .onnx.types import OnnxOptions
+from .onnx.weights.types import OnnxOptions
 
 
 def with_rank_multiple(
@@ -30,7 +30,7 @@ def with_rank_multiple(
         onnx: how ONNX exports are encoded.
     """
     from .gguf.mixes import row_multiple as gguf_multiple
-    from .onnx.types import row_multiple as onnx_multiple
+    from .onnx.weights.types import row_multiple as onnx_multiple
 
     options = onnx or OnnxOptions()
     rows = [gguf_multiple(type) if format == "gguf" else onnx_multiple(type, options) for format, type in exports]
@@ -71,8 +71,8 @@ def predict_storage(reader: CheckpointReader, plan: RankPlan) -> dict[str, dict[
         fit their rows, "fallbacks": lines}. ONNX pads rows to whole blocks and falls back to nothing.
     """
     from .gguf.mixes import Quantisation, fallback_lines, records
-    from .onnx.multiplied_out import stored_shapes
-    from .onnx.sizes import tensor_bytes
+    from .onnx.weights.multiplied_out import stored_shapes
+    from .onnx.weights.sizes import tensor_bytes
 
     named = plan.shapes({name: reader.shape(name) for name in _stored_names(reader)})
     known = {format: names if knows_family(format, reader.config) else () for format, names in QUANTISATIONS.items()}
@@ -116,9 +116,9 @@ def _predict(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], f
         from .gguf.mixes import predict_bytes as predict_gguf
 
         return predict_gguf(_stored(shapes, config), Quantisation(quantisation))
-    from .onnx.multiplied_out import stored_shapes
-    from .onnx.sizes import predict_bytes as predict_onnx
-    from .onnx.sizes import rotary_elements
+    from .onnx.weights.multiplied_out import stored_shapes
+    from .onnx.weights.sizes import predict_bytes as predict_onnx
+    from .onnx.weights.sizes import rotary_elements
 
     tied = bool(config.get("tie_word_embeddings"))
     stored = stored_shapes(shapes, quantisation, OnnxOptions())

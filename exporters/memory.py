@@ -8,11 +8,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..converter.checkpoint.folder import CheckpointReader
-from ..converter.errors import ResourceError, UsageError
+from ..converter.checkpoint.reader import CheckpointReader
+from ..converter.core.errors import ResourceError, UsageError
 from ..converter.families.table import gguf_of
 from ..converter.machine.memory import peak_memory, resident_memory
-from ..converter.machine.memory_plan import LIBRARIES, MARGIN, gigabytes
+from ..converter.planning.memory_plan import LIBRARIES, MARGIN, gigabytes
 from ..converter.storage.safetensors_header import WIDTHS
 from .gguf.metadata import read_hyperparameters
 from .gguf.mixes import Quantisation

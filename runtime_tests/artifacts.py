@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..converter.errors import InputError
+from ..converter.core.errors import InputError
 from ..converter.storage.gguf_header import read_header
 from ..exporters.artifact import Artifact, TensorRecord
 from ..exporters.gguf.adapter import LAYOUT as ADAPTER_LAYOUT
@@ -16,7 +16,7 @@ from ..exporters.gguf.adapter import RESIDUAL_KEY, find_adapter, read_records
 from ..exporters.gguf.consistency import check_consistency
 from ..exporters.gguf.mixes import exported_as, records
 from ..exporters.gguf.types import TYPES
-from .backends.open import artifact_format
+from .backends.formats import artifact_format
 
 CHECKPOINT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32"}
 PERMUTATION = "i32"  # the order of rows of the pivot layout, no weights
@@ -84,8 +84,8 @@ def _describe_gguf(path: Path) -> Artifact:
 
 
 def _describe_onnx(folder: Path) -> Artifact:
+    from ..exporters.onnx.check.folder_check import check_folder
     from ..exporters.onnx.contents import QUANTISATION_KEY, model_bytes, model_facts, tensor_records
-    from ..exporters.onnx.folder_check import check_folder
 
     model = check_folder(folder)
     packed: dict[str, int] = {}
@@ -135,7 +135,7 @@ def _quantisation(weights: Sequence[TensorRecord], nodes: Iterable[Any]) -> str:
 
 
 def _describe_checkpoint(path: Path) -> Artifact:
-    from ..converter.checkpoint.folder import CheckpointReader
+    from ..converter.checkpoint.reader import CheckpointReader
 
     reader = CheckpointReader(path)
     tensors = tuple(_checkpoint_record(reader.dtype(name), name, reader.shape(name)) for name in reader.names)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..converter.errors import InputError, LowRankError, ResourceError, UsageError
-from ..converter.signals import signal_words
+from ..converter.core.errors import InputError, LowRankError, ResourceError, UsageError
+from ..converter.core.signals import signal_words
 
 INTERRUPTED = 130
 PATIENCE = 60.0  # seconds that a child has to clean up in, once it is told to end

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..converter.errors import LowRankError
+from ..converter.core.errors import LowRankError
 from ..converter.machine.device import check_gpu
+from ..exporters.llamacpp.build import check_compiler
+from ..exporters.llamacpp.record import Record
+from ..exporters.llamacpp.runtime import find_runtime, runtime_record
 from ..exporters.onnx.flavours import check_single_flavour, installed_flavours
 from ..exporters.onnx.providers import SessionProbe, probe
 from ..exporters.onnx.session import PROVIDERS
 from .environment import library_versions, machine_facts
-from .llamacpp.build import check_compiler
-from .llamacpp.record import Record
-from .llamacpp.runtime import find_runtime, runtime_record
 
 
 @dataclass(frozen=True)

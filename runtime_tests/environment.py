@@ -29,8 +29,8 @@ def library_versions() -> dict[str, str]:
 
     Names what that build does without, where it failed its proof with it.
     """
-    from .llamacpp.runtime import runtime_record
-    from .llamacpp.source import VERSION
+    from ..exporters.llamacpp.runtime import runtime_record
+    from ..exporters.llamacpp.source import VERSION
 
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
@@ -49,7 +49,7 @@ def machine_facts() -> dict[str, str | int]:
     import psutil
     import torch
 
-    from .llamacpp.processor import this_processor
+    from ..exporters.llamacpp.processor import this_processor
 
     facts: dict[str, str | int] = {
         "cpu": this_processor().name,

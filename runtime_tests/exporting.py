@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from ..converter.progress import Progress, SilentProgress
+from ..converter.core.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
 from ..exporters.export import export as run_export
 from ..exporters.gguf.rounding_choice import Rounding
-from ..exporters.onnx.types import OnnxOptions
-from .llamacpp.runtime import ggml_library
+from ..exporters.llamacpp.runtime import ggml_library
+from ..exporters.onnx.weights.types import OnnxOptions
 
 
 def export(

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .gate_file import GateSettings
-    from .gates import Gate
-    from .report import Report
+    from .gates.gate_file import GateSettings
+    from .gates.gates import Gate
+    from .report.report import Report
 
 HERE = Path(__file__).resolve().parent
 
@@ -68,7 +68,7 @@ class GateFolder(pytest.Directory):
 
     def collect(self) -> Iterator[pytest.Item]:
         """A test case per gate; an artifact that is missing is an error of the collection."""
-        from ..converter.errors import LowRankError
+        from ..converter.core.errors import LowRankError
 
         try:
             measurement = Measurement(self.config)
@@ -117,10 +117,10 @@ class Measurement:
 
     def places(self) -> Iterable[Place]:
         """Every gate of every artifact, in the order measured."""
-        from ..converter.errors import InputError
+        from ..converter.core.errors import InputError
         from .artifacts import describe
-        from .backends.open import backend_names
-        from .gate_file import gate_names
+        from .backends.formats import backend_names
+        from .gates.gate_file import gate_names
 
         for path in self.artifacts:
             try:
@@ -142,8 +142,8 @@ class Measurement:
     def report(self) -> Report:
         """Measure, the first time."""
         if self._report is None:
+            from ..converter.core.progress import SilentProgress
             from ..converter.model.source import open_checkpoint, open_source
-            from ..converter.progress import SilentProgress
             from .release import Evaluation, load_windows
             from .validate import validate
 
@@ -165,6 +165,6 @@ class Measurement:
         return self._report
 
     def _thresholds(self) -> GateSettings:
-        from .gate_file import chosen_gates
+        from .gates.gate_file import chosen_gates
 
         return chosen_gates(self.options.gates, self.options.gate)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..converter.checkpoint.folder import CheckpointReader, load_tokenizer, read_json
-from ..converter.errors import UsageError
+from ..converter.checkpoint.reader import CheckpointReader, read_json
+from ..converter.core.errors import UsageError
+from ..converter.core.progress import Progress
+from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
+from ..converter.model.loading import load_tokenizer
 from ..converter.model.source import open_source
 from ..converter.pipeline import compress
-from ..converter.progress import Progress
-from ..converter.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.statistics.calibration import SELF, read_text, read_token_windows
 from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import check_output, remove
@@ -24,21 +25,21 @@ from ..exporters.forecast import with_rank_multiple
 from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES
+from ..exporters.llamacpp.build import check_compiler
+from ..exporters.llamacpp.runtime import find_runtime
 from ..exporters.onnx.contents import written_as
 from ..exporters.onnx.flavours import check_single_flavour
-from ..exporters.onnx.types import OnnxOptions
-from .corpora import evaluation_windows, llama_cpp_windows
+from ..exporters.onnx.weights.types import OnnxOptions
 from .exporting import export
-from .gate_file import GateSettings
-from .llamacpp.build import check_compiler
-from .llamacpp.runtime import find_runtime
-from .measure import check_measurable
-from .outputs.files import OUTPUTS, write_cards, write_outputs
-from .outputs.markdown import card_path
-from .report import Report
-from .tasks import Task
+from .gates.gate_file import GateSettings
+from .metrics.corpora import evaluation_windows, llama_cpp_windows
+from .metrics.measure import check_measurable
+from .metrics.tasks import Task
+from .metrics.windows import Windows
+from .report.markdown import card_path
+from .report.outputs import OUTPUTS, write_cards, write_outputs
+from .report.report import Report
 from .validate import DEFAULTS, Settings, validate
-from .windows import Windows
 
 CHECKPOINT = "checkpoint"
 DENSE = "dense"

@@ -13,30 +13,31 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..converter.errors import InputError
-from ..converter.progress import Progress, SilentProgress
+from ..converter.core.errors import InputError
+from ..converter.core.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
 from ..exporters.gguf.mixes import fallback_lines
+from ..exporters.llamacpp.runtime import ensure_runtime
 from .artifacts import describe
-from .backends.open import TORCH, artifact_format, backend_names, open_backend, released
+from .backends.formats import TORCH, artifact_format, backend_names
+from .backends.open import open_backend, released
 from .backends.protocol import Backend
-from .continuations import Pieces, pieces
 from .environment import library_versions, machine_facts
-from .footprint import bytes_per_token, memory_bandwidth
-from .gate_file import GateSettings, gates_of
-from .gate_metrics import RUNS, Context
-from .gates import gate
-from .llamacpp.runtime import ensure_runtime
-from .measure import Measured, compare, measure
-from .perplexity import NOT_MEASURED, perplexity
-from .provenance import factored_ranks, model_provenance, weights_sha256
-from .reference_logits import ReferenceLogits
-from .report import Report, Row
-from .tasks import Task, TaskScore, check_tasks, run_tasks
-from .timing import Timing, with_speeds
-from .tokenizer_check import check_tokenizer
-from .windows import Windows
-from .writing import Writing, write
+from .gates.gate_file import GateSettings, gates_of
+from .gates.gate_metrics import RUNS, Context
+from .gates.gates import gate
+from .generation.continuations import Pieces, pieces
+from .generation.writing import Writing, write
+from .metrics.footprint import bytes_per_token, memory_bandwidth
+from .metrics.measure import Measured, compare, measure
+from .metrics.perplexity import NOT_MEASURED, perplexity
+from .metrics.reference_logits import ReferenceLogits
+from .metrics.tasks import Task, TaskScore, check_tasks, run_tasks
+from .metrics.tokenizer_check import check_tokenizer
+from .metrics.windows import Windows
+from .report.provenance import factored_ranks, model_provenance, weights_sha256
+from .report.report import Report, Row
+from .timing.timing import Timing, with_speeds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -200,7 +201,8 @@ def _described(item: Artifact | Path) -> tuple[Artifact, str]:
 
 def _prepare(reference: Path, windows: Windows, threads: int, settings: Settings, progress: Progress) -> _Run:
     """Check windows and settings against the model's configuration before anything is loaded."""
-    from ..converter.checkpoint.folder import CheckpointReader, load_tokenizer
+    from ..converter.checkpoint.reader import CheckpointReader
+    from ..converter.model.loading import load_tokenizer
 
     longest = check_windows(windows, CheckpointReader(reference).config)
     decode = min(settings.decode_tokens, max(1, longest // 4))

@@ -115,7 +115,7 @@ def _another_processor() -> Iterator[None]:
     if wanted is None:
         yield
         return
-    from lowrank_export.converter import preparation
+    from lowrank_export.converter.planning import preparation
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "computes_bfloat16", lambda device: wanted == "1")
@@ -179,8 +179,8 @@ def stock() -> ModuleType:
 @pytest.fixture(scope="session")
 def demo() -> Path:
     """The demo model as a dense Hugging Face folder; fetched once into the user's cache."""
+    from lowrank_export.converter.core.progress import SilentProgress
     from lowrank_export.converter.model.source import open_source
-    from lowrank_export.converter.progress import SilentProgress
 
     return open_source("demo", SilentProgress()).path
 
@@ -188,8 +188,8 @@ def demo() -> Path:
 @pytest.fixture(scope="session")
 def factored_demo(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """The demo model, compressed by the default method on little text; made once, to be read only."""
+    from lowrank_export.converter.core.recipe import Recipe
     from lowrank_export.converter.pipeline import compress
-    from lowrank_export.converter.recipe import Recipe
 
     recipe = Recipe(model="demo", retention=0.8, windows=4, window_length=256, held_out=0)
     return made_once("factored-demo", lambda path: compress(recipe, path))
@@ -202,3 +202,12 @@ def data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.fail("LOWRANK_DATA does not name a folder of evaluation text; CONTRIBUTING.md says what it holds")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_runtime() -> Path:
+    """The patched llama.cpp, built on first use and then cached for good."""
+    from lowrank_export.converter.core.progress import SilentProgress
+    from lowrank_export.exporters.llamacpp.runtime import ensure_runtime
+
+    return ensure_runtime(SilentProgress())

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from cuda_stand_in import StandIn
 
-from lowrank_export.converter.machine.joining import joined
+from lowrank_export.converter.core.recipe import make_recipe
+from lowrank_export.converter.distributed.joining import joined
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.recipe import make_recipe
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import lowrank_export
 from lowrank_export.cli import EXIT_CODES, app
-from lowrank_export.converter.recipe import Recipe
-from lowrank_export.converter.recipe_options import RECIPE_OPTIONS
+from lowrank_export.converter.core.recipe import Recipe
+from lowrank_export.converter.core.recipe_options import RECIPE_OPTIONS
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx import flavours
 

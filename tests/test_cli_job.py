@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lowrank_export.cli import app
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.exporters.llamacpp.runtime import ensure_runtime
 from lowrank_export.runtime_tests import release
-from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_model_that_cannot_be_measured_within_the_limit(job: list[str], tmp_pa
 
 
 def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowrank_export.runtime_tests.report import Report
+    from lowrank_export.runtime_tests.report.report import Report
 
     monkeypatch.setattr(Report, "passed", property(lambda self: False))
     result = run(*job, "--format", "onnx", "--onnx-type", "fp32")
@@ -150,7 +150,7 @@ def test_interrupted_job_goes_on(job: list[str], tmp_path: Path, monkeypatch: py
         assert other.exit_code == 2 and "unfinished job of another" in other.stderr
     with monkeypatch.context() as patch:
         patch.setattr(release, "compress", interrupted)
-        patch.setattr("lowrank_export.exporters.onnx.genai_builder.build", interrupted)
+        patch.setattr("lowrank_export.exporters.onnx.builder.genai_builder.build", interrupted)
         patch.setattr(release, "validate", lambda *_, **__: pytest.fail("went on too far"))
         shutil.rmtree(tmp_path / "out" / "onnx-int8")
         stopped = run(*onnx)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.export import artifact_name
 from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.release import Evaluation, load_windows

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.recipe import Recipe
 from lowrank_export.runtime_tests.backends.torch_reference import open_torch
-from lowrank_export.runtime_tests.perplexity import perplexity, token_losses
+from lowrank_export.runtime_tests.metrics.perplexity import perplexity, token_losses
 
 pytestmark = pytest.mark.reproduce
 

@@ -42,12 +42,12 @@ def test_every_module_is_in_the_wheel(names: set[str]) -> None:
         if path.suffix in (".py", ".patch", ".json") or path.name == "py.typed"
     }
     expected |= {
-        f"lowrank_export/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("runtime_tests/templates/*")
+        f"lowrank_export/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("runtime_tests/report/templates/*")
     }
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert "lowrank_export/py.typed" in names
     assert any(name.endswith(".patch") for name in names)
-    assert "lowrank_export/runtime_tests/templates/compare.html" in names
+    assert "lowrank_export/runtime_tests/report/templates/compare.html" in names
 
 
 @pytest.mark.slow

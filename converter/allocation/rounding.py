@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
-from ..errors import UsageError
+from ..core.errors import UsageError
 from .plan import LinearPlan, LinearShape, RankPlan
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.recipe import Recipe
 from ..methods import METHODS
 from ..model.source import Source
-from ..recipe import Recipe
 
 
 def model_card(recipe: Recipe, source: Source, plan: dict[str, Any]) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
+from ..core.errors import InputError
 from ..factors.finite import all_finite
-from .folder import SAFETENSORS_INDEX, CheckpointReader
+from .reader import SAFETENSORS_INDEX, CheckpointReader
 
 SIDE_FILES = (
     "tokenizer*",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import InputError
+from ..core.errors import InputError
 from ..storage.documents import shown
 from . import (
     cohere,

@@ -1,1 +1,1 @@
-"""What the work runs on: device, memory, the processes that share a job."""
+"""What the work runs on: device, memory, arithmetic."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import ResourceError, UsageError
-from .workers import ALONE, Workers
+from ..core.errors import ResourceError, UsageError
+from ..distributed.workers import ALONE, Workers
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import ResourceError
+from ..core.errors import ResourceError
 
 ALLOCATION_FAILED = ("out of memory", "ALLOC_FAILED")
 """What CUDA, cuBLAS, cuSOLVER and NCCL say; only PyTorch's own allocator raises an error of its own kind."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ResourceError
+from ..core.errors import ResourceError
 
 ONEDNN_PRODUCTS = 1 << 22  # multiplications from which oneDNN's start-up time no longer shows
 # what makes libraries round, whatever PyTorch is told

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.folder import CheckpointReader, quiet_transformers, refusing
 from ..checkpoint.layouts import PERM_SUFFIX, Layout
 from ..checkpoint.lowrank_linear import replace_linears
-from ..errors import InputError
+from ..checkpoint.reader import CheckpointReader
+from ..core.errors import InputError
 from ..factors.finite import all_finite
 from ..families.family import Family
 from . import attention
 from .config_check import check_config
+from .loading import quiet_transformers, refusing
 
 
 class BlockSource:

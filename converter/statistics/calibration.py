@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, UsageError
-from ..progress import Progress
+from ..core.errors import InputError, UsageError
+from ..core.progress import Progress
 from ..storage.documents import parse_json
 
 if TYPE_CHECKING:

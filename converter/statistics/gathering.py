@@ -8,12 +8,12 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from ..machine.activations import Keep, in_memory
+from ..core.progress import Progress
+from ..distributed.workers import ALONE, Workers
 from ..machine.memory import release_freed
-from ..machine.workers import ALONE, Workers
+from ..model.activations import Keep, in_memory
 from ..model.block_forward import StoppedForward, TappedBlock
 from ..model.blocks import BlockSource
-from ..progress import Progress
 from .gradients import backward_blocks
 from .moments import Moment
 from .store import Kind, Statistics

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..machine.activations import Activations, Keep, in_memory
-from ..machine.workers import ALONE, Workers
+from ..core.progress import Progress
+from ..distributed.workers import ALONE, Workers
+from ..model.activations import Activations, Keep, in_memory
 from ..model.blocks import BlockSource
-from ..progress import Progress
 
 Labels = Literal["sampled", "data"]
 Observer = Callable[[str, Tensor, Tensor], None]

@@ -8,11 +8,11 @@ from functools import partial
 
 from torch import Tensor
 
+from ..core.progress import Progress
 from ..families.family import InputGroup
 from ..machine.memory import release_freed
 from ..model.block_forward import StoppedForward, TappedBlock
 from ..model.blocks import BlockSource
-from ..progress import Progress
 from .moments import Moment
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..machine.activations import Activations, Keep
-from ..machine.workers import Parcel, Workers
+from ..core.progress import Progress
+from ..distributed.workers import Parcel, Workers
+from ..model.activations import Activations, Keep
 from ..model.blocks import BlockSource
-from ..progress import Progress
 
 
 @torch.no_grad()

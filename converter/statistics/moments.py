@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..machine.workers import Workers
+from ..distributed.workers import Workers
 
 PANEL = 256  # rows per product: large enough for the matmul to run at full speed
 SENT_ROWS = 1024  # rows per exchange between processes

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..checkpoint.folder import load_tokenizer, read_json
-from ..errors import InputError, UsageError
-from ..recipe import make_recipe
+from ..checkpoint.reader import read_json
+from ..core.errors import InputError, UsageError
+from ..core.recipe import make_recipe
+from ..model.loading import load_tokenizer
 from .calibration import SELF, Calibration, Tokens, calibrate
 
 RECORD = "calibration.json"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..allocation.adacr import similarity
-from ..errors import InputError, way_out
+from ..core.errors import InputError, way_out
+from ..core.progress import Progress
+from ..distributed.workers import ALONE, Workers
 from ..factors.factorisation import spectrum
 from ..factors.whitening import gradient_metric, whiten
-from ..machine.workers import ALONE, Workers
 from ..model.blocks import BlockSource
-from ..progress import Progress
 from .calibration import Calibration
 from .gathering import GRADIENT, SIGMA
 from .store import Statistics

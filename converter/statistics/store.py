@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UsageError
-from ..machine.workers import ALONE, Workers
+from ..core.errors import InputError, UsageError
+from ..distributed.workers import ALONE, Workers
 from ..storage.claim import claim
 from ..storage.files import remove, replacing
 from ..storage.safetensors_header import read_header

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.layouts import Layout, rank_for
+from ..core.progress import Progress
+from ..distributed.workers import ALONE, Workers
 from ..factors.factorisation import factor
 from ..factors.whitening import Whitener, activation_scale, whiten
-from ..machine.workers import ALONE, Workers
 from ..model.blocks import BlockSource
-from ..progress import Progress
 from .gathering import MEAN_ABS, SIGMA
 from .sensitivity import finite_activations
 from .store import Statistics

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint.folder import load, load_tokenizer
-from ..errors import InputError
-from ..machine.memory_forecast import Windows
-from ..machine.workers import ALONE, Workers
+from ..core.errors import InputError
+from ..core.progress import Progress
+from ..core.recipe import Recipe
+from ..distributed.workers import ALONE, Workers
 from ..model.blocks import BlockSource
+from ..model.loading import load, load_tokenizer
 from ..model.source import Source
-from ..progress import Progress
-from ..recipe import Recipe
+from ..planning.memory_forecast import Windows
 from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UsageError
+from ..core.errors import InputError, UsageError
 from .documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from .files import replacing
 

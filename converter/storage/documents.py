@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 MAX_YAML_BYTES = 2**20
 MAX_JSON_BYTES = 2**28  # tokenizers and indexes of large models have tens of megabytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 READ_FOLDERS = ("additional_chat_templates",)  # what transformers looks for below a model folder
 

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..core.errors import InputError
 from .documents import parse_json, shown
 
 MAX_HEADER_BYTES = 100_000_000

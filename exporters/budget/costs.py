@@ -11,16 +11,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...converter.errors import UsageError
+from ...converter.core.errors import UsageError
+from ...converter.core.progress import Progress
 from ...converter.factors.whitening import gradient_metric, whiten
 from ...converter.machine.memory import release_freed
 from ...converter.model.blocks import BlockSource
-from ...converter.progress import Progress
 from ...converter.statistics.gathering import GRADIENT, SIGMA
 from ...converter.statistics.sensitivity import finite_activations
 from ...converter.statistics.store import Statistics
 from ...converter.storage.files import replacing
-from ..gauge import seed_of
+from ..rounding.balancing import seed_of
 from .linears import LinearCosts, linear_costs, normal_error
 from .vocabulary_costs import vocabulary_costs
 

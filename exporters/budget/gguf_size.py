@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ...converter.budget.forms import Form
-from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
+from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
 from ..gguf.metadata import read_hyperparameters

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..feedback import feedback
-from ..gauge import random_rotation
+from ..rounding.balancing import random_rotation
+from ..rounding.gptq import feedback
 
 BLOCK = 32
 REFITTED = 1.7

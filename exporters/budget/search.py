@@ -9,10 +9,10 @@ from typing import Protocol
 
 from ...converter.budget.choice import choose, smallest
 from ...converter.budget.forms import Candidate, Form
-from ...converter.checkpoint.folder import CheckpointReader
-from ...converter.errors import UsageError
+from ...converter.checkpoint.reader import CheckpointReader
+from ...converter.core.errors import UsageError
+from ...converter.core.recipe import Recipe
 from ...converter.families.family import Family
-from ...converter.recipe import Recipe
 from .costs import Costs
 from .linears import LinearCosts, linear_candidates
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ...converter.core.progress import Progress
 from ...converter.machine.memory import release_freed
 from ...converter.model.blocks import BlockSource
-from ...converter.progress import Progress
 
 ROWS = 128  # tokens whose logits are in memory at once
 Encode = Callable[[Tensor, str], Tensor]

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.checkpoint.folder import CheckpointReader, read_json
 from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
-from ...converter.errors import InputError, UsageError
+from ...converter.checkpoint.reader import CheckpointReader, read_json
+from ...converter.core.errors import InputError, UsageError
+from ...converter.core.progress import Progress
+from ...converter.core.recipe import nearest
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
 from ...converter.model.source import Source as Model
-from ...converter.progress import Progress
-from ...converter.recipe import nearest
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import Header, StoredTensor, read_header
 from ..artifact import Artifact, TensorRecord

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...converter.core.progress import Progress
 from ...converter.families.family import Gguf
 from ...converter.model.blocks import BlockSource
-from ...converter.progress import Progress
-from .. import aware
-from ..aware import C, P, Round, U, V
+from ..rounding import aware
+from ..rounding.aware import C, P, Round, U, V
 from .encoding import check_range
 from .names import gguf_name
 from .rounding import PLAIN, Rows, round_rows
@@ -30,7 +30,7 @@ def round_linears(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Path]:
-    """Round the linears of a model's blocks, see `exporters.aware.round_linears`.
+    """Round the linears of a model's blocks, see `exporters.rounding.aware.round_linears`.
 
     Args:
         blocks: the model, dense or factored.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
-from ...converter.errors import InputError
+from ...converter.core.errors import InputError
 from ...converter.families.family import Gguf
 from ...converter.families.table import of_architecture
 from ...converter.storage.gguf_header import Header

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.errors import InputError, UsageError
+from ...converter.core.errors import InputError, UsageError
 from .ggml_encoder import FindLibrary, ggml_encode
 from .types import INTEGERS, storage_type
 

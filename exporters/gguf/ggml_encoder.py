@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.errors import InputError, ResourceError
+from ...converter.core.errors import InputError, ResourceError
 
 FindLibrary = Callable[[], Path]
 """Gives the path of a ggml library (`libggml-base`), building it where there is none; called when it is needed."""

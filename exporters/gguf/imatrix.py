@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.errors import InputError
+from ...converter.core.errors import InputError
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import StoredTensor, read_header
 

@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.lowrank_linear import LowRankLinear
 from ...converter.checkpoint.pivot_linear import PivotLinear
+from ...converter.checkpoint.reader import CheckpointReader
+from ...converter.core.progress import Progress
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
 from ...converter.machine.float32 import float32_products
 from ...converter.model.blocks import BlockSource
-from ...converter.progress import Progress
 from ...converter.statistics.input_moments import input_moments
 from ...converter.storage.files import check_output
-from ..calibrated import open_calibrated
+from ..rounding.calibrated import open_calibrated
 from .imatrix import Importance, write_imatrix
 from .names import gguf_name
 

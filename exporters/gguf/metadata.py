@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.errors import InputError
+from ...converter.core.errors import InputError
 from ...converter.families.table import FAMILIES
 
 if TYPE_CHECKING:

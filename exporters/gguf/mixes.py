@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
-from ...converter.errors import InputError, UsageError
+from ...converter.core.errors import InputError, UsageError
+from ...converter.core.recipe import nearest
 from ...converter.families.family import Gguf
-from ...converter.recipe import nearest
 from ...converter.storage.gguf_header import Header
 from ..artifact import TensorRecord
 from .metadata import EXPORTED_AS

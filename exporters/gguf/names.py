@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, V_SUFFIX
-from ...converter.errors import InputError
+from ...converter.core.errors import InputError
 from ...converter.families.family import Gguf
 
 Number = TypeVar("Number", bound=np.generic)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..feedback import Rounded, round_blocks, round_columns
+from ..rounding.gptq import Rounded, round_blocks, round_columns
 from .codes import CODES
 from .ggml_encoder import ggml_decode, ggml_encode
 from .types import storage_type

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.errors import InputError, UsageError
-from ...converter.recipe import nearest
+from ...converter.core.errors import InputError, UsageError
+from ...converter.core.recipe import nearest
 from ..artifact import TensorRecord
 from .imatrix import read_imatrix
 from .types import INTEGERS, TYPES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...converter.errors import InputError
+from ...converter.core.errors import InputError
 from ...converter.families.family import Gguf
 from .metadata import Hyperparameters
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from ...converter.errors import InputError, UsageError
-from ...converter.recipe import nearest
+from ...converter.core.errors import InputError, UsageError
+from ...converter.core.recipe import nearest
 
 ALIGNMENT = 32  # bytes; every tensor starts at a multiple
 INTEGERS = "i32"  # permutations

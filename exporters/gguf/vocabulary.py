@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.checkpoint.folder import refusing
-from ...converter.errors import InputError
+from ...converter.core.errors import InputError
+from ...converter.model.loading import refusing
 from ...converter.model.tokenizer_trial import check_tokenizer_file
 from ...converter.storage.links import check_links
 from .pretokenisers import pretokeniser_name

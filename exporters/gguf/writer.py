@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.budget.forms import Form
-from ...converter.checkpoint.folder import CheckpointReader
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
-from ...converter.errors import InputError, UsageError
+from ...converter.checkpoint.reader import CheckpointReader
+from ...converter.core.errors import InputError, UsageError
+from ...converter.core.progress import Advance, Progress
+from ...converter.core.recipe import RECIPE_FILE, read_recipe
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
-from ...converter.progress import Advance, Progress
-from ...converter.recipe import RECIPE_FILE, read_recipe
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
@@ -359,7 +359,7 @@ def _rounded_linears(
         return
     if library is None:
         raise UsageError("aware rounding is done with llama.cpp's library, which this export was not given")
-    from ..calibrated import open_calibrated
+    from ..rounding.calibrated import open_calibrated
     from .aware import round_linears
 
     blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.errors import InputError
+from ...converter.core.errors import InputError
 from ..artifact import TensorRecord
 
 if TYPE_CHECKING:

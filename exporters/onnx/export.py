@@ -6,25 +6,27 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.checkpoint.folder import CheckpointReader, load
-from ...converter.errors import UsageError
+from ...converter.checkpoint.reader import CheckpointReader
+from ...converter.core.errors import UsageError
 from ...converter.families.table import onnx_of
+from ...converter.model.loading import load
 from ...converter.storage.files import replacing
 from ..artifact import Artifact
-from . import genai_builder, torch_exporter
-from .check_windows import reference_of
+from .builder import genai_builder
+from .check.check_windows import reference_of
+from .check.selfcheck import check_export, tolerance
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, model_facts, tensor_records
-from .encoded import aware_matrices, encode_model
 from .flavours import check_single_flavour
-from .multiplied_out import multiplied_out, multiply_out
-from .selfcheck import check_export, tolerance
-from .stored import StoredWeights
-from .types import QUANTISATIONS, OnnxOptions, has_codes
+from .traced import torch_exporter
+from .weights.encoded import aware_matrices, encode_model
+from .weights.multiplied_out import multiplied_out, multiply_out
+from .weights.stored import StoredWeights
+from .weights.types import QUANTISATIONS, OnnxOptions, has_codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ...converter.progress import Progress
+    from ...converter.core.progress import Progress
 
 FORMAT_VERSION = "1"
 
@@ -113,7 +115,7 @@ def _metadata(
     reader: CheckpointReader, quantisation: str, options: OnnxOptions, merged: Collection[str]
 ) -> dict[str, str]:
     """What the model file says about its origin, in ONNX `metadata_props`."""
-    from ... import __version__
+    from ...converter.core.version import __version__
 
     lowrank: dict[str, Any] = reader.lowrank
     factored = len(reader.ranks) > len(merged)

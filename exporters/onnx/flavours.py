@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from ...converter.errors import ResourceError
+from ...converter.core.errors import ResourceError
 
 FLAVOURS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "ort-nightly"),

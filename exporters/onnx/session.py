@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...converter.errors import InputError, ResourceError
+from ...converter.core.errors import InputError, ResourceError
+from .check.folder_check import check_folder
 from .contents import model_file
-from .folder_check import check_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,7 +147,7 @@ def _head_size(folder: Path) -> int:
     Raises:
         InputError: genai_config.json is missing or damaged.
     """
-    from ...converter.checkpoint.folder import read_json
+    from ...converter.checkpoint.reader import read_json
 
     path = folder / "genai_config.json"
     try:

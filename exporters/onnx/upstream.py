@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.errors import LowRankError, ResourceError
+from ...converter.core.errors import LowRankError, ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...converter.checkpoint.folder import read_json
-from ...converter.errors import InputError, ResourceError
+from ...converter.checkpoint.reader import read_json
+from ...converter.core.errors import InputError, ResourceError
 from ...exporters.onnx.session import QUIET, checked_model, one_line
 from .protocol import Logits, Tokens
 

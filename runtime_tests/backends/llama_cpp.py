@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ...converter.errors import InputError, ResourceError
-from ..llamacpp.inspection import check_loadable, inspect_gguf
-from ..llamacpp.runtime import import_llama_cpp, lowrank_version
+from ...converter.core.errors import InputError, ResourceError
+from ...exporters.llamacpp.runtime import import_llama_cpp, lowrank_version
+from .inspection import check_loadable, inspect_gguf
 from .protocol import Logits, Tokens
 
 BATCH = 512  # tokens per decode call; bounds the logits that llama.cpp holds at once

@@ -8,42 +8,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from ...converter.errors import InputError, UsageError
+from ...converter.core.errors import UsageError
+from .formats import LLAMA_CPP, ONNXRUNTIME, RUNTIMES, TORCH, backend_names
 from .protocol import Backend
-
-TORCH, LLAMA_CPP, ONNXRUNTIME, GENAI = "torch", "llama.cpp", "onnxruntime", "onnxruntime-genai"
-RUNTIMES: dict[str, tuple[str, ...]] = {
-    "gguf": (LLAMA_CPP,),
-    "onnx": (ONNXRUNTIME, GENAI),
-    "checkpoint": (TORCH,),
-}
-"""Format of an artifact -> the runtimes that run it."""
-
-
-def artifact_format(path: Path) -> str:
-    """Tell "gguf" (a .gguf file), "onnx" (a folder with model.onnx) and "checkpoint" (a Hugging Face folder) apart.
-
-    Raises:
-        InputError: missing, or none of these.
-    """
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; give a .gguf file, an ONNX folder or a checkpoint folder")
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        return "gguf"
-    if (path / "model.onnx").is_file():
-        return "onnx"
-    if (path / "config.json").is_file():
-        return "checkpoint"
-    raise InputError(f"{path}: neither a .gguf file nor a folder with model.onnx or config.json")
-
-
-def backend_names(path: Path) -> tuple[str, ...]:
-    """The runtimes that can run an artifact.
-
-    Raises:
-        InputError: not an artifact.
-    """
-    return RUNTIMES[artifact_format(path)]
 
 
 def open_backend(
@@ -85,8 +52,8 @@ def open_backend(
 
         return open_torch(path, device=device, dtype=dtype, threads=threads)
     if name == LLAMA_CPP:
-        from ..trial import check_survives
         from .llama_cpp import LlamaCppBackend
+        from .trial import check_survives
 
         if not tried:
             check_survives(path, name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...converter.errors import InputError, ResourceError, UsageError
+from ...converter.core.errors import InputError, ResourceError, UsageError
 from .protocol import Logits, Tokens
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def open_torch(
         UsageError: no such device or dtype.
         ResourceError: the device has not enough memory.
     """
-    from ...converter.checkpoint.folder import load
+    from ...converter.model.loading import load
 
     wanted = torch_dtype(dtype)
     _device(device)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_export.converter.errors import InputError, UsageError
-from lowrank_export.converter.factors import refinement
+from lowrank_export.converter.core.errors import InputError, UsageError
+from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.journal import Journal, unfinished
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.recipe import Recipe
 from lowrank_export.converter.streams import Streams
+from lowrank_export.converter.training import refinement
 
 JOBS: dict[str, dict[str, Any]] = {
     "no stream": {"method": "svd-llm"},

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.recipe import Recipe
 
 RETENTION = 0.6
 Damage = Callable[[nn.Module], object]

@@ -19,19 +19,19 @@ from typer.testing import CliRunner
 
 import lowrank_export
 from lowrank_export.cli import app
-from lowrank_export.converter.checkpoint.folder import CheckpointReader
-from lowrank_export.converter.errors import ResourceError, UsageError
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import ResourceError, UsageError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.families.table import family_of
 from lowrank_export.converter.journal import Journal
-from lowrank_export.converter.machine import memory_plan
 from lowrank_export.converter.machine.device import pick_device
-from lowrank_export.converter.machine.memory_forecast import GPU_HOLDINGS, Windows
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.preparation import gather_statistics
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.planning import memory_plan
+from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, Windows
+from lowrank_export.converter.planning.preparation import gather_statistics
 from lowrank_export.converter.streams import Streams
 
 MB = 10**6

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import lowrank_export
-from lowrank_export.converter.checkpoint.folder import CheckpointReader
 from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear
-from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import InputError, UsageError
+from lowrank_export.converter.core.recipe import Recipe, read_recipe
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.recipe import Recipe, read_recipe
 from lowrank_export.converter.statistics.calibration import draw_windows, tokenize
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from lowrank_export.converter.allocation.plan import RankPlan
-from lowrank_export.converter.checkpoint.folder import CheckpointReader
 from lowrank_export.converter.checkpoint.layouts import LAYOUTS
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.preparation import prepared
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.planning.preparation import prepared
 from lowrank_export.exporters import forecast
 from lowrank_export.exporters.export import QUANTISATIONS, export
 from lowrank_export.exporters.forecast import predict_exports, predict_storage
@@ -23,7 +23,7 @@ from lowrank_export.exporters.gguf.imatrix import Importance, write_imatrix
 from lowrank_export.exporters.gguf.mixes import MIXES, fallback_lines
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.types import TYPES
-from lowrank_export.exporters.onnx.types import OnnxOptions
+from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 
 SIZES = {"hidden_size": 256, "intermediate_size": 1280, "head_dim": 64}  # large enough for the vocabulary not to count
 

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from lowrank_export.cli import app
-from lowrank_export.converter.errors import ResourceError, UsageError
+from lowrank_export.converter.core.errors import ResourceError, UsageError
 from lowrank_export.exporters.memory import plan_export_memory
 
 WIDE = 60_000  # tokens, so that the embedding is far more than all else

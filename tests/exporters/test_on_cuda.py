@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader, load_tokenizer
 from lowrank_export.converter.checkpoint.layouts import Layout
-from lowrank_export.converter.errors import ResourceError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import ResourceError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.model.loading import load_tokenizer
 from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.gguf.importance import export_imatrix
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.writer import export_gguf
-from lowrank_export.exporters.onnx.encoded import aware_matrices
-from lowrank_export.exporters.onnx.types import OnnxOptions
+from lowrank_export.exporters.onnx.weights.encoded import aware_matrices
+from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 
 MERGED = "model.layers.0.mlp.up_proj"
 

@@ -230,8 +230,8 @@ def test_links_out_of_the_folder(copied: Copy, refused: Refused, tmp_path: Path)
 
 def test_links_of_the_hub_cache(copied: Copy, tmp_path: Path) -> None:
     """What huggingface_hub makes is read; what only looks like it is not."""
-    from lowrank_export.converter.checkpoint.folder import CheckpointReader
-    from lowrank_export.converter.errors import InputError
+    from lowrank_export.converter.checkpoint.reader import CheckpointReader
+    from lowrank_export.converter.core.errors import InputError
 
     sound, cache = copied("dense"), tmp_path / "models--a--b"
     (snapshot := cache / "snapshots" / "1234").mkdir(parents=True)

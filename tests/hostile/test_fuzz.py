@@ -66,7 +66,7 @@ def test_reader(fuzz: ModuleType, targets: dict[str, Any], name: str) -> None:
 
 def test_a_finding_is_found(fuzz: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     """The fuzzer sees what readers must not do."""
-    from lowrank_export.converter.errors import InputError
+    from lowrank_export.converter.core.errors import InputError
 
     def reader(data: bytes) -> None:
         if b"\xff" in data:

@@ -14,7 +14,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from typer.testing import CliRunner
 
 from lowrank_export.cli import app
-from lowrank_export.runtime_tests.llamacpp.runtime import find_runtime
+from lowrank_export.exporters.llamacpp.runtime import find_runtime
 
 Copy = Callable[[str], Path]
 Refused = Callable[..., str]
@@ -203,8 +203,8 @@ KILLERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", KILLERS)
 def test_llama_cpp_never_takes_this_process_along(copied: Copy, tmp_path: Path, case: str) -> None:
     """Whatever llama.cpp says or does about a file that agrees with itself: an open backend, or one line."""
-    from lowrank_export.converter.errors import InputError, LowRankError
-    from lowrank_export.runtime_tests.trial import check_survives
+    from lowrank_export.converter.core.errors import InputError, LowRankError
+    from lowrank_export.runtime_tests.backends.trial import check_survives
 
     path = rewritten(copied("d.gguf"), KILLERS[case])
     try:

@@ -165,7 +165,7 @@ def test_flags(refused: Refused, tmp_path: Path, flag: str) -> None:
 
 
 def test_anchors_of_plain_values_are_read(tmp_path: Path) -> None:
-    from lowrank_export.runtime_tests.gate_file import read_gates
+    from lowrank_export.runtime_tests.gates.gate_file import read_gates
 
     (path := tmp_path / "g.yaml").write_text(
         "artifacts:\n  gguf q8_0: &tight\n    parity: {mean_kld: 0.001}\n  gguf q4_0: *tight\n"

@@ -12,30 +12,21 @@ import pytest
 from typer.testing import CliRunner
 
 from lowrank_export.cli import app
-from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.runtime_tests.child import Cost
-from lowrank_export.runtime_tests.compare_results import Comparison, Gathering, Measurement
-from lowrank_export.runtime_tests.compare_results import Row as ComparedRow
-from lowrank_export.runtime_tests.degeneration import degeneration
-from lowrank_export.runtime_tests.footprint import Footprint
-from lowrank_export.runtime_tests.gates import gate
-from lowrank_export.runtime_tests.generation import Sample
-from lowrank_export.runtime_tests.parity import AtPosition, Parity
-from lowrank_export.runtime_tests.perplexity import Perplexity
-from lowrank_export.runtime_tests.report import LinearRank, Report, Row
-from lowrank_export.runtime_tests.speed import Rate, Speed
-from lowrank_export.runtime_tests.sweep_results import PLAIN, Sweep, SweepRow
-from lowrank_export.runtime_tests.tasks import TaskScore
-from lowrank_export.runtime_tests.tokenizer_check import TokenizerCheck
-from lowrank_export.runtime_tests.writing import Writing
-
-
-@pytest.fixture(scope="session")
-def llama_cpp_runtime() -> Path:
-    """The patched llama.cpp, built on first use and then cached for good."""
-    from lowrank_export.runtime_tests.llamacpp.runtime import ensure_runtime
-
-    return ensure_runtime(SilentProgress())
+from lowrank_export.runtime_tests.gates.gates import gate
+from lowrank_export.runtime_tests.generation.generation import Sample
+from lowrank_export.runtime_tests.generation.writing import Writing
+from lowrank_export.runtime_tests.metrics.degeneration import degeneration
+from lowrank_export.runtime_tests.metrics.footprint import Footprint
+from lowrank_export.runtime_tests.metrics.parity import AtPosition, Parity
+from lowrank_export.runtime_tests.metrics.perplexity import Perplexity
+from lowrank_export.runtime_tests.metrics.tasks import TaskScore
+from lowrank_export.runtime_tests.metrics.tokenizer_check import TokenizerCheck
+from lowrank_export.runtime_tests.report.report import LinearRank, Report, Row
+from lowrank_export.runtime_tests.studies.compare_results import Comparison, Gathering, Measurement
+from lowrank_export.runtime_tests.studies.compare_results import Row as ComparedRow
+from lowrank_export.runtime_tests.studies.sweep_results import PLAIN, Sweep, SweepRow
+from lowrank_export.runtime_tests.timing.speed import Rate, Speed
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.runtime_tests.artifacts import describe
 
 

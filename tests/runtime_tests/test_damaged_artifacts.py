@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lowrank_export.cli import app
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.exporters.llamacpp.runtime import find_runtime
 from lowrank_export.exporters.onnx.export import export_onnx
-from lowrank_export.runtime_tests.llamacpp.runtime import find_runtime
 
 RANK = 24
 LINEAR = "model.layers.1.self_attn.q_proj"

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader
-from lowrank_export.converter.errors import ResourceError
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import ResourceError
 from lowrank_export.converter.storage.byte_size import MemoryLimits
-from lowrank_export.runtime_tests import doctor, timing
+from lowrank_export.runtime_tests import doctor
 from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend, open_torch
-from lowrank_export.runtime_tests.corpora import evaluation_windows
-from lowrank_export.runtime_tests.footprint import Footprint
-from lowrank_export.runtime_tests.measure import check_measurable
-from lowrank_export.runtime_tests.outputs.markdown import markdown
-from lowrank_export.runtime_tests.report import Report
+from lowrank_export.runtime_tests.metrics.corpora import evaluation_windows
+from lowrank_export.runtime_tests.metrics.footprint import Footprint
+from lowrank_export.runtime_tests.metrics.measure import check_measurable
+from lowrank_export.runtime_tests.report.markdown import markdown
+from lowrank_export.runtime_tests.report.report import Report
+from lowrank_export.runtime_tests.timing import timing
 from lowrank_export.runtime_tests.validate import Settings, validate
 
 TOKENS = np.arange(24, dtype=np.int32)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.runtime_tests import timing
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.exporters.llamacpp.runtime import find_runtime
 from lowrank_export.runtime_tests import validate as module
-from lowrank_export.runtime_tests.backends.open import TORCH
-from lowrank_export.runtime_tests.corpora import evaluation_windows
-from lowrank_export.runtime_tests.footprint import Footprint, measure_footprint
-from lowrank_export.runtime_tests.gate_file import GateSettings
-from lowrank_export.runtime_tests.llamacpp.runtime import find_runtime
+from lowrank_export.runtime_tests.backends.formats import TORCH
+from lowrank_export.runtime_tests.gates.gate_file import GateSettings
+from lowrank_export.runtime_tests.metrics.corpora import evaluation_windows
+from lowrank_export.runtime_tests.metrics.footprint import Footprint, measure_footprint
+from lowrank_export.runtime_tests.metrics.windows import Windows
+from lowrank_export.runtime_tests.timing import timing
 from lowrank_export.runtime_tests.validate import Settings, validate
-from lowrank_export.runtime_tests.windows import Windows
 
 QUICK = Settings(speed=False, sample_tokens=4)
 TIMED = Settings(prompt_tokens=(8,), decode_tokens=2, repeats=1, sample_tokens=4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lowrank_export.converter.allocation.plan import LinearShape
 from lowrank_export.converter.allocation.rounding import round_ranks
 from lowrank_export.converter.checkpoint.layouts import LAYOUTS, Layout, parameters, rank_for
-from lowrank_export.converter.errors import UsageError
+from lowrank_export.converter.core.errors import UsageError
 
 
 def shapes_of(blocks: int, sizes: list[tuple[int, int]], layout: Layout = "two-factor") -> list[LinearShape]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lowrank_export
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.families.table import (
     FAMILIES,
     built_onnx,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowrank_export
-from lowrank_export.converter.errors import ResourceError
+from lowrank_export.converter.core.errors import ResourceError
+from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.machine import float32
 from lowrank_export.converter.machine.float32 import check_products, float32_products, float32_settings
-from lowrank_export.converter.recipe import Recipe
 from lowrank_export.runtime_tests.backends.torch_reference import open_torch
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.families.table import FAMILIES, compressed
 from lowrank_export.converter.model.blocks import BlockSource
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowrank_export.converter.checkpoint.folder import load
-from lowrank_export.converter.errors import InputError, ResourceError
+from lowrank_export.converter.core.errors import InputError, ResourceError
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model import source
+from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.model.source import Source, open_source
-from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.exporters.gguf.writer import export_gguf
 
 SILENT = SilentProgress()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.statistics import calibration
 from lowrank_export.converter.statistics.calibration import (
     calibrate,

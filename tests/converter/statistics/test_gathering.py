@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.source import open_source
-from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.statistics.gathering import ROWS, gather_fisher
 from lowrank_export.converter.statistics.store import Statistics
 

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.source import open_source
-from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.statistics.gathering import GRADIENT, ROWS, SIGMA, gather_fisher, gather_gradients
 from lowrank_export.converter.statistics.gradients import backward_blocks
 from lowrank_export.converter.statistics.store import Statistics

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.families.table import family_of
 from lowrank_export.converter.model.blocks import BlockSource
-from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.statistics.input_moments import input_moments
 
 TOKENS = torch.randint(0, 320, (5, 24), generator=torch.Generator().manual_seed(0))

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import lowrank_export
-from lowrank_export.converter.checkpoint.folder import CheckpointReader
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.distributed.workers import ALONE
 from lowrank_export.converter.families.table import family_of
-from lowrank_export.converter.machine.activations import Keep, OnDisk, in_memory
-from lowrank_export.converter.machine.workers import ALONE
+from lowrank_export.converter.model.activations import Keep, OnDisk, in_memory
 from lowrank_export.converter.model.blocks import BlockSource
-from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.statistics.last_hidden import last_hidden_states
 
 

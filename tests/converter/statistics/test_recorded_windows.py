@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lowrank_export.converter.checkpoint.folder import load_tokenizer
-from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.core.errors import InputError, UsageError
+from lowrank_export.converter.model.loading import load_tokenizer
 from lowrank_export.converter.statistics.calibration import Calibration, calibrate, hold_out
 from lowrank_export.converter.statistics.recorded_windows import recorded_windows
 

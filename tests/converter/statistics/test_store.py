@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from lowrank_export.converter.errors import UsageError
+from lowrank_export.converter.core.errors import UsageError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.preparation import gather_statistics
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.planning.preparation import gather_statistics
 from lowrank_export.converter.statistics.store import IDENTITY, Statistics, open_statistics
 
 

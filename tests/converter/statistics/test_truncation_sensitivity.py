@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lowrank_export.converter.checkpoint.layouts import Layout
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.source import open_source
-from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.statistics.gathering import MEAN_ABS, SIGMA, gather_dense
 from lowrank_export.converter.statistics.store import Statistics
 from lowrank_export.converter.statistics.truncation_sensitivity import Alone, truncation_losses

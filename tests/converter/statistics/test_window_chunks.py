@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.machine.workers import Workers
-from lowrank_export.converter.recipe import Recipe
+from lowrank_export.converter.core.recipe import Recipe
+from lowrank_export.converter.distributed.workers import Workers
 from lowrank_export.converter.statistics.calibration import Calibration
 from lowrank_export.converter.statistics.window_chunks import window_chunks
 

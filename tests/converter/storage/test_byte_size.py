@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowrank_export.converter.errors import UsageError
+from lowrank_export.converter.core.errors import UsageError
 from lowrank_export.converter.storage.byte_size import memory_limit, parse_bytes
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_export.converter.errors import InputError, ResourceError, UsageError
+from lowrank_export.converter.core.errors import InputError, ResourceError, UsageError
 from lowrank_export.converter.storage.files import cache_folder, check_output, is_disk_full, replacing
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.writer import export_gguf
 

@@ -14,10 +14,10 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader
-from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import InputError, UsageError
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.source import open_source
-from lowrank_export.converter.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.adapter import adapter_path, export_adapter, find_adapter
 from lowrank_export.exporters.gguf.names import interleave_rows

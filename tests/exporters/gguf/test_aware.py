@@ -14,14 +14,13 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from torch import nn
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader, load, load_tokenizer
 from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear
 from lowrank_export.converter.checkpoint.pivot_linear import PivotLinear
-from lowrank_export.converter.errors import InputError, UsageError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import InputError, UsageError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.model.loading import load, load_tokenizer
 from lowrank_export.converter.statistics.calibration import calibrate
-from lowrank_export.exporters.aware import round_linear
-from lowrank_export.exporters.calibrated import open_calibrated
 from lowrank_export.exporters.gguf import aware
 from lowrank_export.exporters.gguf.aware import rounder
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode
@@ -30,6 +29,8 @@ from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.exporters.gguf.rounding import round_nearest
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.exporters.rounding.aware import round_linear
+from lowrank_export.exporters.rounding.calibrated import open_calibrated
 
 M, N, RANK = 96, 128, 64
 

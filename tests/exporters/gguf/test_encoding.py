@@ -11,7 +11,7 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_export.converter.errors import InputError, ResourceError, UsageError
+from lowrank_export.converter.core.errors import InputError, ResourceError, UsageError
 from lowrank_export.exporters.gguf.encoding import GGUF_PY, encode
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode, ggml_encode
 from lowrank_export.exporters.gguf.types import TYPES, tensor_bytes

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.exporters.artifact import TensorRecord
 from lowrank_export.exporters.gguf.imatrix import Importance, read_imatrix, write_imatrix
 from lowrank_export.exporters.gguf.rounding_choice import Rounding

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.checkpoint.folder import load_tokenizer
-from lowrank_export.converter.errors import UsageError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.errors import UsageError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.model.loading import load_tokenizer
 from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.gguf.imatrix import read_imatrix
 from lowrank_export.exporters.gguf.importance import export_imatrix

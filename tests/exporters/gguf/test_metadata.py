@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.core.errors import InputError
 from lowrank_export.exporters.gguf.metadata import read_hyperparameters, rope_frequency_factors
 
 CONFIG: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowrank_export.converter.errors import UsageError
+from lowrank_export.converter.core.errors import UsageError
 from lowrank_export.converter.storage.gguf_header import Header
 from lowrank_export.exporters.gguf.mixes import (
     Quantisation,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.families.table import gguf_of
 from lowrank_export.exporters.gguf.names import gguf_name, interleave_rows, rotary_heads
 

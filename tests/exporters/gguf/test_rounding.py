@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrank_export.exporters.feedback import DAMPING
 from lowrank_export.exporters.gguf.codes import CODES
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode
 from lowrank_export.exporters.gguf.rounding import Rows, round_nearest, round_rows
 from lowrank_export.exporters.gguf.types import TYPES
+from lowrank_export.exporters.rounding.gptq import DAMPING
 
 ROUNDED = [name for name in TYPES if TYPES[name].block > 1]
 

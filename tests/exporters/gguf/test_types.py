@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.exporters.gguf.types import TYPES, fitting_type, storage_type, tensor_bytes
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.core.errors import InputError
 from lowrank_export.exporters.gguf.pretokenisers import LLAMA3, QWEN2, TEKKEN, pretokeniser_name
 from lowrank_export.exporters.gguf.vocabulary import CONTROL, NORMAL, UNUSED, read_vocabulary
 

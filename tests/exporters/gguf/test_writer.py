@@ -17,9 +17,10 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader, load
-from lowrank_export.converter.errors import InputError, ResourceError, UsageError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import InputError, ResourceError, UsageError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.model.loading import load
 from lowrank_export.exporters.artifact import TensorRecord
 from lowrank_export.exporters.gguf import writer
 from lowrank_export.exporters.gguf.mixes import MIXES, Quantisation, predict_bytes

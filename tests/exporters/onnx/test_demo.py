@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader, load
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.model.loading import load
+from lowrank_export.exporters.onnx.check.selfcheck import kld
 from lowrank_export.exporters.onnx.export import export_onnx
-from lowrank_export.exporters.onnx.selfcheck import kld
 from lowrank_export.exporters.onnx.session import open_decoder
-from lowrank_export.exporters.onnx.sizes import predict_bytes, rotary_elements
+from lowrank_export.exporters.onnx.weights.sizes import predict_bytes, rotary_elements
 
 KLD_LIMIT = 0.02
 TOKENS = 384

@@ -16,22 +16,23 @@ import onnx
 import pytest
 import torch
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader, load, load_tokenizer
 from lowrank_export.converter.checkpoint.layouts import LAYOUTS, Layout
 from lowrank_export.converter.checkpoint.lowrank_linear import replace_linears
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
-from lowrank_export.converter.errors import InputError, LowRankError, ResourceError, UsageError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.errors import InputError, LowRankError, ResourceError, UsageError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.model.loading import load, load_tokenizer
 from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.onnx import upstream
+from lowrank_export.exporters.onnx.check.selfcheck import kld
 from lowrank_export.exporters.onnx.export import export_onnx
-from lowrank_export.exporters.onnx.multiplied_out import stored_shapes
-from lowrank_export.exporters.onnx.quantise import BlockFormat, quantise
-from lowrank_export.exporters.onnx.selfcheck import kld
 from lowrank_export.exporters.onnx.session import open_decoder
-from lowrank_export.exporters.onnx.sizes import predict_bytes, rotary_elements
-from lowrank_export.exporters.onnx.types import QUANTISATIONS, OnnxOptions, bits_of, block_format
+from lowrank_export.exporters.onnx.weights.multiplied_out import stored_shapes
+from lowrank_export.exporters.onnx.weights.quantise import BlockFormat, quantise
+from lowrank_export.exporters.onnx.weights.sizes import predict_bytes, rotary_elements
+from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions, bits_of, block_format
 from lowrank_export.runtime_tests.artifacts import describe
 
 VOCABULARY = 320  # of tests/tiny.py

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.families.table import built_onnx
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.exporters.onnx.check.selfcheck import kld
 from lowrank_export.exporters.onnx.export import export_onnx
-from lowrank_export.exporters.onnx.selfcheck import kld
 from lowrank_export.exporters.onnx.session import open_decoder
-from lowrank_export.exporters.onnx.types import OnnxOptions
+from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 
 ALL = OnnxOptions(factors="all")
 WINDOW = 8  # of sliding attention: far shorter than the tokens below

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from lowrank_export.converter.errors import ResourceError
+from lowrank_export.converter.core.errors import ResourceError
 from lowrank_export.exporters.onnx import flavours
 
 

@@ -11,13 +11,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.exporters.onnx import graph_check
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.exporters.onnx.check import graph_check
 from lowrank_export.exporters.onnx.contents import DATA_FILE, INLINE_BYTES, MODEL_FILE, model_bytes
 from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.exporters.onnx.session import checked_model
-from lowrank_export.exporters.onnx.sizes import predict_bytes
+from lowrank_export.exporters.onnx.weights.sizes import predict_bytes
 
 OFFSET = 5 * 2**30  # beyond what 32 bits can say
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from lowrank_export.converter.errors import LowRankError
+from lowrank_export.converter.core.errors import LowRankError
 from lowrank_export.converter.families.table import FAMILIES, built_onnx
-from lowrank_export.exporters.onnx import fused_linears, genai_builder, upstream
+from lowrank_export.exporters.onnx import upstream
+from lowrank_export.exporters.onnx.builder import fused_linears, genai_builder
 
 
 def test_installed_builder_is_the_one_this_was_written_for() -> None:
@@ -26,7 +27,7 @@ def test_every_family_class_is_in_the_table() -> None:
 
 def test_every_method_our_subclass_overrides_is_in_the_table() -> None:
     """A method added to the subclass without a line in the table would not be watched."""
-    from lowrank_export.exporters.onnx.genai_builder import _subclass
+    from lowrank_export.exporters.onnx.builder.genai_builder import _subclass
 
     pinned = {*upstream.METHODS, *(path.partition(".")[2] for path in upstream.CLASS_METHODS)}
     ours = {name for name, value in vars(_subclass("LlamaModel")).items() if callable(value)}

@@ -14,15 +14,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lowrank_export.converter.checkpoint.folder import CheckpointReader, load
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.checkpoint.reader import CheckpointReader
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.families.table import FAMILIES as KNOWN
 from lowrank_export.converter.families.table import built_onnx, compressed, traced_onnx
+from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.pipeline import compress
-from lowrank_export.converter.progress import SilentProgress
-from lowrank_export.converter.recipe import Recipe
 from lowrank_export.exporters.onnx.export import export_onnx
-from lowrank_export.exporters.onnx.types import QUANTISATIONS, OnnxOptions
+from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions
 
 EXACT = "fp32"
 IN_EVERY_TYPE = ("llama", "phi3")  # plain, and with linears that the checkpoint holds as one

@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.runtime_tests.backends.protocol import Backend
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.errors import InputError, ResourceError
+from lowrank_export.converter.core.errors import InputError, ResourceError
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
-from lowrank_export.runtime_tests.footprint import measure_footprint
+from lowrank_export.runtime_tests.metrics.footprint import measure_footprint
 
 TOKENS = np.random.default_rng(4).integers(1, 320, 30, dtype=np.int32)
 

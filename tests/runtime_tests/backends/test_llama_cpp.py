@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.exporters.gguf.types import TYPES

@@ -12,12 +12,12 @@ from typing import Any, cast
 import pytest
 from gguf import GGUFReader
 
-from lowrank_export.converter.errors import InputError
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.gguf import writer
 from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.runtime_tests.backends.inspection import GgufSummary, check_loadable, inspect_gguf
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
-from lowrank_export.runtime_tests.llamacpp.inspection import GgufSummary, check_loadable, inspect_gguf
 
 STOCK = """
 import os, sys, xllamacpp
@@ -32,7 +32,7 @@ MUTATIONS = """
 import random, sys
 from pathlib import Path
 import numpy as np
-from lowrank_export.converter.errors import LowRankError
+from lowrank_export.converter.core.errors import LowRankError
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 source, copy = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
 for seed in range(24):

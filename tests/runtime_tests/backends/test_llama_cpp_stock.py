@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.errors import InputError
+from lowrank_export.converter.core.errors import InputError
 from lowrank_export.exporters.gguf.adapter import adapter_path
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.exporters.gguf.types import TYPES

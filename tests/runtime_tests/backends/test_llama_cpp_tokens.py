@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 

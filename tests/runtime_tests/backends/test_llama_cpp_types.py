@@ -12,16 +12,16 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from lowrank_export.converter.progress import SilentProgress
+from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.gguf.imatrix import read_imatrix
 from lowrank_export.exporters.gguf.importance import export_imatrix
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.types import TYPES
+from lowrank_export.exporters.llamacpp.runtime import import_llama_cpp
 from lowrank_export.runtime_tests.artifacts import describe
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 from lowrank_export.runtime_tests.exporting import export
-from lowrank_export.runtime_tests.llamacpp.runtime import import_llama_cpp
 
 # 256-wide rows throughout, which every type fits
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_key_value_heads": 4}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.errors import InputError, ResourceError
+from lowrank_export.converter.core.errors import InputError, ResourceError
 from lowrank_export.runtime_tests.backends.onnxruntime import OnnxRuntimeBackend
 
 TOKENS = np.random.default_rng(3).integers(0, 320, 30, dtype=np.int32)

@@ -7,8 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from lowrank_export.converter.errors import InputError, UsageError
-from lowrank_export.runtime_tests.backends.open import artifact_format, backend_names, open_backend
+from lowrank_export.converter.core.errors import InputError, UsageError
+from lowrank_export.runtime_tests.backends.formats import artifact_format, backend_names
+from lowrank_export.runtime_tests.backends.open import open_backend
 
 
 def test_formats_are_told_apart(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.converter.errors import InputError, UsageError
+from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.runtime_tests.backends.protocol import Backend
 from lowrank_export.runtime_tests.backends.torch_reference import TorchBackend, open_torch
 

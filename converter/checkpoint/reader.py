@@ -1,0 +1,186 @@
+"""The factored checkpoint on disk: a Hugging Face directory whose compressed linears are stored as factors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import InputError
+from ..families.table import completed
+from ..storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
+from ..storage.links import check_links
+from ..storage.safetensors_header import read_header
+from .layouts import C_SUFFIX, LAYOUTS, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+
+
+class CheckpointReader:
+    """Reads a checkpoint directory, factored or dense, tensor by tensor.
+
+    Raises:
+        InputError: the directory is not a checkpoint, a shard is damaged, or a factor disagrees with its rank.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InputError(f"{path}: no such directory; give the folder of a Hugging Face checkpoint")
+        check_links(self.path)
+        if (self.path / "adapter_config.json").exists():  # transformers would look for the model that it names
+            raise InputError(f"{path}: holds an adapter (adapter_config.json); merge it into its model first")
+        self.config: dict[str, Any] = completed(read_json(self.path / "config.json"))
+        self.lowrank: dict[str, Any] = _lowrank_config(self.config, self.path)
+        self.ranks: dict[str, int] = self.lowrank.get("ranks", {})
+        self._shards: dict[str, Path] = {}
+        for shard in self._shard_files():
+            for name in read_header(shard):
+                if name in self._shards:
+                    raise InputError(f"{shard}: holds {shown(name)}, and so does {self._shards[name].name}")
+                self._shards[name] = shard
+        self._check_factors()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor name, sorted."""
+        return tuple(sorted(self._shards))
+
+    @cached_property
+    def _headers(self) -> dict[Path, dict[str, Any]]:
+        return {shard: read_header(shard) for shard in set(self._shards.values())}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, from the file header.
+
+        Raises:
+            InputError: no such tensor.
+        """
+        return tuple(self._header(name)["shape"])
+
+    def dtype(self, name: str) -> str:
+        """Storage type of one tensor as safetensors spells it ("F32", "BF16", ...)."""
+        return str(self._header(name)["dtype"])
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor to CPU in its stored dtype. Nothing else is read.
+
+        Raises:
+            InputError: no such tensor, or not one of PyTorch's.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        self._header(name)
+        try:
+            with safe_open(self._shards[name], framework="pt") as shard:
+                tensor: Tensor = shard.get_tensor(name)
+        except (SafetensorError, AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"{self._shards[name]}: tensor {name!r} cannot be read ({error})") from None
+        return tensor
+
+    @property
+    def recipe_text(self) -> str:
+        """The recipe that made the checkpoint, as YAML; empty for a dense one."""
+        recipe = self.path / "recipe.yaml"
+        return recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+
+    def _header(self, name: str) -> dict[str, Any]:
+        if name not in self._shards:
+            raise InputError(f"{self.path}: tensor {name!r} is missing")
+        header: dict[str, Any] = self._headers[self._shards[name]][name]
+        return header
+
+    def _shard_files(self) -> list[Path]:
+        index, single = self.path / SAFETENSORS_INDEX, self.path / "model.safetensors"
+        if not index.is_file():
+            if not single.is_file():
+                raise InputError(f"{self.path}: no model.safetensors and no {SAFETENSORS_INDEX} (pickles are not read)")
+            return [single]
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index}: no weight_map")
+        here = {entry.name for entry in self.path.iterdir() if entry.is_file()}
+        names = sorted(set(map(str, weight_map.values())))
+        for name in names:
+            if name not in here:
+                raise InputError(f"{index}: shard {shown(name)} is not a file of this folder")
+        if single.is_file():  # transformers takes this one
+            return [single]
+        return [self.path / name for name in names]
+
+    @property
+    def layout(self) -> str:
+        """How compressed linears are stored, see layouts.py; "dense" where there are none."""
+        return str(self.lowrank.get("layout", "two-factor")) if self.lowrank else "dense"
+
+    def permutation(self, linear: str) -> Tensor | None:
+        """The order of a linear's rows, (m,) int32, checked to be a permutation; None where there is none.
+
+        Raises:
+            InputError: not a permutation of the rows.
+        """
+        name = linear + PERM_SUFFIX
+        if name not in self._shards:
+            return None
+        perm = self.tensor(name)
+        rows = self.shape(linear + P_SUFFIX)[0] + self.shape(linear + C_SUFFIX)[0]
+        if self.dtype(name) != "I32" or self.shape(name) != (rows,) or perm.sort().values.tolist() != list(range(rows)):
+            raise InputError(f"{self.path}: {name} is not a permutation of {rows} rows in int32")
+        return perm
+
+    def _check_factors(self) -> None:
+        check = self._check_pivot if self.layout == "pivot" else self._check_two_factor
+        for linear, rank in self.ranks.items():
+            check(linear, rank)
+
+    def _check_two_factor(self, linear: str, rank: int) -> None:
+        u, v = self.shape(linear + U_SUFFIX), self.shape(linear + V_SUFFIX)
+        if len(u) != 2 or len(v) != 2 or u[1] != rank or v[0] != rank:
+            raise InputError(f"{self.path}: {linear} has factors {u} and {v}, but rank {rank} in config.json")
+
+    def _check_pivot(self, linear: str, rank: int) -> None:
+        p, c = self.shape(linear + P_SUFFIX), self.shape(linear + C_SUFFIX)
+        if len(p) != 2 or len(c) != 2 or p[0] != rank or c[1] != rank:
+            raise InputError(
+                f"{self.path}: {linear} has pivot rows {p} and coefficients {c}, but rank {rank} in config.json"
+            )
+        self.permutation(linear)
+
+
+def _lowrank_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The `quantization_config` of a factored checkpoint; empty for a dense one."""
+    found = config.get("quantization_config")
+    if not found:
+        return {}
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if method != "lowrank" or not isinstance(found, dict):
+        raise InputError(f"{path}: already quantised ({shown(method)}); start from the unquantised checkpoint")
+    ranks = found.get("ranks", {})
+    if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
+        raise InputError(f"{path}: config.json holds no ranks of the linears")
+    layout = found.get("layout", LAYOUTS[0])
+    if layout not in LAYOUTS:
+        raise InputError(
+            f"{path}: factored checkpoint has layout {shown(layout)}; this version reads: {', '.join(LAYOUTS)}"
+        )
+    lowrank: dict[str, Any] = found
+    return lowrank
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: missing, not JSON, or not an object.
+    """
+    text = read_text_file(path, MAX_JSON_BYTES)
+    try:
+        data = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return data

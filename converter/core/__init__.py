@@ -1,0 +1,1 @@
+"""What every stage needs: errors, progress, the recipe and its options."""

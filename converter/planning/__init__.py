@@ -1,0 +1,1 @@
+"""Recipe and model -> ranks, and the memory of every stage, before any work."""

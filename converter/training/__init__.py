@@ -1,0 +1,1 @@
+"""Factors trained on calibration text."""

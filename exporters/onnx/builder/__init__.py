@@ -1,0 +1,1 @@
+"""Graphs from ONNX Runtime GenAI's model builder."""

@@ -1,0 +1,1 @@
+"""An ONNX folder held against its checkpoint, and before a runtime loads it."""

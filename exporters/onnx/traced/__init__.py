@@ -1,0 +1,1 @@
+"""Graphs traced from PyTorch, for families that the builder lacks."""

@@ -1,0 +1,1 @@
+"""Weights of a graph: types, codes and where they are stored."""

@@ -1,0 +1,131 @@
+"""The types an ONNX export can have, and the options of their encoding: which matrix is stored how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ....converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
+from ....converter.core.errors import UsageError
+from ....converter.core.recipe import nearest
+from .quantise import BlockFormat
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+ACCURACY_LEVELS = (0, 1, 4)
+EMBEDDING = "embed_tokens.weight"
+HEAD = "lm_head.weight"
+NARROWING = ("down_proj", "fc2")
+"""Linears with more columns than rows: V is their larger factor, and gets the bits that U has elsewhere."""
+EVEN_BLOCKS = 64
+"""Two zero points share a byte; and other tools' quantisers fail on an odd number of 4-bit blocks of 32."""
+How = Literal["plain", "aware"]
+Factors = Literal["auto", "all"]
+
+
+@dataclass(frozen=True)
+class OnnxType:
+    """Bits per weight of each kind of matrix: 32 and 16 are floats, 8 and 4 codes.
+
+    Attributes:
+        inner: the factor that meets the input: V, or P; of `NARROWING` linears U.
+        outer: the other factor: U, or C; of `NARROWING` linears V.
+        dense: a linear that is not factored.
+        head: embedding and output head, where they are not factored.
+    """
+
+    inner: int
+    outer: int
+    dense: int
+    head: int
+
+
+QUANTISATIONS: Mapping[str, OnnxType] = {
+    "fp32": OnnxType(32, 32, 32, 32),
+    "fp16": OnnxType(16, 16, 16, 16),
+    "int8": OnnxType(8, 8, 8, 8),
+    "int4": OnnxType(4, 4, 4, 8),
+    "int4-mix": OnnxType(8, 4, 4, 8),
+}
+"""By name. Measured in docs/onnx.md."""
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How matrices are stored: rounded to codes, and factored. The defaults are measured in docs/onnx.md.
+
+    Attributes:
+        block_size: columns that share a scale.
+        symmetric: blocks have a scale alone, else a zero point too.
+        accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits per block, 0 and 1 multiply in float.
+        rounding: "plain", every weight to the nearest code; or "aware", see `exporters.rounding.aware.round_linears`.
+        calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
+        device: that "aware" runs it on: "auto", "cpu", "cuda".
+        factors: "auto" multiplies a linear out where one matmul costs less than two, see `multiplied_out`; "all" keeps
+            every linear as the checkpoint has it.
+
+    Raises:
+        UsageError: a value that is not offered.
+    """
+
+    block_size: int = 32
+    symmetric: bool = True
+    accuracy_level: int = 4
+    rounding: str = "plain"
+    calibration: str | None = None
+    factors: str = "auto"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.block_size not in BLOCK_SIZES:
+            raise UsageError(f"--onnx-block-size {self.block_size}: one of {', '.join(map(str, BLOCK_SIZES))}")
+        if self.accuracy_level not in ACCURACY_LEVELS:
+            levels = ", ".join(map(str, ACCURACY_LEVELS))
+            raise UsageError(f"--onnx-accuracy-level {self.accuracy_level}: one of {levels}")
+        if self.rounding not in get_args(How):
+            raise UsageError(
+                f"--onnx-rounding {self.rounding}: unknown rounding{nearest(self.rounding, get_args(How))}"
+            )
+        if self.factors not in get_args(Factors):
+            raise UsageError(f"--onnx-factors {self.factors}: auto or all{nearest(self.factors, get_args(Factors))}")
+
+    def said(self, quantisation: str) -> str:
+        """What a file says of its encoding: of codes how they were made, and whether every factor was kept."""
+        kept = ["all factors"] if self.factors == "all" else []
+        if not has_codes(quantisation):
+            return ", ".join(kept)
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        level = f"accuracy level {self.accuracy_level}"
+        return ", ".join([f"blocks of {self.block_size}", kind, level, f"{self.rounding} rounding", *kept])
+
+
+def has_codes(quantisation: str) -> bool:
+    """Whether a type stores linears as codes."""
+    return QUANTISATIONS[quantisation].dense <= 8
+
+
+def bits_of(name: str, quantisation: str) -> int:
+    """Bits per weight of a matrix, by its name in the checkpoint."""
+    type = QUANTISATIONS[quantisation]
+    if name.endswith(tuple(linear + V_SUFFIX for linear in NARROWING)):
+        return type.outer
+    if name.endswith(tuple(linear + U_SUFFIX for linear in NARROWING)):
+        return type.inner
+    if name.endswith((V_SUFFIX, P_SUFFIX)):
+        return type.inner
+    if name.endswith((U_SUFFIX, C_SUFFIX)):
+        return type.outer
+    return type.head if name.endswith((EMBEDDING, HEAD)) else type.dense
+
+
+def block_format(name: str, quantisation: str, options: OnnxOptions) -> BlockFormat | None:
+    """The encoding of a matrix, by its name in the checkpoint; None where it stays float."""
+    bits = bits_of(name, quantisation)
+    return BlockFormat(bits, options.block_size, options.symmetric) if bits <= 8 else None
+
+
+def row_multiple(quantisation: str, options: OnnxOptions) -> int:
+    """What ranks should be a multiple of: whole blocks, of 4-bit codes an even number of small ones."""
+    if not has_codes(quantisation):
+        return 1
+    return max(options.block_size, EVEN_BLOCKS) if QUANTISATIONS[quantisation].outer == 4 else options.block_size

@@ -1,0 +1,1 @@
+"""Weights -> codes, rounded against what the model reads."""

@@ -1,0 +1,1 @@
+"""Thresholds -> pass or fail."""

@@ -1,0 +1,73 @@
+"""Pieces of the evaluation text, each continued by a model: enough of them to say how much it repeats itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...converter.core.errors import InputError
+from ..backends.protocol import Backend, Together
+from ..metrics.windows import Windows
+from .generation import draw, generate
+
+Pieces = NDArray[np.int32]  # (N, P) token ids
+
+
+def pieces(windows: Windows, count: int, length: int) -> Pieces:
+    """Cut `count` pieces of text, the same number of windows apart as far as may be; no random number takes part.
+
+    Args:
+        windows: N windows of T tokens.
+        count: pieces wanted, at least 1; several of one window where there are fewer windows.
+        length: tokens of a piece; less where a window has to give several.
+
+    Returns:
+        (count, P) with P <= length; fewer pieces from windows that have fewer tokens.
+    """
+    each = min(-(-count // len(windows)), windows.length)
+    apart = windows.length // each
+    cut = [windows.tokens[:, start * apart :][:, : min(length, apart)] for start in range(each)]
+    found = np.concatenate(cut)
+    return np.ascontiguousarray(found[np.arange(min(count, len(found))) * len(found) // min(count, len(found))])
+
+
+def continue_pieces(
+    backend: Backend, prompts: Pieces, *, max_tokens: int, end: Collection[int], seed: int
+) -> list[list[int]]:
+    """Sample a continuation of every piece, with seed + i of piece i; all at once where the runtime can.
+
+    Args:
+        backend: the model; its sequence is overwritten.
+        prompts: (N, P).
+        max_tokens, end: as `generate`.
+
+    Returns:
+        N continuations, those of `generate` but for what a runtime rounds otherwise when it runs several at once.
+
+    Raises:
+        InputError: NaN logits (names the backend).
+    """
+    if not isinstance(backend, Together):
+        return [
+            generate(backend, prompt, max_tokens=max_tokens, end=end, seed=seed + index)
+            for index, prompt in enumerate(prompts)
+        ]
+    random = [np.random.default_rng(seed + index) for index in range(len(prompts))]
+    found: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    step = prompts
+    backend.reset()
+    for count in range(max_tokens):
+        logits = backend.feed_all(step)
+        if np.isnan(logits).any():
+            raise InputError(f"{backend.name}: NaN logits after {count} generated tokens")
+        drawn = [draw(row, float(source.random())) for row, source in zip(logits, random, strict=True)]
+        going = [index for index in going if drawn[index] not in end]
+        for index in going:
+            found[index].append(drawn[index])
+        if not going:
+            break
+        step = np.array(drawn, dtype=np.int32)[:, None]
+    return found

@@ -1,0 +1,55 @@
+"""What a model writes: a few prompts to be read, and pieces of the evaluation text to measure whether it repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..backends.protocol import Backend
+from ..metrics.degeneration import Degeneration, degeneration
+from .continuations import Pieces, continue_pieces
+from .generation import Sample, end_tokens, sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Continuations of every prompt, and figures.
+
+    Attributes:
+        greedy, sampled: one per prompt.
+        greedy_degeneration: over the greedy ones. Small models repeat themselves greedily even when they are sound.
+        sampled_degeneration: over sampled continuations of pieces of the evaluation text, which gates read; a few
+            prompts are too few: one that ends in a loop decides the mean.
+    """
+
+    greedy: tuple[Sample, ...]
+    sampled: tuple[Sample, ...]
+    greedy_degeneration: Degeneration
+    sampled_degeneration: Degeneration
+
+
+def write(
+    backend: Backend,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    pieces: Pieces,
+    *,
+    max_tokens: int,
+    seed: int,
+) -> Writing:
+    """Let a model continue every prompt twice and every piece once; number i is sampled with seed + i.
+
+    Raises:
+        InputError: a prompt without tokens, or NaN logits.
+    """
+    greedy = tuple(sample(backend, tokenizer, prompt, max_tokens=max_tokens) for prompt in prompts)
+    sampled = tuple(
+        sample(backend, tokenizer, prompt, max_tokens=max_tokens, seed=seed + index)
+        for index, prompt in enumerate(prompts)
+    )
+    continued = continue_pieces(backend, pieces, max_tokens=max_tokens, end=end_tokens(tokenizer), seed=seed)
+    return Writing(greedy, sampled, degeneration([text.tokens for text in greedy]), degeneration(continued))

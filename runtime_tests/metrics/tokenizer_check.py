@@ -1,0 +1,100 @@
+"""Does the artifact cut text into the tokens its model was made for? Windows of token ids would never show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...converter.checkpoint.reader import read_json
+from ...converter.core.errors import InputError
+from ...converter.model.loading import load_tokenizer
+from ...converter.storage.gguf_header import read_header
+from ..backends.protocol import Backend
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROBES = (
+    "The history of the city begins with a river.",
+    "  leading and trailing spaces  ",
+    "Numbers: 0 12 345 6789 3.14159 -1e-5 1,000,000",
+    "don't, it's, we'll, they've, I'm",
+    "def factor(weight, rank):\n\treturn u[:, :rank] @ v[:rank]\n\n\n",
+    "naïve café, Übergröße, façade, smørrebrød",
+    "Привет, мир. 你好，世界。こんにちは。안녕하세요",
+    "emoji 🙂🚀 and symbols ≤ ≥ → € £",
+    "https://example.org/path?query=1&other=two#part",
+    "UPPER lower MiXeD CamelCase snake_case kebab-case",
+)
+END = "(the token that ends a text)"
+
+
+@dataclass(frozen=True)
+class TokenizerCheck:
+    """What came of comparing tokenizers.
+
+    Attributes:
+        texts: number of probe texts.
+        differing: those that came out otherwise than in the reference.
+    """
+
+    texts: int
+    differing: tuple[str, ...]
+
+
+def check_tokenizer(
+    backend: Backend, path: Path, reference: PreTrainedTokenizerBase, texts: Sequence[str] = PROBES
+) -> TokenizerCheck | None:
+    """Compare an artifact's tokenizer with the reference's, as the runtime uses it where the runtime has one.
+
+    Args:
+        backend: the open artifact.
+        path: the artifact.
+        reference: tokenizer of the model it was exported from.
+        texts: what to tokenise; special tokens are never added.
+
+    Returns:
+        None where the artifact has no tokenizer.
+    """
+    tokenise = _tokenise(backend, path)
+    if tokenise is None:
+        return None
+    differing = [text for text in texts if _without_begin(tokenise(text), reference) != _expected(reference, text)]
+    end = _end_tokens(path)
+    if end and reference.eos_token_id is not None and int(reference.eos_token_id) not in end:
+        differing.append(END)
+    return TokenizerCheck(len(texts) + bool(end), tuple(differing))
+
+
+def _tokenise(backend: Backend, path: Path) -> Callable[[str], list[int]] | None:
+    own: Callable[[str], list[int]] | None = getattr(backend, "tokenise", None)
+    if own is not None:
+        return own
+    try:
+        stored = load_tokenizer(path)
+    except InputError:
+        return None
+    return lambda text: _expected(stored, text)
+
+
+def _expected(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _without_begin(ids: list[int], reference: PreTrainedTokenizerBase) -> list[int]:
+    """Ids without the token that GenAI puts before every text."""
+    return ids[1:] if ids and reference.bos_token_id is not None and ids[0] == reference.bos_token_id else ids
+
+
+def _end_tokens(path: Path) -> set[int]:
+    """Ids at which the runtime ends a text; empty where the artifact names none."""
+    named: Any = None
+    if path.is_file():
+        metadata = read_header(path).metadata
+        named = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    elif (path / "genai_config.json").is_file():
+        named = read_json(path / "genai_config.json").get("model", {}).get("eos_token_id")
+    listed = named if isinstance(named, list) else [named]
+    return {token for token in listed if isinstance(token, int)}

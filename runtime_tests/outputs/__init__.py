@@ -1,1 +1,0 @@
-"""What a validation leaves behind: files for people and for CI."""

@@ -1,0 +1,1 @@
+"""Many experiments beside each other: comparison of methods, sweep of exports."""

@@ -1,0 +1,228 @@
+"""What a comparison of methods found: rows that are kept one file each, and the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...converter.core.errors import InputError, UsageError
+from ...converter.core.recipe import Recipe
+from ...converter.statistics.calibration import text_sha256
+from ...converter.storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
+from ..child import Cost
+from ..generation.generation import Sample
+from ..metrics.parity import Parity
+from ..metrics.perplexity import Perplexity
+from ..report.report import finite, write_json
+
+SCHEMA_VERSION = 2
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model on the evaluation windows.
+
+    Attributes:
+        bytes: size of the checkpoint.
+        parameters: stored weights, tied ones once.
+        perplexity: over all windows.
+        quality: divergence from the dense model; None for that model itself.
+        sample: greedy continuation of the prompt.
+    """
+
+    bytes: int
+    parameters: int
+    perplexity: Perplexity
+    quality: Parity | None
+    sample: Sample
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits the checkpoint spends per stored parameter."""
+        return 8 * self.bytes / self.parameters
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """What `asdict` made, after JSON."""
+        text = data["sample"]
+        return cls(
+            bytes=data["bytes"],
+            parameters=data["parameters"],
+            perplexity=Perplexity(**_numbers(data["perplexity"])),
+            quality=Parity.from_json(data["quality"]) if data["quality"] else None,
+            sample=Sample(text["prompt"], text["text"], tuple(text["tokens"])),
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one retention.
+
+    Attributes:
+        method: its name.
+        retention: kept / original parameters of the linears, as asked for.
+        kept: the same, as reached: ranks are rounded.
+        cost: of `compress` in a process of its own, statistics of the dense model not included.
+        measured: the checkpoint it made.
+    """
+
+    method: str
+    retention: float
+    kept: float
+    cost: Cost
+    measured: Measurement
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        """What `asdict` made, after JSON."""
+        measured = Measurement.from_json(data["measured"])
+        return cls(data["method"], data["retention"], data["kept"], Cost(**data["cost"]), measured)
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Statistics of the dense model, gathered once in a process of their own.
+
+    Attributes:
+        kind: "dense", "gradients", "fisher" or "sensitivity".
+        methods: which of the compared methods read them.
+        cost: of that process.
+    """
+
+    kind: str
+    methods: tuple[str, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on one model, calibration text and evaluation text.
+
+    Attributes:
+        rows: by falling retention; methods in the order they were asked for.
+        dense: the uncompressed model.
+        statistics: what the methods share.
+        recipe: the recipe keys that all rows have in common.
+        source: the dense model: what was asked for, hash, licence.
+        evaluation: text, windows and their hash, device, threads.
+        versions: library -> version.
+        machine: CPU model, cores, memory.
+    """
+
+    rows: tuple[Row, ...]
+    dense: Measurement
+    statistics: tuple[Gathering, ...]
+    recipe: Mapping[str, Any]
+    source: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    versions: Mapping[str, str]
+    machine: Mapping[str, str | int]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """In the order they were asked for."""
+        return tuple(dict.fromkeys(row.method for row in self.rows))
+
+    @property
+    def best(self) -> frozenset[tuple[str, float]]:
+        """(method, retention) of the lowest perplexity at each retention that several methods were run at."""
+        found = []
+        for retention in {row.retention for row in self.rows}:
+            rivals = [row for row in self.rows if row.retention == retention]
+            scored = [row for row in rivals if math.isfinite(row.measured.perplexity.value)]
+            if len(rivals) > 1 and scored:
+                winner = min(scored, key=lambda row: row.measured.perplexity.value)
+                found.append((winner.method, retention))
+        return frozenset(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as JSON-ready data; values that are no finite number become null."""
+        rows = [{**asdict(row), "compression": 1 - row.kept} for row in self.rows]
+        for data, row in zip(rows, self.rows, strict=True):
+            data["measured"]["bits_per_weight"] = row.measured.bits_per_weight
+        document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **asdict(self), "rows": rows})
+        return document
+
+
+def text_hashes(recipe: Recipe) -> dict[str, str | None]:
+    """Recipe key -> hash of the text it names.
+
+    Raises:
+        InputError: a text that cannot be read.
+    """
+    keys = ("calibration", "update_calibration")
+    named = {key: spec for key in keys if (spec := getattr(recipe, key)) is not None}
+    return {key: text_sha256(spec) for key, spec in named.items()}
+
+
+def write_row(path: Path, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Keep a result with what it was made from, atomically."""
+    write_json(finite({"schema_version": SCHEMA_VERSION, "made_from": key, "result": result}), path)
+
+
+def read_row(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result kept in a file, or None where there is no file.
+
+    Raises:
+        UsageError: the file is damaged, or its result was made from something else.
+    """
+    try:
+        if not path.exists():
+            return None
+        data = parse_json(read_text_file(path, MAX_JSON_BYTES))
+        found, result = dict(data["made_from"]), dict(data["result"])
+        version = data["schema_version"]
+    except (ValueError, TypeError, KeyError, InputError):
+        raise _damaged(path) from None
+    wanted = {"schema": SCHEMA_VERSION, **dict(_leaves(finite(key)))}
+    there = {"schema": version, **dict(_leaves(found))}
+    for name in {**wanted, **there}:
+        if wanted.get(name) != there.get(name):
+            raise UsageError(
+                f"{path}: was made with {name} {shown(there.get(name))}, not {shown(wanted.get(name))}; choose another "
+                "--out or add --force to start over"
+            )
+    return result
+
+
+def restored(make: Callable[[dict[str, Any]], T], data: dict[str, Any], path: Path) -> T:
+    """Make a dataclass of a kept result, every value of the type that it must have.
+
+    Args:
+        make: from what JSON gave back.
+        data: that.
+        path: of the file, for the error.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    from pydantic import TypeAdapter
+
+    try:
+        made = make(data)
+        checked: T = TypeAdapter(type(made)).validate_python(asdict(made))  # type: ignore[call-overload]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _damaged(path) from None
+    return checked
+
+
+def _damaged(path: Path) -> UsageError:
+    return UsageError(f"{path}: damaged; remove it to measure it again")
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested mappings."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _numbers(data: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: put it back."""
+    return {key: math.nan if value is None else value for key, value in data.items()}

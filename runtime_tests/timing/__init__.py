@@ -1,0 +1,1 @@
+"""Speed, and the process in which it is measured."""
