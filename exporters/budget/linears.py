@@ -18,6 +18,7 @@ from ...converter.factors.whitening import OutputMetric, Whitener
 from .rounding_loss import FactorUnits, column_weights, dense_loss, factor_units, truncations
 
 RANK_STEP = 32
+ROUNDED_ROWS = 192  # of a linear, spread evenly: they tell how large errors are
 MEASURED_SHARES = (0.3, 0.6, 0.9)  # of break-even: ranks whose factors are looked at; between them costs are smooth
 
 RoundPlainly = Callable[[Tensor, str, Tensor], Tensor]
@@ -75,8 +76,13 @@ def linear_costs(
     m, n = weight.shape
     columns, diagonal = column_weights(moment), gradient.diagonal()
     importance = moment.diagonal().float()
+    seen = torch.linspace(0, m - 1, min(m, ROUNDED_ROWS), device=weight.device).long()
+    sample = weight[seen]
+    # errors are in proportion to the weights: rows that are not rounded cost what their size says
+    others = dense_loss(weight, diagonal, columns) / max(dense_loss(sample, diagonal[seen], columns), 1e-300)
     dense = {
-        type: dense_loss(weight - round_plainly(weight.float(), type, importance), diagonal, columns) for type in types
+        type: others * dense_loss(sample - round_plainly(sample.float(), type, importance), diagonal[seen], columns)
+        for type in types
     }
     ranks = list(range(RANK_STEP, int(np.ceil(layouts.break_even("two-factor", m, n))), RANK_STEP)) if factored else []
     if not ranks:
