@@ -39,6 +39,7 @@ from .metrics.windows import Windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
+from .sized_release import STATISTICS, settle
 from .validate import DEFAULTS, Settings, validate
 
 CHECKPOINT = "checkpoint"
@@ -137,6 +138,8 @@ def release(
     """
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
     Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
+    if recipe.sized:
+        rounding = "aware"  # what the choice reckons with
     roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"], device)
     encodings = _encodings(recipe, replace(onnx or OnnxOptions(), device=device))
     _check_place(recipe, out, force)
@@ -144,17 +147,23 @@ def release(
     source = open_source(recipe.model, progress)
     check_measurable(source.reader(), MemoryLimits(max_memory))
     check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
-    recipe = with_rank_multiple(recipe, source, chosen, onnx)
     windows = load_windows(evaluation, source.path)
     if force:
         _clear(out)
-    checkpoint = out / CHECKPOINT
+    checkpoint, size = out / CHECKPOINT, None
+    if recipe.sized:
+        limits = MemoryLimits(max_memory, max_device_memory)
+        size = settle(recipe, source, out, CHECKPOINT, device=device, limits=limits, progress=progress)
+        recipe = size.recipe
+    else:
+        recipe = with_rank_multiple(recipe, source, chosen, onnx)
     if not checkpoint.exists():
         compress(
             recipe,
             checkpoint,
             device=device,
             force=force,
+            statistics=None if size is None else out / STATISTICS,
             max_memory=max_memory,
             max_device_memory=max_device_memory,
             progress=progress,
@@ -162,11 +171,15 @@ def release(
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)
+    beside, plain_types = chosen, types
+    if size is not None:  # what it has to beat, in place of the dense model in the same type
+        beside = [] if size.plain is None else [("gguf", size.plain.type)]
+        plain_types = types if size.plain is None else size.plain.types
     factored, dense = (
-        [_export(model, folder, format, type, types, rounding, encoding, progress) for format, type in chosen]
-        for model, folder, rounding, encoding in (
-            (checkpoint, out, roundings[0], encodings[0]),
-            (source.path, out / DENSE, roundings[1], encodings[1]),
+        [_export(model, folder, format, type, given, rounding, encoding, progress) for format, type in exported]
+        for model, folder, exported, given, rounding, encoding in (
+            (checkpoint, out, chosen, types, roundings[0], encodings[0]),
+            (source.path, out / DENSE, beside, plain_types, roundings[1], encodings[1]),
         )
     )
     report = validate(
@@ -183,12 +196,14 @@ def release(
             "recipe": recipe.model_dump(mode="json"),
             "calibration": read_json(checkpoint / "calibration.json"),
             "evaluation": evaluation.facts(),
+            **({} if size is None else {"size": size.facts}),
         },
         progress=progress,
     )
     write_cards(report, factored)
     write_outputs(report, out)
     shutil.rmtree(out / DENSE, ignore_errors=True)
+    shutil.rmtree(out / STATISTICS, ignore_errors=True)
     return report
 
 
@@ -231,7 +246,8 @@ def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
 
 def _same(made: Recipe, asked: Recipe) -> bool:
     """Whether a recipe is what was asked for; an automatic rank multiple is whichever was chosen."""
-    return made == asked.model_copy(update={"rank_multiple": asked.rank_multiple or made.rank_multiple})
+    chosen = {"rank_multiple": asked.rank_multiple or made.rank_multiple, "choice": asked.choice or made.choice}
+    return made == asked.model_copy(update=chosen)
 
 
 def _roundings(recipe: Recipe, how: str, types: Sequence[str], device: str) -> tuple[Rounding, Rounding]:

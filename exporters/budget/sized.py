@@ -26,6 +26,21 @@ from .search import Found, budget_of, model_candidates, search
 
 
 @dataclass(frozen=True)
+class Plain:
+    """One type for all linears, as an ordinary export has it, and one for what else there is.
+
+    Attributes:
+        found: what it comes to.
+        type: of the linears; rows that do not fit it have its fallback.
+        rest: of embedding and head.
+    """
+
+    found: Found
+    type: str
+    rest: str
+
+
+@dataclass(frozen=True)
 class Sized:
     """What a size is spent on.
 
@@ -38,7 +53,7 @@ class Sized:
 
     budget: int
     found: Found
-    plain: Found | None
+    plain: Plain | None
     held_out: Tokens
 
 
@@ -117,7 +132,7 @@ def gguf_candidates(
 
 def best_plain(
     recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]], size: GgufSize, outside: Collection[str]
-) -> Found | None:
+) -> Plain | None:
     """The best by prediction of one type for all linears, and one for what else there is; None where none fits.
 
     Args:
@@ -131,7 +146,7 @@ def best_plain(
         module: {found.form.types[0]: found for found in forms if found.form.rank is None}
         for module, forms in candidates.items()
     }
-    best: Found | None = None
+    best: Plain | None = None
     for linears in FACTOR_TYPES:
         for rest in FACTOR_TYPES:
             chosen = [_of_type(found, rest if module in outside else linears) for module, found in dense.items()]
@@ -142,14 +157,14 @@ def best_plain(
                 found = search(recipe, budget, options, size)
             except UsageError:
                 continue
-            if best is None or found.loss < best.loss:
-                best = found
+            if best is None or found.loss < best.found.loss:
+                best = Plain(found, linears, rest)
     return best
 
 
 def _of_type(forms: Mapping[str, Candidate], type: str) -> Candidate | None:
-    """The form in a type; where rows do not fit it, in its fallback."""
-    while type and type not in forms:
+    """The form in a type; where rows do not fit it, in its fallback. None where that is not among the forms."""
+    while type in FACTOR_TYPES and type not in forms:
         type = TYPES[type].fallback
     return forms.get(type)
 
