@@ -22,7 +22,7 @@ from ..converter.storage.gguf_header import read_header
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_family, check_format
 from ..exporters.forecast import with_rank_multiple
-from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as
+from ..exporters.gguf.mixes import CHOSEN, MIXES, Quantisation, exported_as
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES
 from ..exporters.llamacpp.build import check_compiler
@@ -39,7 +39,7 @@ from .metrics.windows import Windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
-from .sized_release import STATISTICS, settle
+from .sized_release import SIZE_FILE, STATISTICS, settle
 from .validate import DEFAULTS, Settings, validate
 
 CHECKPOINT = "checkpoint"
@@ -204,6 +204,7 @@ def release(
     write_outputs(report, out)
     shutil.rmtree(out / DENSE, ignore_errors=True)
     shutil.rmtree(out / STATISTICS, ignore_errors=True)
+    remove(out / SIZE_FILE)
     return report
 
 
@@ -291,6 +292,8 @@ def _check_tools(formats: set[str]) -> None:
 def _clear(out: Path) -> None:
     """Remove what a job makes, and nothing else."""
     names = {artifact_name(format, type) for format, types in QUANTISATIONS.items() for type in types}
+    names.add(artifact_name("gguf", CHOSEN))
+    remove(out / SIZE_FILE)
     for name in names:
         remove(card_path(out / name))
     for name in (CHECKPOINT, DENSE, *OUTPUTS, *names):

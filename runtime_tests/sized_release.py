@@ -16,7 +16,7 @@ from ..converter.storage.files import replacing
 from ..exporters.budget.search import Found
 from ..exporters.budget.sized import sized
 
-SIZE_FILE = "size.json"
+SIZE_FILE = ".size.json"
 STATISTICS = ".statistics"
 
 
@@ -95,17 +95,18 @@ def settle(
             max_device_memory=limits.device,
             progress=progress,
         )
+        plain = found.plain
+        facts = {
+            "budget": found.budget,
+            "chosen": _facts(found.found),
+            "plain": plain and {**_facts(plain.found), "type": plain.type, "rest": plain.rest},
+        }
         kept = {
             "asked": recipe.model_dump(mode="json"),
             "source_sha256": source.fingerprint(),
-            "facts": {
-                "budget": found.budget,
-                "chosen": _facts(found.found),
-                "plain": found.plain
-                and {**_facts(found.plain.found), "type": found.plain.type, "rest": found.plain.rest},
-            },
+            "facts": facts,
             "choice": dict(found.found.recipe.choice),
-            "plain": found.plain and dict(found.plain.found.recipe.choice),
+            "plain": plain and dict(plain.found.recipe.choice),
         }
         with replacing(path, force=True, folder=False) as beside:
             Path(beside).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
@@ -119,10 +120,8 @@ def line(recipe: Recipe, facts: dict[str, Any]) -> str:
     forms = recipe.forms.values()
     factored = sum(form.rank is not None for form in forms)
     chosen = facts["chosen"]
-    return (
-        f"{chosen['bytes'] / 1e6:.1f} MB of {facts['budget'] / 1e6:.1f}: {factored} of {len(forms)} matrices become two "
-        f"factors; predicted KLD {chosen['loss']:.3f}"
-    )
+    size = f"{chosen['bytes'] / 1e6:.1f} MB of {facts['budget'] / 1e6:.1f}"
+    return f"{size}: {factored} of {len(forms)} matrices become two factors; predicted KLD {chosen['loss']:.3f}"
 
 
 def _facts(found: Found) -> dict[str, Any]:
