@@ -84,7 +84,6 @@ def settle(
     path = out / SIZE_FILE
     kept = read_json(path) if path.is_file() else {}
     if kept.get("asked") != recipe.model_dump(mode="json") or kept.get("source_sha256") != source.fingerprint():
-        out.mkdir(parents=True, exist_ok=True)
         found = sized(
             recipe,
             source,
@@ -95,6 +94,7 @@ def settle(
             max_device_memory=limits.device,
             progress=progress,
         )
+        out.mkdir(parents=True, exist_ok=True)
         plain = found.plain
         facts = {
             "budget": found.budget,
