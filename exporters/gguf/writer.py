@@ -21,7 +21,9 @@ from ...converter.core.errors import InputError, UsageError
 from ...converter.core.progress import Advance, Progress
 from ...converter.core.recipe import RECIPE_FILE, read_recipe
 from ...converter.families.family import Gguf
-from ...converter.families.table import gguf_of
+from ...converter.families.settings import check_settings
+from ...converter.families.table import family_to_load, gguf_of
+from ...converter.model.config_check import check_config
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
@@ -184,7 +186,12 @@ def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, 
         InputError: a tensor that the family does not have, or no output head.
     """
     sources: list[Source] = []
+    family, where = family_to_load(reader.config, str(reader.path)), str(reader.path)
+    left_out = check_config(reader, family)
+    check_settings(reader.config, family, where, "gguf")
     for name in reader.names:
+        if name in left_out:
+            continue
         if hyper.tied and name == "lm_head.weight":
             continue  # the embedding again; llama.cpp reads it from there
         source = _source(name, reader, of, native=native)
