@@ -44,6 +44,9 @@ class Format(Protocol):
     def fits(self, type: str, row: int) -> bool:
         """Whether rows of a length can be stored in a type."""
 
+    def width(self, type: str) -> int:
+        """Columns that aware rounding rounds together."""
+
     def round_plainly(self, weights: Tensor, type: str, importance: Tensor) -> Tensor:
         """Weights (m, n) as a file gives them back, rounded to the nearest."""
 
@@ -126,7 +129,7 @@ def measure_costs(blocks: BlockSource, windows: Tensor, store: Statistics, forma
                     weight: Tensor = block.get_submodule(path).weight  # type: ignore[assignment]
                     with finite_activations(blocks, index):
                         outputs = gradient_metric(store.read_one("gradients", index, blocks.device, GRADIENT + path))
-                    types = [type for type in format.types if format.fits(type, weight.shape[1])]
+                    types = {t: format.width(t) for t in format.types if format.fits(t, weight.shape[1])}
                     linears[name] = linear_costs(
                         weight, inputs, outputs, types, format.round_plainly, seed=seed_of(name)
                     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...converter.budget.forms import Candidate, Form
 from ...converter.checkpoint import layouts
+from ..gguf.codes import CODES
 from ..gguf.rounding import PLAIN, round_nearest
 from ..gguf.types import TYPES, padded, tensor_bytes
 from .linears import RANK_STEP
@@ -45,6 +46,10 @@ class GgufFormat:
     def fits(self, type: str, row: int) -> bool:
         """Whether rows of a length can be stored in a type."""
         return row % TYPES[type].block == 0
+
+    def width(self, type: str) -> int:
+        """Columns that aware rounding rounds together."""
+        return 1 if type in CODES or type in PLAIN else TYPES[type].block
 
     def round_plainly(self, weights: Tensor, type: str, importance: Tensor) -> Tensor:
         """Weights (m, n) as a file gives them back, rounded to the nearest."""

@@ -55,7 +55,7 @@ def linear_costs(
     weight: Tensor,
     inputs: Whitener,
     outputs: OutputMetric,
-    types: Sequence[str],
+    types: Mapping[str, int],
     round_plainly: RoundPlainly,
     *,
     factored: bool = True,
@@ -67,22 +67,24 @@ def linear_costs(
         weight: W (m, n).
         inputs: Sigma.
         outputs: G.
-        types: whose blocks the rows of W fit.
+        types: those whose blocks the rows of W fit, and how many columns each rounds together.
         round_plainly: rounds a matrix to the nearest.
         factored: whether it may become two factors.
         seed: of the rotation that the factors are mixed with.
     """
     weight, moment, gradient = weight.double(), inputs.moment, outputs.moment
     m, n = weight.shape
-    columns, diagonal = column_weights(moment), gradient.diagonal()
+    together = {width: column_weights(moment, width) for width in {1, *types.values()}}
+    columns, diagonal = together[1], gradient.diagonal()
     importance = moment.diagonal().float()
     seen = torch.linspace(0, m - 1, min(m, ROUNDED_ROWS), device=weight.device).long()
     sample = weight[seen]
     # errors are in proportion to the weights: rows that are not rounded cost what their size says
     others = dense_loss(weight, diagonal, columns) / max(dense_loss(sample, diagonal[seen], columns), 1e-300)
     dense = {
-        type: others * dense_loss(sample - round_plainly(sample.float(), type, importance), diagonal[seen], columns)
-        for type in types
+        type: others
+        * dense_loss(sample - round_plainly(sample.float(), type, importance), diagonal[seen], together[width])
+        for type, width in types.items()
     }
     ranks = list(range(RANK_STEP, int(np.ceil(layouts.break_even("two-factor", m, n))), RANK_STEP)) if factored else []
     if not ranks:

@@ -23,14 +23,27 @@ REFITTED = 1.7
 docs/gguf.md). U makes up for what lies in the span of the rounded rows, which is most of what the inputs show."""
 
 
-def column_weights(moment: Tensor) -> Tensor:
-    """1 / R_kk^2 (n,) float64: what a squared error in each column costs once later columns have made up for it.
+def column_weights(moment: Tensor, width: int = 1) -> Tensor:
+    """What a squared error in each column costs (n,) float64, once the columns after its block have made up for it.
+
+    With blocks of one column 1 / R_kk^2, the variance of input k that those after it leave open; else the diagonal of
+    (R_bb^T R_bb)^-1, the same of a block that is rounded as a whole.
 
     Args:
         moment: Sigma (n, n).
+        width: columns that are rounded together.
     """
     matrix, _ = feedback(moment)
-    return matrix.diagonal().double().square().reciprocal()
+    if width == 1:
+        return matrix.diagonal().double().square().reciprocal()
+    found = []
+    for start in range(0, len(matrix), width):
+        block = matrix[start : start + width, start : start + width].double()
+        inverse = torch.linalg.solve_triangular(
+            block, torch.eye(len(block), dtype=block.dtype, device=block.device), upper=True
+        )
+        found.append(inverse.square().sum(dim=1))
+    return torch.cat(found)
 
 
 def dense_loss(errors: Tensor, output_weights: Tensor, columns: Tensor) -> float:
