@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from .metrics.windows import Windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
-from .sized_release import SIZE_FILE, STATISTICS, settle
+from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
 from .validate import DEFAULTS, Settings, validate
 
 CHECKPOINT = "checkpoint"
@@ -157,17 +158,17 @@ def release(
         recipe = size.recipe
     else:
         recipe = with_rank_multiple(recipe, source, chosen, onnx)
+    make = partial(
+        compress,
+        out=checkpoint,
+        device=device,
+        statistics=None if size is None else out / STATISTICS,
+        max_memory=max_memory,
+        max_device_memory=max_device_memory,
+        progress=progress,
+    )
     if not checkpoint.exists():
-        compress(
-            recipe,
-            checkpoint,
-            device=device,
-            force=force,
-            statistics=None if size is None else out / STATISTICS,
-            max_memory=max_memory,
-            max_device_memory=max_device_memory,
-            progress=progress,
-        )
+        make(recipe, force=force)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)
@@ -182,6 +183,12 @@ def release(
             (source.path, out / DENSE, beside, plain_types, roundings[1], encodings[1]),
         )
     )
+    if size is not None and size.plain is not None:
+        beaten = size.beaten(factored[0], dense[0], source.path, evaluation.threads, progress)
+        if beaten:
+            recipe = size.plain.recipe
+            make(recipe, force=True)
+            factored = [_export(checkpoint, out, *chosen[0], types, roundings[0], encodings[0], progress, again=True)]
     report = validate(
         factored,
         reference=checkpoint,
@@ -204,7 +211,8 @@ def release(
     write_outputs(report, out)
     shutil.rmtree(out / DENSE, ignore_errors=True)
     shutil.rmtree(out / STATISTICS, ignore_errors=True)
-    remove(out / SIZE_FILE)
+    for file in (SIZE_FILE, HELD_OUT_FILE):
+        remove(out / file)
     return report
 
 
@@ -309,13 +317,15 @@ def _export(
     rounding: Rounding,
     encoding: OnnxOptions,
     progress: Progress,
+    *,
+    again: bool = False,
 ) -> Artifact:
-    """Export, unless a finished one of the same types is there from before."""
+    """Export, unless a finished one of the same types is there from before and it is not to be made again."""
     from .artifacts import describe
 
     target = folder / artifact_name(format, quantisation)
     asked = Quantisation(quantisation, *types, rounding.said) if format == "gguf" else None
-    if target.exists():
+    if target.exists() and not again:
         said = exported_as(read_header(target)) if asked else written_as(target)
         if said == (asked or (quantisation, encoding.said(quantisation))):
             return describe(target)

@@ -7,17 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..converter.checkpoint.reader import read_json
 from ..converter.core.progress import Progress
 from ..converter.core.recipe import Recipe
 from ..converter.model.source import Source
+from ..converter.statistics.calibration import Tokens
 from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import replacing
+from ..exporters.artifact import Artifact
 from ..exporters.budget.search import Found
 from ..exporters.budget.sized import sized
+from .backends.formats import LLAMA_CPP, TORCH
+from .backends.open import open_backend
+from .metrics.measure import measure
+from .metrics.reference_logits import ReferenceLogits
+from .metrics.windows import Windows
 
-SIZE_FILE = ".size.json"
+SIZE_FILE, HELD_OUT_FILE = ".size.json", ".held-out.npy"
 STATISTICS = ".statistics"
+HELD_OUT_WINDOWS, HELD_OUT_TOKENS = 2, 1024
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,41 @@ class Settled:
     recipe: Recipe
     facts: dict[str, Any]
     plain: Plain | None
+    held_out: Tokens
+
+    def beaten(self, chosen: Artifact, plain: Artifact, dense: Path, threads: int, progress: Progress) -> bool:
+        """Whether the plain file is closer to the dense model than the chosen one, on the windows held out.
+
+        Args:
+            chosen, plain: their GGUF files.
+            dense: the dense checkpoint.
+            threads: CPU threads of the runtimes.
+            progress: told about stages, and of both figures.
+
+        Returns:
+            False, too, where no windows are held out: the prediction stands then. `facts` says what was measured.
+        """
+        if not len(self.held_out):
+            return False
+        windows = Windows.whole(self.held_out[:HELD_OUT_WINDOWS, :HELD_OUT_TOKENS])
+        backend = open_backend(dense, TORCH, threads=threads, context=windows.length)
+        try:
+            reference = ReferenceLogits.record(
+                backend, windows, chosen.path.parent / ".held-out.f32", progress, label="held out"
+            )
+        finally:
+            backend.close()
+        with reference:
+            found = {
+                name: _divergence(artifact, windows, reference, threads, progress)
+                for name, artifact in (("chosen", chosen), ("plain", plain))
+            }
+        self.facts["held_out_kld"] = found
+        worse = found["plain"] < found["chosen"]
+        shipped = "plain types are better, and are what is shipped" if worse else "the choice is shipped"
+        progress.note(f"held-out KLD {found['chosen']:.4f}, best plain types {found['plain']:.4f}: {shipped}")
+        self.facts["shipped"] = "plain" if worse else "chosen"
+        return worse
 
 
 def settle(
@@ -108,11 +153,13 @@ def settle(
             "choice": dict(found.found.recipe.choice),
             "plain": plain and dict(plain.found.recipe.choice),
         }
+        np.save(out / HELD_OUT_FILE, found.held_out)
         with replacing(path, force=True, folder=False) as beside:
             Path(beside).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     chosen = recipe.model_copy(update={"choice": kept["choice"]})
     progress.note(line(chosen, kept["facts"]))
-    return Settled(chosen, kept["facts"], kept["plain"] and _plain(recipe, kept, source))
+    held_out = np.load(out / HELD_OUT_FILE) if (out / HELD_OUT_FILE).is_file() else np.zeros((0, 1), dtype=np.int32)
+    return Settled(chosen, kept["facts"], kept["plain"] and _plain(recipe, kept, source), held_out)
 
 
 def line(recipe: Recipe, facts: dict[str, Any]) -> str:
@@ -122,6 +169,17 @@ def line(recipe: Recipe, facts: dict[str, Any]) -> str:
     chosen = facts["chosen"]
     size = f"{chosen['bytes'] / 1e6:.1f} MB of {facts['budget'] / 1e6:.1f}"
     return f"{size}: {factored} of {len(forms)} matrices become two factors; predicted KLD {chosen['loss']:.3f}"
+
+
+def _divergence(
+    artifact: Artifact, windows: Windows, reference: ReferenceLogits, threads: int, progress: Progress
+) -> float:
+    backend = open_backend(artifact.path, LLAMA_CPP, threads=threads, context=windows.length + 1)
+    try:
+        found = measure(backend, windows, [reference], progress, label=f"held out: {artifact.path.name}")
+        return found.parities[0].mean_kld
+    finally:
+        backend.close()
 
 
 def _facts(found: Found) -> dict[str, Any]:
