@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..converter.texts.corpus import is_windows, read_corpus
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_family, check_format
 from ..exporters.forecast import with_rank_multiple
-from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as
+from ..exporters.gguf.mixes import CHOSEN, MIXES, Quantisation, exported_as
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES
 from ..exporters.llamacpp.build import check_compiler
@@ -40,6 +41,7 @@ from .metrics.windows import Windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
+from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
 from .validate import DEFAULTS, Settings, validate
 
 CHECKPOINT = "checkpoint"
@@ -138,6 +140,8 @@ def release(
     """
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
     Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
+    if recipe.sized:
+        rounding = "aware"  # what the choice reckons with
     roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"], device)
     encodings = _encodings(recipe, replace(onnx or OnnxOptions(), device=device))
     _check_place(recipe, out, force)
@@ -145,31 +149,47 @@ def release(
     source = open_source(recipe.model, progress)
     check_measurable(source.reader(), MemoryLimits(max_memory))
     check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
-    recipe = with_rank_multiple(recipe, source, chosen, onnx)
     windows = load_windows(evaluation, source.path, progress)
     if force:
         _clear(out)
-    checkpoint = out / CHECKPOINT
+    checkpoint, size = out / CHECKPOINT, None
+    if recipe.sized:
+        limits = MemoryLimits(max_memory, max_device_memory)
+        size = settle(recipe, source, out, CHECKPOINT, device=device, limits=limits, progress=progress)
+        recipe = size.recipe
+    else:
+        recipe = with_rank_multiple(recipe, source, chosen, onnx)
+    make = partial(
+        compress,
+        out=checkpoint,
+        device=device,
+        statistics=None if size is None else out / STATISTICS,
+        max_memory=max_memory,
+        max_device_memory=max_device_memory,
+        progress=progress,
+    )
     if not checkpoint.exists():
-        compress(
-            recipe,
-            checkpoint,
-            device=device,
-            force=force,
-            max_memory=max_memory,
-            max_device_memory=max_device_memory,
-            progress=progress,
-        )
+        make(recipe, force=force)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)
+    beside, plain_types = chosen, types
+    if size is not None:  # what it has to beat, in place of the dense model in the same type
+        beside = [] if size.plain is None else [("gguf", size.plain.type)]
+        plain_types = types if size.plain is None else size.plain.types
     factored, dense = (
-        [_export(model, folder, format, type, types, rounding, encoding, progress) for format, type in chosen]
-        for model, folder, rounding, encoding in (
-            (checkpoint, out, roundings[0], encodings[0]),
-            (source.path, out / DENSE, roundings[1], encodings[1]),
+        [_export(model, folder, format, type, given, rounding, encoding, progress) for format, type in exported]
+        for model, folder, exported, given, rounding, encoding in (
+            (checkpoint, out, chosen, types, roundings[0], encodings[0]),
+            (source.path, out / DENSE, beside, plain_types, roundings[1], encodings[1]),
         )
     )
+    if size is not None and size.plain is not None:
+        beaten = size.beaten(factored[0], dense[0], source.path, evaluation.threads, progress)
+        if beaten:
+            recipe = size.plain.recipe
+            make(recipe, force=True)
+            factored = [_export(checkpoint, out, *chosen[0], types, roundings[0], encodings[0], progress, again=True)]
     report = validate(
         factored,
         reference=checkpoint,
@@ -184,12 +204,16 @@ def release(
             "recipe": recipe.model_dump(mode="json"),
             "calibration": read_json(checkpoint / "calibration.json"),
             "evaluation": evaluation.facts(),
+            **({} if size is None else {"size": size.facts}),
         },
         progress=progress,
     )
     write_cards(report, factored)
     write_outputs(report, out)
     shutil.rmtree(out / DENSE, ignore_errors=True)
+    shutil.rmtree(out / STATISTICS, ignore_errors=True)
+    for file in (SIZE_FILE, HELD_OUT_FILE):
+        remove(out / file)
     return report
 
 
@@ -236,7 +260,8 @@ def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
 
 def _same(made: Recipe, asked: Recipe) -> bool:
     """Whether a recipe is what was asked for; an automatic rank multiple is whichever was chosen."""
-    return made == asked.model_copy(update={"rank_multiple": asked.rank_multiple or made.rank_multiple})
+    chosen = {"rank_multiple": asked.rank_multiple or made.rank_multiple, "choice": asked.choice or made.choice}
+    return made == asked.model_copy(update=chosen)
 
 
 def _roundings(recipe: Recipe, how: str, types: Sequence[str], device: str) -> tuple[Rounding, Rounding]:
@@ -280,6 +305,8 @@ def _check_tools(formats: set[str]) -> None:
 def _clear(out: Path) -> None:
     """Remove what a job makes, and nothing else."""
     names = {artifact_name(format, type) for format, types in QUANTISATIONS.items() for type in types}
+    names.add(artifact_name("gguf", CHOSEN))
+    remove(out / SIZE_FILE)
     for name in names:
         remove(card_path(out / name))
     for name in (CHECKPOINT, DENSE, *OUTPUTS, *names):
@@ -295,13 +322,15 @@ def _export(
     rounding: Rounding,
     encoding: OnnxOptions,
     progress: Progress,
+    *,
+    again: bool = False,
 ) -> Artifact:
-    """Export, unless a finished one of the same types is there from before."""
+    """Export, unless a finished one of the same types is there from before and it is not to be made again."""
     from .artifacts import describe
 
     target = folder / artifact_name(format, quantisation)
     asked = Quantisation(quantisation, *types, rounding.said) if format == "gguf" else None
-    if target.exists():
+    if target.exists() and not again:
         said = exported_as(read_header(target)) if asked else written_as(target)
         if said == (asked or (quantisation, encoding.said(quantisation))):
             return describe(target)

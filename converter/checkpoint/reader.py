@@ -7,20 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
-from ..families.table import completed
+from ..families.table import FAMILIES, completed
 from ..storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..storage.links import check_links
 from ..storage.safetensors_header import read_header
 from .layouts import C_SUFFIX, LAYOUTS, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
+from .prefixes import Prefix, foreign_prefixes, plain_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
+ROWS = 4096  # compared at once
+_COMPARED: dict[tuple[object, str, str], bool] = {}
 
 
 class CheckpointReader:
     """Reads a checkpoint directory, factored or dense, tensor by tensor.
+
+    Names are those of the family's table, whatever prefix all names of the files share. `config` is config.json with
+    the sizes that transformers assumes filled in, and `tie_word_embeddings` as the tensors have it.
 
     Raises:
         InputError: the directory is not a checkpoint, a shard is damaged, or a factor disagrees with its rank.
@@ -36,13 +42,17 @@ class CheckpointReader:
         self.config: dict[str, Any] = completed(read_json(self.path / "config.json"))
         self.lowrank: dict[str, Any] = _lowrank_config(self.config, self.path)
         self.ranks: dict[str, int] = self.lowrank.get("ranks", {})
-        self._shards: dict[str, Path] = {}
+        shards: dict[str, Path] = {}
         for shard in self._shard_files():
             for name in read_header(shard):
-                if name in self._shards:
-                    raise InputError(f"{shard}: holds {shown(name)}, and so does {self._shards[name].name}")
-                self._shards[name] = shard
+                if name in shards:
+                    raise InputError(f"{shard}: holds {shown(name)}, and so does {shards[name].name}")
+                shards[name] = shard
+        self.prefixes: tuple[Prefix, ...] = foreign_prefixes(shards, FAMILIES.get(str(self.config.get("model_type"))))
+        self._stored = {plain_name(name, self.prefixes): name for name in shards}
+        self._shards = {plain: shards[name] for plain, name in self._stored.items()}
         self._check_factors()
+        self._settle_tied()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +86,7 @@ class CheckpointReader:
         self._header(name)
         try:
             with safe_open(self._shards[name], framework="pt") as shard:
-                tensor: Tensor = shard.get_tensor(name)
+                tensor: Tensor = shard.get_tensor(self._stored[name])
         except (SafetensorError, AttributeError, KeyError, TypeError) as error:
             raise InputError(f"{self._shards[name]}: tensor {name!r} cannot be read ({error})") from None
         return tensor
@@ -90,7 +100,7 @@ class CheckpointReader:
     def _header(self, name: str) -> dict[str, Any]:
         if name not in self._shards:
             raise InputError(f"{self.path}: tensor {name!r} is missing")
-        header: dict[str, Any] = self._headers[self._shards[name]][name]
+        header: dict[str, Any] = self._headers[self._shards[name]][self._stored[name]]
         return header
 
     def _shard_files(self) -> list[Path]:
@@ -131,6 +141,25 @@ class CheckpointReader:
             raise InputError(f"{self.path}: {name} is not a permutation of {rows} rows in int32")
         return perm
 
+    def _settle_tied(self) -> None:
+        """Let the tensors decide whether the head is the embedding; the config's word holds where only one is there."""
+        family = FAMILIES.get(str(self.config.get("model_type")))
+        if family is None or not self.config.get("tie_word_embeddings"):
+            return
+        head, embedding = (path + ".weight" for path in (family.head, family.embedding))
+        if head in self._shards and embedding in self._shards and not self._same(head, embedding):
+            self.config["tie_word_embeddings"] = False
+
+    def _same(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers; compared once per process and state of the files."""
+        if self.shape(one) != self.shape(other):
+            return False
+        files = (self._shards[one], self._shards[other])
+        key = (tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files), one, other)
+        if key not in _COMPARED:
+            _COMPARED[key] = _equal(self.tensor(one), self.tensor(other))
+        return _COMPARED[key]
+
     def _check_factors(self) -> None:
         check = self._check_pivot if self.layout == "pivot" else self._check_two_factor
         for linear, rank in self.ranks.items():
@@ -148,6 +177,14 @@ class CheckpointReader:
                 f"{self.path}: {linear} has pivot rows {p} and coefficients {c}, but rank {rank} in config.json"
             )
         self.permutation(linear)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices hold the same numbers, whatever they are stored in, a few rows at a time."""
+    if one.dtype == other.dtype:
+        return bool(one.equal(other))
+    starts = range(0, len(one), ROWS)
+    return all(one[start : start + ROWS].float().equal(other[start : start + ROWS].float()) for start in starts)
 
 
 def _lowrank_config(config: dict[str, Any], path: Path) -> dict[str, Any]:

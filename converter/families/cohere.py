@@ -16,4 +16,5 @@ FAMILY = Family(
         "attention_bias": Setting(),
         "use_qk_norm": Setting(),
     },
+    defaults={"tie_word_embeddings": True},
 )

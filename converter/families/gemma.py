@@ -23,5 +23,5 @@ FAMILY = Family(
         "rms_norm_eps": Setting(),
         "attention_bias": Setting(),
     },
-    defaults={"max_position_embeddings": 8192, "num_key_value_heads": 16, "head_dim": 256},
+    defaults={"tie_word_embeddings": True, "max_position_embeddings": 8192, "num_key_value_heads": 16, "head_dim": 256},
 )

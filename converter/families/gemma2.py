@@ -27,5 +27,5 @@ FAMILY = Family(
     biases=ATTENTION_BIAS,
     onnx=Onnx("Gemma2Model"),
     settings=SETTINGS,
-    defaults={"max_position_embeddings": 8192, "num_key_value_heads": 4, "head_dim": 256},
+    defaults={"tie_word_embeddings": True, "max_position_embeddings": 8192, "num_key_value_heads": 4, "head_dim": 256},
 )

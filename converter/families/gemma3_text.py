@@ -30,5 +30,10 @@ FAMILY = Family(
         "sliding_window_pattern": Setting(),
         "_sliding_window_pattern": Setting(),
     },
-    defaults={"max_position_embeddings": 131072, "num_key_value_heads": 4, "head_dim": 256},
+    defaults={
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+    },
 )

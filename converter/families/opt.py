@@ -30,5 +30,14 @@ FAMILY = Family(
             "pad_token_id",
         )
     },
-    tiny={"ffn_dim": 160, "hidden_size": 80, "word_embed_proj_dim": 80, "pad_token_id": 1},
+    tiny={
+        "ffn_dim": 160,
+        "hidden_size": 80,
+        "word_embed_proj_dim": 80,
+        "pad_token_id": 1,
+        "intermediate_size": None,
+        "num_key_value_heads": None,
+        "head_dim": None,
+    },
+    defaults={"tie_word_embeddings": True},
 )

@@ -26,6 +26,6 @@ FAMILY = Family(
     biases=ATTENTION_BIAS,
     gguf=verified_gguf("qwen3", more=GGUF_QUERY_KEY_NORMS),
     onnx=Onnx("Qwen3Model"),
-    settings={**GATED_SETTINGS, **QWEN_WINDOWS, "attention_bias": Setting()},
+    settings={**GATED_SETTINGS, **QWEN_WINDOWS, "attention_bias": Setting(gguf=(False,))},
     defaults={"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
 )

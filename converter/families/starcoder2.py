@@ -15,5 +15,5 @@ FAMILY = Family(
         "use_bias": Setting(),
         "sliding_window": Setting(),
     },
-    defaults={"num_key_value_heads": 2},
+    defaults={"tie_word_embeddings": True, "num_key_value_heads": 2},
 )

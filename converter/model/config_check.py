@@ -10,18 +10,25 @@ from ..checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ..checkpoint.reader import CheckpointReader
 from ..core.errors import InputError
 from ..families.family import Family
+from ..families.settings import check_settings
 from ..storage.documents import shown
+from .tensor_check import DERIVED, check_tensors, check_types
 
 LONGEST = 2**31  # tokens that a model may claim to hold
 Shape = tuple[int, ...]
 
 
-def check_config(reader: CheckpointReader, family: Family) -> None:
-    """Hold a checkpoint, dense or factored, against its config.json, see `check_sizes`.
+def check_config(reader: CheckpointReader, family: Family) -> frozenset[str]:
+    """Hold a checkpoint, dense or factored, against its config.json, see `check_sizes`, and account for every tensor.
+
+    Returns:
+        Names of the tensors that are left out, because they are derived or change nothing.
 
     Raises:
-        InputError: what does not agree.
+        InputError: what does not agree, and what would be passed over: see `check_settings` and `check_tensors`.
     """
+    check_settings(reader.config, family, str(reader.path))
+    check_types(reader, (name for name in reader.names if not DERIVED.search(name)))
     place = re.compile(re.escape(family.blocks) + r"\.(\d{1,9})\.")
     check_sizes(
         reader.config,
@@ -30,6 +37,7 @@ def check_config(reader: CheckpointReader, family: Family) -> None:
         blocks={int(match[1]) for name in reader.names if (match := place.match(name))},
         stored=lambda module: _stored(reader, module),
     )
+    return check_tensors(reader, family)
 
 
 def check_sizes(

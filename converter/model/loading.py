@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.reader import CheckpointReader
 from ..core.errors import InputError, LowRankError
+from ..families.settings import check_settings
 from ..families.table import family_to_load
+from ..storage.documents import shown
 from ..storage.links import check_links
 from .config_check import check_config
+from .tensor_check import DERIVED, check_types
 from .tokenizer_trial import check_tokenizer_file
 
 if TYPE_CHECKING:
@@ -75,6 +79,10 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
     family = family_to_load(reader.config, str(path))
     if family.groups:
         check_config(reader, family)
+    else:
+        check_settings(reader.config, family, str(path))
+        check_types(reader, (name for name in reader.names if not DERIVED.search(name)))
+    renamed = {f"^{re.escape(prefix.stored)}": prefix.plain for prefix in reader.prefixes if prefix.stored}
     factory: Any = AutoModelForCausalLM
     with refusing(path, "transformers cannot load this checkpoint"), quiet_transformers():
         model, found = factory.from_pretrained(
@@ -85,8 +93,11 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
             use_safetensors=True,  # never a pickle
             ignore_mismatched_sizes=True,  # reported in `found`, and refused below
             output_loading_info=True,
+            **({"key_mapping": renamed} if renamed else {}),
         )
     check_complete(Path(path), found)
+    if strange := [] if family.groups else sorted(n for n in found["unexpected_keys"] if not DERIVED.search(n)):
+        raise InputError(f"{path}: holds {shown(strange[0])}, for which a {family.model_type} model has no place")
     loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
 from ...converter.core.progress import Advance, Progress
+from ...converter.core.recipe import RECIPE_FILE, read_recipe
 from ...converter.families.family import Gguf
-from ...converter.families.table import gguf_of
+from ...converter.families.settings import check_settings
+from ...converter.families.table import family_to_load, gguf_of
+from ...converter.model.config_check import check_config
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
 from .ggml_encoder import FindLibrary
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
-from .mixes import MIXES, Quantisation, fallback_lines
+from .mixes import CHOSEN, MIXES, Quantisation, chosen_types, fallback_lines
 from .mixes import records as tensor_records
 from .names import gguf_name, interleave_rows, rotary_heads
 from .rounding_choice import Rounding
@@ -80,6 +84,7 @@ def export_gguf(
     head_type: str | None = None,
     layout: str = "native",
     rounding: Rounding | None = None,
+    forms: Mapping[str, Form] | None = None,
     library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress,
@@ -99,6 +104,7 @@ def export_gguf(
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
         rounding: what the rounding is told; nothing by default.
+        forms: module -> its types, for the quantisation `mixes.CHOSEN`; by default those of the checkpoint's recipe.
         library: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace an existing file.
         progress: told about stages and fallbacks.
@@ -120,6 +126,8 @@ def export_gguf(
         raise UsageError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or force"))
     reader = CheckpointReader(checkpoint)
     of = gguf_of(reader.config)
+    if quantisation == CHOSEN:
+        asked = replace(asked, chosen=chosen_types(recorded_forms(reader) if forms is None else forms, of))
     hyperparameters = read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyperparameters, native=native)
@@ -129,7 +137,12 @@ def export_gguf(
     importance = rounding.importance(records)
     for line in fallback_lines(records):
         progress.note(line)
-    if native and reader.layout == "pivot" and TYPES[MIXES[quantisation].base].bits < PIVOT_BITS:
+    if (
+        native
+        and reader.layout == "pivot"
+        and quantisation in MIXES
+        and TYPES[MIXES[quantisation].base].bits < PIVOT_BITS
+    ):
         progress.note(f"pivot rows lose far more to {quantisation} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
@@ -153,6 +166,19 @@ def export_gguf(
     )
 
 
+def recorded_forms(reader: CheckpointReader) -> Mapping[str, Form]:
+    """What a checkpoint's recipe chose for every matrix.
+
+    Raises:
+        UsageError: it chose nothing.
+    """
+    path = reader.path / RECIPE_FILE
+    forms = read_recipe(path).forms if path.is_file() else {}
+    if not forms:
+        raise UsageError(f"{reader.path}: was not made for a size, so nothing chose its types; export in a type or mix")
+    return forms
+
+
 def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[Source]:
     """Every tensor of the file in the order llama.cpp's own converter writes them: embedding, blocks, head.
 
@@ -160,7 +186,12 @@ def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, 
         InputError: a tensor that the family does not have, or no output head.
     """
     sources: list[Source] = []
+    family, where = family_to_load(reader.config, str(reader.path)), str(reader.path)
+    left_out = check_config(reader, family)
+    check_settings(reader.config, family, where, "gguf")
     for name in reader.names:
+        if name in left_out:
+            continue
         if hyper.tied and name == "lm_head.weight":
             continue  # the embedding again; llama.cpp reads it from there
         source = _source(name, reader, of, native=native)
@@ -244,7 +275,7 @@ def open_writer(
     writer.add_type("model")
     writer.add_name(reader.path.resolve().name)
     writer.add_quantized_by(f"{EXPORTED_AS}{asked}")
-    writer.add_file_type(MIXES[asked.mix].file_type)
+    writer.add_file_type(asked.file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     add_hyperparameters(writer, hyper)
     if reader.lowrank:

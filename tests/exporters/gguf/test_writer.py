@@ -115,7 +115,7 @@ def test_pivot_layout(pivot: Path, tmp_path: Path) -> None:
     assert artifact.bytes == artifact.path.stat().st_size
 
 
-@pytest.mark.parametrize(("key", "needle"), [("intermediate_size", "ffn_"), ("num_key_value_heads", "attn_")])
+@pytest.mark.parametrize(("key", "needle"), [("intermediate_size", "gate_proj"), ("num_key_value_heads", "k_proj")])
 def test_pivot_rows_that_disagree_with_the_config(pivot: Path, tmp_path: Path, key: str, needle: str) -> None:
     source = Path(shutil.copytree(pivot, tmp_path / "m"))
     config = json.loads((source / "config.json").read_text())
