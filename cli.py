@@ -135,7 +135,7 @@ def run(
         return
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
-        requests = chosen_exports(exports, device=device)
+        requests = chosen_exports(exports, device=device, sized=chosen.sized)
         from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import MemoryLimits, device_limit, memory_limit
         from .runtime_tests.release import Evaluation, release
@@ -564,7 +564,7 @@ def validate(
             reference=exported,
             dense=None if dense is None else open_source(dense, progress).path,
             dense_artifacts=dense_artifact or [],
-            windows=load_windows(evaluation, exported),
+            windows=load_windows(evaluation, exported, progress),
             threads=evaluation.threads,
             settings=evaluation.settings(device),
             gates=thresholds,

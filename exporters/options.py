@@ -39,7 +39,7 @@ def export_options(scope: Scope) -> Callable[[Command], Command]:
 
 
 def chosen_exports(
-    values: ExportValues, *, calibration: str | None = None, device: str = "cpu"
+    values: ExportValues, *, calibration: str | None = None, device: str = "cpu", sized: bool = False
 ) -> tuple[ExportRequest, ...]:
     """Every export that is asked for, once; in the default format and types where nothing was asked for.
 
@@ -49,14 +49,26 @@ def chosen_exports(
         values: of `export_options`.
         calibration: the text that rounding runs, where it is not the one that the checkpoint records.
         device: that it runs on.
+        sized: whether a size is asked for, which chooses types itself.
 
     Raises:
-        UsageError: names the option.
+        UsageError: names the option, or more than a size leaves open.
     """
     formats = [target(name).format for name in values.get("format") or [next(iter(TARGETS))]]
     given = Given(values, calibration, device)
+    if sized:
+        return (_sized(formats, given),)
     every = {format: row.requests(given) for format, row in TARGETS.items()}
     chosen = tuple(dict.fromkeys(request for format in formats for request in every[format]))
     if calibration is not None and not any(request.reads_calibration for request in chosen):
         raise UsageError("--calibration: plain rounding runs no text; add --gguf-rounding aware")
     return chosen
+
+
+def _sized(formats: list[str], given: Given) -> ExportRequest:
+    """The one export whose types a size chooses."""
+    asked = any(given.values.get(f"{format}_type") for format in TARGETS)
+    request = target(formats[0]).sized_request(given)
+    if request is None or asked or set(formats) != {request.format}:
+        raise UsageError("a size is met by a GGUF file, and chooses its types: leave out types and other formats")
+    return request

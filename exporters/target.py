@@ -175,7 +175,8 @@ class ExportTarget(Protocol):
         """What weights can be stored in; the first is the default."""
 
     def parity_limits(self) -> Mapping[str, tuple[float, float]]:
-        """Type -> largest mean KL divergence and relative change of perplexity that a sound export has."""
+        """Every type that an artifact can say it has -> largest mean KL divergence and relative change of perplexity
+        that a sound one has."""
 
     def request(self, quantisation: str | None = None, **fields: Any) -> ExportRequest:
         """One export, from the fields of its request.
@@ -189,6 +190,13 @@ class ExportTarget(Protocol):
 
         Raises:
             UsageError: as `request`.
+        """
+
+    def sized_request(self, given: Given) -> ExportRequest | None:
+        """The export whose types are chosen with the ranks, for a size; None where the format has no such choice.
+
+        Raises:
+            UsageError: options that leave no choice.
         """
 
     def recognizes(self, path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.model.loading import load_tokenizer
 from ..converter.model.source import open_source
 from ..converter.pipeline import compress
-from ..converter.statistics.calibration import read_text, read_token_windows
+from ..converter.statistics.calibration import read_token_windows
 from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import check_output, remove
+from ..converter.texts.corpus import is_windows, read_corpus
 from ..exporters.artifact import Artifact
 from ..exporters.export import export
 from ..exporters.forecast import with_rank_multiple
@@ -32,6 +34,7 @@ from .metrics.windows import Windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
+from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
 from .validate import DEFAULTS, Settings, validate
 
 CHECKPOINT = "checkpoint"
@@ -131,25 +134,38 @@ def release(
     config = CheckpointReader(source.path).config
     for request in exports:
         request.check_model(config)
-    recipe = with_rank_multiple(recipe, source, exports)
-    windows = load_windows(evaluation, source.path)
+    windows = load_windows(evaluation, source.path, progress)
     if force:
         _clear(out)
-    checkpoint = out / CHECKPOINT
+    checkpoint, size = out / CHECKPOINT, None
+    if recipe.sized:
+        size = settle(recipe, source, out, CHECKPOINT, device=device, limits=limits, progress=progress)
+        recipe = size.recipe
+    else:
+        recipe = with_rank_multiple(recipe, source, exports)
+    make = partial(
+        compress,
+        out=checkpoint,
+        device=device,
+        statistics=None if size is None else out / STATISTICS,
+        max_memory=limits.process,
+        max_device_memory=limits.device,
+        progress=progress,
+    )
     if not checkpoint.exists():
-        compress(
-            recipe,
-            checkpoint,
-            device=device,
-            force=force,
-            max_memory=limits.process,
-            max_device_memory=limits.device,
-            progress=progress,
-        )
+        make(recipe, force=force)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
+    if size is not None:  # what it has to beat, in place of the dense model in the same type
+        of_dense = [] if size.plain is None else [size.plain.request(device).of_dense(recipe.calibration)]
     factored = [_export(checkpoint, out, request, progress) for request in exports]
     dense = [_export(source.path, out / DENSE, request, progress) for request in of_dense]
+    if size is not None and size.plain is not None:
+        beaten = size.beaten(factored[0], dense[0], source.path, evaluation.threads, progress)
+        if beaten:
+            recipe = size.plain.recipe
+            make(recipe, force=True)
+            factored = [_export(checkpoint, out, exports[0], progress, again=True)]
     report = validate(
         factored,
         reference=checkpoint,
@@ -164,17 +180,21 @@ def release(
             "recipe": recipe.model_dump(mode="json"),
             "calibration": read_json(checkpoint / "calibration.json"),
             "evaluation": evaluation.facts(),
+            **({} if size is None else {"size": size.facts}),
         },
         progress=progress,
     )
     write_cards(report, factored)
     write_outputs(report, out)
-    shutil.rmtree(out / DENSE, ignore_errors=True)
+    for folder in (DENSE, STATISTICS):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for file in (SIZE_FILE, HELD_OUT_FILE):
+        remove(out / file)
     return report
 
 
-def load_windows(evaluation: Evaluation, model: Path) -> Windows:
-    """Evaluation windows for a model folder's tokenizer.
+def load_windows(evaluation: Evaluation, model: Path, progress: Progress | None = None) -> Windows:
+    """Evaluation windows for a model folder's tokenizer; says how much the text was.
 
     Raises:
         UsageError: options that contradict each other.
@@ -183,17 +203,21 @@ def load_windows(evaluation: Evaluation, model: Path) -> Windows:
     if evaluation.like_llama_cpp and evaluation.stride is not None:
         raise UsageError("llama.cpp's windows have no stride: leave out --evaluation-stride or --llama-windows")
     tokenizer = load_tokenizer(model)
-    if evaluation.text.endswith(".npy"):
+    if is_windows(evaluation.text):
         if evaluation.like_llama_cpp or evaluation.stride is not None:
             raise UsageError(f"{evaluation.text}: given windows are neither cut by a stride nor like llama.cpp")
         return Windows.whole(
             read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
         )
-    text = read_text(evaluation.text, "evaluation")
+    text = read_corpus(evaluation.text, "evaluation", tokenizer)
     count, length = evaluation.windows, evaluation.window_length
     if evaluation.like_llama_cpp:
-        return llama_cpp_windows(tokenizer, text, windows=count, length=length)
-    return evaluation_windows(tokenizer, text, windows=count, length=length, stride=evaluation.stride)
+        windows = llama_cpp_windows(tokenizer, text, windows=count, length=length)
+    else:
+        windows = evaluation_windows(tokenizer, text, windows=count, length=length, stride=evaluation.stride)
+    if progress is not None and windows.drawn_from is not None:
+        progress.note(windows.drawn_from.said(evaluation.text))
+    return windows
 
 
 def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
@@ -212,22 +236,26 @@ def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
 
 def _same(made: Recipe, asked: Recipe) -> bool:
     """Whether a recipe is what was asked for; an automatic rank multiple is whichever was chosen."""
-    return made == asked.model_copy(update={"rank_multiple": asked.rank_multiple or made.rank_multiple})
+    chosen = {"rank_multiple": asked.rank_multiple or made.rank_multiple, "choice": asked.choice or made.choice}
+    return made == asked.model_copy(update=chosen)
 
 
 def _clear(out: Path) -> None:
     """Remove what a job makes, and nothing else."""
-    names = {target.request(type).name for target in TARGETS.values() for type in target.types()}
+    names = {target.request(type).name for target in TARGETS.values() for type in target.parity_limits()}
+    remove(out / SIZE_FILE)
     for name in names:
         remove(card_path(out / name))
     for name in (CHECKPOINT, DENSE, *OUTPUTS, *names):
         remove(out / name)
 
 
-def _export(checkpoint: Path, folder: Path, request: ExportRequest, progress: Progress) -> Artifact:
-    """Export, unless a finished one of the same request is there from before."""
+def _export(
+    checkpoint: Path, folder: Path, request: ExportRequest, progress: Progress, *, again: bool = False
+) -> Artifact:
+    """Export, unless a finished one of the same request is there from before and it is not to be made again."""
     target = folder / request.name
-    if target.exists() and request.is_at(target):
+    if target.exists() and not again and request.is_at(target):
         return describe(target)
     folder.mkdir(parents=True, exist_ok=True)
     return export(checkpoint, target, request, force=True, progress=progress)

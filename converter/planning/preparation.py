@@ -230,6 +230,40 @@ def gather_statistics(
 
 
 @contextmanager
+def dense_statistics(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    source: Source,
+    device: str,
+    max_memory: int | None = None,
+    max_device_memory: int | None = None,
+    progress: Progress,
+) -> Iterator[tuple[BlockSource, Calibration, Statistics]]:
+    """The dense model, the windows of a recipe, and the statistics that its method reads; no ranks are chosen.
+
+    Args:
+        recipe: of a method that reads calibration text.
+        folder: statistics are kept there.
+        source: the recipe's model.
+        device: "auto", "cpu", "cuda".
+        max_memory, max_device_memory: see `prepared`.
+        progress: told about stages.
+
+    Raises:
+        UsageError, InputError, ResourceError: as the stages say.
+    """
+    where, room = pick_device(device, ALONE), Room(max_memory, max_device_memory, folder.absolute().parent)
+    with (
+        device_errors(where, ADVICE),
+        float32_products(where, fast=True),
+        _gathered(recipe, source, where, folder, room, progress, ALONE) as (_, blocks, calibration, store, _),
+    ):
+        assert calibration is not None
+        yield blocks, calibration, store
+
+
+@contextmanager
 def _gathered(
     recipe: Recipe,
     source: Source,

@@ -34,7 +34,8 @@ class GgufRequest:
     """One GGUF file that is asked for.
 
     Attributes:
-        quantisation: a storage type or mix, see `mixes.MIXES`.
+        quantisation: a storage type or mix, see `mixes.MIXES`; `mixes.CHOSEN` for a checkpoint that was made for a
+            size, whose recipe has a type for every matrix.
         embedding_type, head_type: of the token embedding and the output head, where they are not the mix's.
         layout: "native" (two factors); "dense" (factors multiplied out) and "adapter" (a base of residuals, and the
             factors as a LoRA adapter beside it) run in a llama.cpp without the patch.
@@ -57,7 +58,10 @@ class GgufRequest:
     format = "gguf"
 
     def __post_init__(self) -> None:
-        checked_type(GgufTarget(), self.quantisation)
+        from .mixes import CHOSEN
+
+        if self.quantisation != CHOSEN:
+            checked_type(GgufTarget(), self.quantisation)
         _ = self.asked
         if self.layout not in LAYOUTS:
             raise UsageError(f"--layout {self.layout}: unknown layout{nearest(self.layout, LAYOUTS)}")
@@ -86,8 +90,9 @@ class GgufRequest:
         from .mixes import MIXES
         from .types import TYPES
 
-        told = self.reads_calibration or self.rounding.imatrix is not None
-        if TYPES[MIXES[self.quantisation].base].importance and not told:
+        if self.reads_calibration or self.rounding.imatrix is not None:
+            return
+        if self.quantisation in MIXES and TYPES[MIXES[self.quantisation].base].importance:
             raise UsageError(
                 f"--gguf-type {self.quantisation}: wants to know what the inputs are; add --gguf-rounding aware"
             )
@@ -176,6 +181,8 @@ class GgufTarget:
 
     def parity_limits(self) -> Mapping[str, tuple[float, float]]:
         """Below 8 bits rounding changes the model: there they tell a lossy file from a broken one."""
+        from .mixes import CHOSEN
+
         return {
             **dict.fromkeys(("f32", "f16"), (1e-4, 1e-3)),
             # 8 bits of mantissa where float16 has 11: weights are rounded 8 times as coarsely, and KLD is its square
@@ -183,14 +190,14 @@ class GgufTarget:
             "q8_0": (0.02, 0.02),
             **dict.fromkeys(("q6_k", "q5_k_m"), (0.15, 0.15)),
             **dict.fromkeys(("q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k_s"), (0.4, 0.5)),
-            **dict.fromkeys(("q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_m"), (1.2, 2.0)),
+            **dict.fromkeys((CHOSEN, "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_m"), (1.2, 2.0)),
             **dict.fromkeys(("q3_k", "q2_k", "iq3_s", "iq3_xxs"), (4.0, 50.0)),
             **dict.fromkeys(("iq2_s", "iq2_xs", "iq2_xxs"), (6.0, 200.0)),
         }
 
     def request(self, quantisation: str | None = None, **fields: Any) -> GgufRequest:
         """See `GgufRequest`."""
-        return GgufRequest(checked_type(self, quantisation), **fields)
+        return GgufRequest(quantisation or self.types()[0], **fields)
 
     def requests(self, given: Given) -> list[GgufRequest]:
         """One per --gguf-type."""
@@ -212,6 +219,14 @@ class GgufTarget:
             )
             for type in asked["gguf_type"] or [None]
         ]
+
+    def sized_request(self, given: Given) -> GgufRequest | None:
+        """Rounded aware of the inputs, as the choice reckons."""
+        from .mixes import CHOSEN
+        from .rounding_choice import Rounding
+
+        embedding, head = (given.values.get(f"gguf_{part}_type") for part in ("embedding", "head"))
+        return GgufRequest(CHOSEN, embedding, head, rounding=Rounding("aware", device=given.device))
 
     def recognizes(self, path: Path) -> bool:
         """By the ending."""

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
 from ...converter.core.progress import Advance, Progress
+from ...converter.core.recipe import RECIPE_FILE, read_recipe
 from ...converter.families.family import Gguf
 from ...converter.families.settings import check_settings
 from ...converter.families.table import family_to_load, gguf_of
@@ -27,7 +29,7 @@ from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode, needs_ggml
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
-from .mixes import MIXES, Quantisation, fallback_lines
+from .mixes import CHOSEN, MIXES, Quantisation, chosen_types, fallback_lines
 from .mixes import records as tensor_records
 from .names import gguf_name, interleave_rows, rotary_heads
 from .rounding_choice import Rounding
@@ -90,7 +92,7 @@ def export_gguf(
     Args:
         checkpoint: a factored checkpoint or a dense Hugging Face directory.
         out: the file to write.
-        asked: the types. Norms and biases stay F32; matrices whose rows do not fit a type's blocks get its fallback,
+        asked: the types; for `mixes.CHOSEN` without any, those of the checkpoint's recipe. Norms and biases stay F32; matrices whose rows do not fit a type's blocks get its fallback,
             and each is reported. Types that gguf-py does not encode are encoded by llama.cpp's ggml, built once.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
@@ -114,6 +116,8 @@ def export_gguf(
         raise UsageError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or force"))
     reader = CheckpointReader(checkpoint)
     of = gguf_of(reader.config)
+    if asked.mix == CHOSEN and asked.chosen is None:
+        asked = replace(asked, chosen=chosen_types(recorded_forms(reader), of))
     hyperparameters = read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyperparameters, native=native)
@@ -123,7 +127,8 @@ def export_gguf(
     importance = rounding.importance(records)
     for line in fallback_lines(records):
         progress.note(line)
-    if native and reader.layout == "pivot" and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS:
+    coarse = asked.mix in MIXES and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS
+    if native and reader.layout == "pivot" and coarse:
         progress.note(f"pivot rows lose far more to {asked.mix} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
@@ -146,6 +151,19 @@ def export_gguf(
         parameters=sum(prod(record.shape) for record in records if record.type != INTEGERS),
         tensors=records,
     )
+
+
+def recorded_forms(reader: CheckpointReader) -> Mapping[str, Form]:
+    """What a checkpoint's recipe chose for every matrix.
+
+    Raises:
+        UsageError: it chose nothing.
+    """
+    path = reader.path / RECIPE_FILE
+    forms = read_recipe(path).forms if path.is_file() else {}
+    if not forms:
+        raise UsageError(f"{reader.path}: was not made for a size, so nothing chose its types; export in a type or mix")
+    return forms
 
 
 def library_for(
@@ -271,7 +289,7 @@ def open_writer(
     writer.add_type("model")
     writer.add_name(reader.path.resolve().name)
     writer.add_quantized_by(f"{EXPORTED_AS}{asked}")
-    writer.add_file_type(MIXES[asked.mix].file_type)
+    writer.add_file_type(asked.file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     add_hyperparameters(writer, hyper)
     if reader.lowrank:

@@ -159,6 +159,10 @@ class OnnxTarget:
         )
         return [self.request(type, options=options) for type in asked["onnx_type"] or [None]]
 
+    def sized_request(self, given: Given) -> OnnxRequest | None:
+        """Types are not chosen for a size."""
+        return None
+
     def recognizes(self, path: Path) -> bool:
         """By the model in it."""
         return (path / "model.onnx").is_file()

@@ -185,7 +185,10 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
 
 def _artifact(name: Any, where: str) -> tuple[str, str]:
     """ "gguf q8_0" -> ("gguf", "q8_0")."""
-    formats = {**{name: row.types() for name, row in TARGETS.items()}, CHECKPOINT: tuple(CHECKPOINT_PARITY)}
+    formats = {
+        **{name: tuple(row.parity_limits()) for name, row in TARGETS.items()},
+        CHECKPOINT: tuple(CHECKPOINT_PARITY),
+    }
     format, _, type = str(name).partition(" ")
     if format not in formats:
         raise UsageError(f"{where}: {ARTIFACTS}: unknown format {format!r}{nearest(format, formats)}")

@@ -207,7 +207,13 @@ def test_gguf_in_llama_cpp(models: Path, windows: Windows, tmp_path: Path) -> No
     from lowrank_export.exporters.gguf.writer import export_gguf
 
     artifacts = [
-        export_gguf(models / "factored", tmp_path / f"{kind}.gguf", Quantisation(kind), progress=SilentProgress())
+        export_gguf(
+            models / "factored",
+            tmp_path / f"{kind}.gguf",
+            Quantisation(kind),
+            Quantisation("f16"),
+            progress=SilentProgress(),
+        )
         for kind in ("f32", "f16", "q8_0")
     ]
     dense = models / "dense"

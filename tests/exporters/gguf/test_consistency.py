@@ -62,14 +62,33 @@ def files(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     tiny.save_factored(folder / "pivoted", "llama", rank=20, layout="pivot")
     made = {
         "native": export_gguf(
-            folder / "factored", folder / "native.gguf", Quantisation("f16"), progress=SilentProgress()
+            folder / "factored",
+            folder / "native.gguf",
+            Quantisation("f16"),
+            Quantisation("f16"),
+            progress=SilentProgress(),
         ),
         "dense": export_gguf(
-            folder / "factored", folder / "dense.gguf", Quantisation("f16"), layout="dense", progress=SilentProgress()
+            folder / "factored",
+            folder / "dense.gguf",
+            Quantisation("f16"),
+            Quantisation("f16"),
+            layout="dense",
+            progress=SilentProgress(),
         ),
-        "pivot": export_gguf(folder / "pivoted", folder / "pivot.gguf", Quantisation("f16"), progress=SilentProgress()),
+        "pivot": export_gguf(
+            folder / "pivoted",
+            folder / "pivot.gguf",
+            Quantisation("f16"),
+            Quantisation("f16"),
+            progress=SilentProgress(),
+        ),
         "base": export_adapter(
-            folder / "factored", folder / "base.gguf", Quantisation("q8_0"), progress=SilentProgress()
+            folder / "factored",
+            folder / "base.gguf",
+            Quantisation("q8_0"),
+            Quantisation("q8_0"),
+            progress=SilentProgress(),
         ),
     }
     found = {name: artifact.path for name, artifact in made.items()}

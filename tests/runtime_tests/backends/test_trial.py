@@ -40,7 +40,11 @@ llama_cpp.llama_model_load_from_file = dying
 def model(tiny: ModuleType, tmp_path: Path) -> Path:
     tiny.save_dense(tmp_path / "dense", "llama")
     return export_gguf(
-        tmp_path / "dense", tmp_path / "mine-f32.gguf", Quantisation("f32"), progress=SilentProgress()
+        tmp_path / "dense",
+        tmp_path / "mine-f32.gguf",
+        Quantisation("f32"),
+        Quantisation("f16"),
+        progress=SilentProgress(),
     ).path
 
 
