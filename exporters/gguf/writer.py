@@ -92,8 +92,9 @@ def export_gguf(
     Args:
         checkpoint: a factored checkpoint or a dense Hugging Face directory.
         out: the file to write.
-        asked: the types; for `mixes.CHOSEN` without any, those of the checkpoint's recipe. Norms and biases stay F32; matrices whose rows do not fit a type's blocks get its fallback,
-            and each is reported. Types that gguf-py does not encode are encoded by llama.cpp's ggml, built once.
+        asked: the types; for `mixes.CHOSEN` without any, those of the checkpoint's recipe. Norms and biases stay F32;
+            matrices whose rows do not fit a type's blocks get its fallback, and each is reported. Types that gguf-py
+            does not encode are encoded by llama.cpp's ggml, built once.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
         rounding: what the rounding is told; nothing by default.

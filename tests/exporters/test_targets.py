@@ -19,6 +19,7 @@ from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.converter.core.progress import Progress
 from lowrank_export.exporters.artifact import Artifact, TensorRecord
+from lowrank_export.exporters.gguf.mixes import CHOSEN
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 from lowrank_export.exporters.options import chosen_exports
@@ -96,6 +97,9 @@ class ToyTarget:
 
     def requests(self, given: Given) -> Sequence[ToyRequest]:
         return [self.request(type) for type in self.types()]
+
+    def sized_request(self, given: Given) -> ToyRequest | None:
+        return None
 
     def recognizes(self, path: Path) -> bool:
         return (path / MARK).is_file()
@@ -237,6 +241,16 @@ def test_aware_requests_of_the_dense_model_run_the_text() -> None:
     for request in (gguf, onnx):
         with pytest.raises(UsageError, match="wants a calibration text"):
             request.of_dense("self")
+
+
+def test_a_size_chooses_the_types(toy: ExportTarget) -> None:
+    (chosen,) = chosen_exports({"format": ["gguf"]}, sized=True)
+    assert chosen == requested("gguf", CHOSEN, rounding=Rounding("aware"))
+    for values in ({"format": ["toy"]}, {"format": ["gguf", "onnx"]}, {"gguf_type": ["q8_0"]}, {"onnx_type": ["int8"]}):
+        with pytest.raises(UsageError, match="leave out types and other formats"):
+            chosen_exports(values, sized=True)
+    with pytest.raises(UsageError, match="its own types of embedding and head"):
+        chosen_exports({"gguf_head_type": "q8_0"}, sized=True)
 
 
 def test_options_become_requests() -> None:
