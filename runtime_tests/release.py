@@ -110,6 +110,7 @@ def release(
     head_type: str | None = None,
     rounding: str = "plain",
     onnx: OnnxOptions | None = None,
+    statistics: Path | None = None,
     device: str,
     max_memory: int | None = None,
     max_device_memory: int | None = None,
@@ -128,6 +129,7 @@ def release(
         embedding_type, head_type: of GGUF files, where not those of the type or mix.
         rounding: of GGUF files, "plain" or "aware"; the dense ones run the recipe's calibration text.
         onnx: how ONNX exports are encoded; with aware rounding, too, the dense ones run the recipe's calibration text.
+        statistics: a folder where statistics of the dense model are kept, for other recipes and sizes.
         device: of the compression, and of the text that aware rounding runs.
         max_memory: bytes that the compression may take.
         max_device_memory: bytes of its GPU that it may take; by default what is free there.
@@ -154,7 +156,10 @@ def release(
     checkpoint, size = out / CHECKPOINT, None
     if recipe.sized:
         limits = MemoryLimits(max_memory, max_device_memory)
-        size = settle(recipe, source, out, CHECKPOINT, device=device, limits=limits, progress=progress)
+        statistics = statistics or out / STATISTICS  # the choice and the fit read the same
+        size = settle(
+            recipe, source, out, CHECKPOINT, statistics=statistics, device=device, limits=limits, progress=progress
+        )
         recipe = size.recipe
     else:
         recipe = with_rank_multiple(recipe, source, chosen, onnx)
@@ -162,7 +167,7 @@ def release(
         compress,
         out=checkpoint,
         device=device,
-        statistics=None if size is None else out / STATISTICS,
+        statistics=statistics,
         max_memory=max_memory,
         max_device_memory=max_device_memory,
         progress=progress,
