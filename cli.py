@@ -165,7 +165,7 @@ def run(
         return
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
-        exports = chosen_exports(format, gguf_type, onnx_type, chosen.sized)
+        exports = chosen_exports(format, gguf_type, onnx_type, chosen.sized or bool(chosen.choice))
         encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors)
         from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import device_limit, memory_limit

@@ -141,7 +141,7 @@ def release(
     """
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
     Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
-    if recipe.sized:
+    if recipe.sized or recipe.choice:
         rounding = "aware"  # what the choice reckons with
     roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"], device)
     encodings = _encodings(recipe, replace(onnx or OnnxOptions(), device=device))
@@ -154,14 +154,14 @@ def release(
     if force:
         _clear(out)
     checkpoint, size = out / CHECKPOINT, None
-    if recipe.sized:
+    if recipe.sized and not recipe.choice:
         limits = MemoryLimits(max_memory, max_device_memory)
         statistics = statistics or out / STATISTICS  # the choice and the fit read the same
         size = settle(
             recipe, source, out, CHECKPOINT, statistics=statistics, device=device, limits=limits, progress=progress
         )
         recipe = size.recipe
-    else:
+    elif not recipe.choice:
         recipe = with_rank_multiple(recipe, source, chosen, onnx)
     make = partial(
         compress,
@@ -177,7 +177,7 @@ def release(
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)
-    beside, plain_types = chosen, types
+    beside, plain_types = ([] if recipe.choice else chosen), types
     if size is not None:  # what it has to beat, in place of the dense model in the same type
         beside = [] if size.plain is None else [("gguf", size.plain.type)]
         plain_types = types if size.plain is None else size.plain.types
