@@ -656,7 +656,7 @@ def validate(
             reference=exported,
             dense=None if dense is None else open_source(dense, progress).path,
             dense_artifacts=dense_artifact or [],
-            windows=load_windows(evaluation, exported),
+            windows=load_windows(evaluation, exported, progress),
             threads=evaluation.threads,
             settings=evaluation.settings(device),
             gates=thresholds,

@@ -16,10 +16,11 @@ from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.model.loading import load_tokenizer
 from ..converter.model.source import open_source
 from ..converter.pipeline import compress
-from ..converter.statistics.calibration import SELF, read_text, read_token_windows
+from ..converter.statistics.calibration import SELF, read_token_windows
 from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import check_output, remove
 from ..converter.storage.gguf_header import read_header
+from ..converter.texts.corpus import is_windows, read_corpus
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_family, check_format
 from ..exporters.forecast import with_rank_multiple
@@ -150,7 +151,7 @@ def release(
     source = open_source(recipe.model, progress)
     check_measurable(source.reader(), MemoryLimits(max_memory))
     check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
-    windows = load_windows(evaluation, source.path)
+    windows = load_windows(evaluation, source.path, progress)
     if force:
         _clear(out)
     checkpoint, size = out / CHECKPOINT, None
@@ -221,8 +222,8 @@ def release(
     return report
 
 
-def load_windows(evaluation: Evaluation, model: Path) -> Windows:
-    """Evaluation windows for a model folder's tokenizer.
+def load_windows(evaluation: Evaluation, model: Path, progress: Progress | None = None) -> Windows:
+    """Evaluation windows for a model folder's tokenizer; says how much the text was.
 
     Raises:
         UsageError: options that contradict each other.
@@ -231,17 +232,21 @@ def load_windows(evaluation: Evaluation, model: Path) -> Windows:
     if evaluation.like_llama_cpp and evaluation.stride is not None:
         raise UsageError("llama.cpp's windows have no stride: leave out --evaluation-stride or --llama-windows")
     tokenizer = load_tokenizer(model)
-    if evaluation.text.endswith(".npy"):
+    if is_windows(evaluation.text):
         if evaluation.like_llama_cpp or evaluation.stride is not None:
             raise UsageError(f"{evaluation.text}: given windows are neither cut by a stride nor like llama.cpp")
         return Windows.whole(
             read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
         )
-    text = read_text(evaluation.text, "evaluation")
+    text = read_corpus(evaluation.text, "evaluation", tokenizer)
     count, length = evaluation.windows, evaluation.window_length
     if evaluation.like_llama_cpp:
-        return llama_cpp_windows(tokenizer, text, windows=count, length=length)
-    return evaluation_windows(tokenizer, text, windows=count, length=length, stride=evaluation.stride)
+        windows = llama_cpp_windows(tokenizer, text, windows=count, length=length)
+    else:
+        windows = evaluation_windows(tokenizer, text, windows=count, length=length, stride=evaluation.stride)
+    if progress is not None and windows.drawn_from is not None:
+        progress.note(windows.drawn_from.said(evaluation.text))
+    return windows
 
 
 def _check_place(recipe: Recipe, out: Path, force: bool) -> None:

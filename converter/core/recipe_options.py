@@ -63,7 +63,7 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "refine_alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the refinement's target.")],
     "calibration": Annotated[
         str | None,
-        _recipe_option("Text or .jsonl file, token windows (.npy), python-docs (default), self, datasets:NAME."),
+        _recipe_option("Text, FILE#FIELD of records, windows (.npy), python-docs (default), self, datasets:NAME."),
     ],
     "update_calibration": Annotated[
         str | None,
