@@ -75,6 +75,9 @@ DIVIDED = ("compress", "statistics")
 """Commands whose work torchrun divides among processes."""
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Statistics = Annotated[
+    Path | None, typer.Option(help="Keep statistics of the dense model here, for other methods, retentions and sizes.")
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(help="Largest memory of this process: 8GB, 512MiB; what is beyond it goes to the disk or is refused."),
@@ -116,6 +119,7 @@ def run(
     speed: Speed = True,
     gates: Gates = None,
     gate: Gate = None,
+    statistics: Statistics = None,
     force: Force = False,
     as_json: Json = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -135,7 +139,7 @@ def run(
         return
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
-        requests = chosen_exports(exports, device=device, sized=chosen.sized)
+        requests = chosen_exports(exports, device=device, sized=chosen.sized or bool(chosen.choice))
         from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import MemoryLimits, device_limit, memory_limit
         from .runtime_tests.release import Evaluation, release
@@ -149,6 +153,7 @@ def run(
             requests,
             out,
             evaluation=evaluation,
+            statistics=statistics,
             device=device,
             limits=MemoryLimits(memory_limit(max_memory), device_limit(max_device_memory)),
             force=force,
@@ -165,10 +170,7 @@ def compress(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the factored checkpoint.")],
     given: Given,
     recipe: RecipeFile = None,
-    statistics: Annotated[
-        Path | None,
-        typer.Option(help="Keep statistics of the dense model here, for other methods and retentions."),
-    ] = None,
+    statistics: Statistics = None,
     max_memory: MaxMemory = None,
     max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
@@ -261,6 +263,7 @@ def plan(
     given: Given,
     exports: ExportValues,
     recipe: RecipeFile = None,
+    statistics: Statistics = None,
     max_memory: MaxMemory = None,
     max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
@@ -268,7 +271,8 @@ def plan(
 ) -> None:
     """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work.
 
-    Ranks are multiples of what the types named want, as in the main command.
+    Ranks are multiples of what the types named want, as in the main command. With a size instead of a retention: what
+    it is spent on.
     """
     _wait_passively()
     with _one_line_errors():
@@ -283,8 +287,16 @@ def plan(
 
         progress = ConsoleProgress()
         limit, gpu_limit = memory_limit(max_memory), device_limit(max_device_memory)
+        requests = chosen_exports(exports, sized=chosen.sized)
         source = open_source(chosen.model, progress)
-        chosen = with_rank_multiple(chosen, source, chosen_exports(exports))
+        if chosen.sized and not chosen.choice:
+            from .exporters.budget.size_table import size_json, size_table
+            from .exporters.budget.sized import planned
+
+            found = planned(chosen, source, statistics, device=device, limits=(limit, gpu_limit), progress=progress)
+            _show(size_table(found, source.family), size_json(found, source.family), as_json)
+            return
+        chosen = with_rank_multiple(chosen, source, requests)
         with prepared(
             chosen, device=device, max_memory=limit, max_device_memory=gpu_limit, source=source, progress=progress
         ) as job:

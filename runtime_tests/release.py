@@ -101,6 +101,7 @@ def release(
     out: Path,
     *,
     evaluation: Evaluation,
+    statistics: Path | None = None,
     device: str,
     limits: MemoryLimits = NO_LIMITS,
     force: bool,
@@ -115,6 +116,7 @@ def release(
         exports: what to make of it; of the dense model too, whose rounding runs the recipe's calibration text.
         out: the folder to make.
         evaluation: text and size of the measurement.
+        statistics: a folder where statistics of the dense model are kept, for other recipes and sizes.
         device: of the compression.
         limits: memory that the compression may take.
         force: start over, replacing what is there.
@@ -138,16 +140,19 @@ def release(
     if force:
         _clear(out)
     checkpoint, size = out / CHECKPOINT, None
-    if recipe.sized:
-        size = settle(recipe, source, out, CHECKPOINT, device=device, limits=limits, progress=progress)
+    if recipe.sized and not recipe.choice:
+        statistics = statistics or out / STATISTICS  # the choice and the fit read the same
+        size = settle(
+            recipe, source, out, CHECKPOINT, statistics=statistics, device=device, limits=limits, progress=progress
+        )
         recipe = size.recipe
-    else:
+    elif not recipe.choice:
         recipe = with_rank_multiple(recipe, source, exports)
     make = partial(
         compress,
         out=checkpoint,
         device=device,
-        statistics=None if size is None else out / STATISTICS,
+        statistics=statistics,
         max_memory=limits.process,
         max_device_memory=limits.device,
         progress=progress,
@@ -156,8 +161,9 @@ def release(
         make(recipe, force=force)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
-    if size is not None:  # what it has to beat, in place of the dense model in the same type
-        of_dense = [] if size.plain is None else [size.plain.request(device).of_dense(recipe.calibration)]
+    if recipe.choice:  # what a size has to beat, in place of the dense model in the same type
+        plain = None if size is None else size.plain
+        of_dense = [] if plain is None else [plain.request(device).of_dense(recipe.calibration)]
     factored = [_export(checkpoint, out, request, progress) for request in exports]
     dense = [_export(source.path, out / DENSE, request, progress) for request in of_dense]
     if size is not None and size.plain is not None:

@@ -115,7 +115,7 @@ def settle(
     out: Path,
     checkpoint: str,
     *,
-    statistics: Path | None = None,
+    statistics: Path,
     device: str,
     limits: MemoryLimits,
     progress: Progress,
@@ -127,7 +127,7 @@ def settle(
         source: its model.
         out: the job's folder.
         checkpoint: name of the folder of the factored checkpoint in it.
-        statistics: a folder where they are kept; by default one in `out` that goes when the job is done.
+        statistics: a folder where they are kept.
         device: "auto", "cpu", "cuda".
         limits: of memory.
         progress: told about stages, and of the choice.
@@ -138,7 +138,7 @@ def settle(
         found = sized(
             recipe,
             source,
-            statistics or out / STATISTICS,
+            statistics,
             name=checkpoint,
             device=device,
             max_memory=limits.process,

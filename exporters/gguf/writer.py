@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
 from ...converter.core.progress import Advance, Progress
-from ...converter.core.recipe import RECIPE_FILE, read_recipe
 from ...converter.families.family import Gguf
 from ...converter.families.settings import check_settings
 from ...converter.families.table import family_to_load, gguf_of
@@ -27,9 +25,10 @@ from ...converter.model.config_check import check_config
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
+from .chosen import chosen_types, recorded_forms
 from .encoding import encode, needs_ggml
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
-from .mixes import CHOSEN, MIXES, Quantisation, chosen_types, fallback_lines
+from .mixes import CHOSEN, MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records
 from .names import gguf_name, interleave_rows, rotary_heads
 from .rounding_choice import Rounding
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("native", "dense")
 LOWRANK_VERSIONS = {"two-factor": 1, "pivot": 2}
 ROPE_FREQUENCIES = "rope_freqs.weight"
+ALPHA = 0.4  # of aware rounding in chosen types, as of the fit that they are chosen for
 PIVOT_BITS = 6.5  # below, C amplifies the rounding of P and its own beyond use: docs/gguf.md
 
 
@@ -125,7 +125,7 @@ def export_gguf(
     shapes = {source.name: source.shape for source in sources}
     check_shapes(shapes, of, hyperparameters)
     records = tensor_records(shapes, asked)
-    importance = rounding.importance(records)
+    importance, alpha = rounding.importance(records), ALPHA if asked.mix == CHOSEN else 0.0
     for line in fallback_lines(records):
         progress.note(line)
     coarse = asked.mix in MIXES and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS
@@ -136,7 +136,7 @@ def export_gguf(
     library = library_for(records, progress, weighed=importance, rounded=rounding.how == "aware")
     with (
         replacing(out, force=force, folder=False) as partial,
-        _rounded_linears(reader, records, rounding, out, library, progress) as rounded,
+        _rounded_linears(reader, records, rounding, out, library, progress, alpha) as rounded,
     ):
         given = Given(rounded, importance, library)
         opened = open_writer(partial, reader, of, hyperparameters, asked, layout=reader.layout if native else "dense")
@@ -152,19 +152,6 @@ def export_gguf(
         parameters=sum(prod(record.shape) for record in records if record.type != INTEGERS),
         tensors=records,
     )
-
-
-def recorded_forms(reader: CheckpointReader) -> Mapping[str, Form]:
-    """What a checkpoint's recipe chose for every matrix.
-
-    Raises:
-        UsageError: it chose nothing.
-    """
-    path = reader.path / RECIPE_FILE
-    forms = read_recipe(path).forms if path.is_file() else {}
-    if not forms:
-        raise UsageError(f"{reader.path}: was not made for a size, so nothing chose its types; export in a type or mix")
-    return forms
 
 
 def library_for(
@@ -372,6 +359,7 @@ def _rounded_linears(
     out: Path,
     library: Path | None,
     progress: Progress,
+    alpha: float,
 ) -> Iterator[Mapping[str, Path]]:
     """Files of the linears that aware rounding has encoded; none where the rounding is plain."""
     types = {record.name: record.type for record in records if record.name.startswith("blk.") and len(record.shape) > 1}
@@ -384,7 +372,7 @@ def _rounded_linears(
     blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
     with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
-        yield round_linears(blocks, chunks, types, gguf_of(reader.config), library, Path(folder), progress)
+        yield round_linears(blocks, chunks, types, gguf_of(reader.config), library, Path(folder), progress, alpha)
 
 
 def tensor_values(

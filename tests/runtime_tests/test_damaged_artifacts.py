@@ -38,12 +38,7 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_factored(folder / "checkpoint", "llama", rank=RANK)
     tiny.save_dense(folder / "dense", "llama")
     for kind in ("f32", "q8_0"):
-        export_gguf(
-            folder / "checkpoint",
-            folder / f"{kind}.gguf",
-            Quantisation(kind),
-            progress=SilentProgress(),
-        )
+        export_gguf(folder / "checkpoint", folder / f"{kind}.gguf", Quantisation(kind), progress=SilentProgress())
     export_onnx(folder / "checkpoint", folder / "onnx", quantisation="fp32", progress=SilentProgress())
     (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
     return folder

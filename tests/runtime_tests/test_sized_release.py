@@ -48,7 +48,14 @@ def test_what_was_chosen_is_kept(dense: Path, tmp_path: Path) -> None:
 
     def settled() -> Settled:
         return settle(
-            recipe, source, tmp_path, "checkpoint", device="cpu", limits=MemoryLimits(), progress=SilentProgress()
+            recipe,
+            source,
+            tmp_path,
+            "checkpoint",
+            statistics=tmp_path / "statistics",
+            device="cpu",
+            limits=MemoryLimits(),
+            progress=SilentProgress(),
         )
 
     first = settled()

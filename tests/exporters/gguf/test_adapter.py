@@ -171,21 +171,13 @@ def test_another_model_is_refused(folders: Path, tiny: ModuleType, tmp_path: Pat
     source = open_source(str(folders / "dense"), SilentProgress())
     with pytest.raises(InputError, match="not the model that"):
         export_adapter(
-            tmp_path / "factored",
-            tmp_path / "m.gguf",
-            Quantisation("q8_0"),
-            dense=source,
-            progress=SilentProgress(),
+            tmp_path / "factored", tmp_path / "m.gguf", Quantisation("q8_0"), dense=source, progress=SilentProgress()
         )
     tiny.save_dense(tmp_path / "wider", "llama", tied=False, intermediate_size=192)
     source = open_source(str(tmp_path / "wider"), SilentProgress())
     with pytest.raises(InputError, match=r"has shape \(192, 64\), not \(160, 64\)|has shape \(64, 192\)"):
         export_adapter(
-            folders / "factored",
-            tmp_path / "m.gguf",
-            Quantisation("q8_0"),
-            dense=source,
-            progress=SilentProgress(),
+            folders / "factored", tmp_path / "m.gguf", Quantisation("q8_0"), dense=source, progress=SilentProgress()
         )
 
 

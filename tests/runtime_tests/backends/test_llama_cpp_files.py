@@ -64,13 +64,7 @@ def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("files")
     tiny.save_factored(folder / "model", "qwen2")
     export_gguf(folder / "model", folder / "native.gguf", Quantisation("f32"), progress=SilentProgress())
-    export_gguf(
-        folder / "model",
-        folder / "dense.gguf",
-        Quantisation("f32"),
-        layout="dense",
-        progress=SilentProgress(),
-    )
+    export_gguf(folder / "model", folder / "dense.gguf", Quantisation("f32"), layout="dense", progress=SilentProgress())
     return folder
 
 
