@@ -642,7 +642,7 @@ def validate(
         result = run_validate(
             found,
             reference=exported,
-            dense=None if dense is None else open_source(dense, progress).path,
+            dense=None if dense is None else open_source(dense, progress, "--dense").path,
             dense_artifacts=dense_artifact or [],
             windows=load_windows(evaluation, exported, progress),
             threads=evaluation.threads,

@@ -128,7 +128,7 @@ def export(
             return export_adapter(
                 checkpoint,
                 out,
-                dense=None if dense is None else open_source(dense, progress),
+                dense=None if dense is None else open_source(dense, progress, "--dense"),
                 residual=residual,
                 quantisation=quantisation,
                 embedding_type=embedding_type,
