@@ -1,4 +1,4 @@
-"""The ways in which people keep a model: a folder, a cache of the hub around it, a GGUF file in a folder or in parts."""
+"""The ways in which people keep a model: a folder, a cache of the hub around it, a GGUF file, in a folder, in parts."""
 
 from __future__ import annotations
 
