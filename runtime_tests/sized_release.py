@@ -19,6 +19,8 @@ from ..converter.storage.files import replacing
 from ..exporters.artifact import Artifact
 from ..exporters.budget.search import Found
 from ..exporters.budget.sized import sized
+from ..exporters.gguf.rounding_choice import Rounding
+from ..exporters.gguf.target import GgufRequest
 from .backends.formats import LLAMA_CPP, TORCH
 from .backends.open import open_backend
 from .metrics.measure import measure
@@ -46,10 +48,14 @@ class Plain:
     tied: bool
     recipe: Recipe
 
-    @property
-    def types(self) -> tuple[str | None, str | None]:
-        """Types of embedding and head, as an export takes them."""
-        return self.rest, None if self.tied else self.rest
+    def request(self, device: str) -> GgufRequest:
+        """Its export, rounded as the choice is.
+
+        Args:
+            device: that rounding runs its text on.
+        """
+        head = None if self.tied else self.rest
+        return GgufRequest(self.type, self.rest, head, rounding=Rounding("aware", device=device))
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def settle(
     out: Path,
     checkpoint: str,
     *,
-    statistics: Path | None = None,
+    statistics: Path,
     device: str,
     limits: MemoryLimits,
     progress: Progress,
@@ -121,7 +127,7 @@ def settle(
         source: its model.
         out: the job's folder.
         checkpoint: name of the folder of the factored checkpoint in it.
-        statistics: a folder where they are kept; by default one in `out` that goes when the job is done.
+        statistics: a folder where they are kept.
         device: "auto", "cpu", "cuda".
         limits: of memory.
         progress: told about stages, and of the choice.
@@ -132,7 +138,7 @@ def settle(
         found = sized(
             recipe,
             source,
-            statistics or out / STATISTICS,
+            statistics,
             name=checkpoint,
             device=device,
             max_memory=limits.process,

@@ -44,7 +44,7 @@ from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
 from .memory_forecast import Windows
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
-from .ranks import allocate, kept_dense, losses_alone, method_of, statistics_kinds
+from .ranks import allocate, check_settled, kept_dense, losses_alone, method_of, statistics_kinds
 
 ADVICE = "add a lower --max-device-memory, use fewer or shorter --windows, or --device cpu; finished work is kept"
 """Where a GPU's memory was too little in spite of the plan."""
@@ -164,6 +164,7 @@ def prepared(
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
+    check_settled(recipe)
     source = source or open_source(recipe.model, progress)
     room = Room(max_memory, max_device_memory, scratch or Path(tempfile.gettempdir()))
     where = pick_device(device, workers)

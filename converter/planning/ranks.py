@@ -85,8 +85,6 @@ def allocate(
     Raises:
         UsageError: a target that cannot be met, or a pattern that fits no linear.
     """
-    if recipe.sized and not recipe.choice:
-        raise UsageError("max_bytes, bits_per_weight: are met by an export; give --format to the main command")
     per_block = len(blocks.family.linears)
     shapes = [
         LinearShape(name, index // per_block, *shape, recipe.layout)
@@ -109,6 +107,17 @@ def allocate(
             importance=importance,
         )
     )
+
+
+def check_settled(recipe: Recipe) -> None:
+    """Refuse a size that nothing has been chosen for: that is a matter of the format it is met in.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if recipe.sized and not recipe.choice:
+        key = "max_bytes" if recipe.max_bytes is not None else "bits_per_weight"
+        raise UsageError(f"{key}: is met by a file, not by a checkpoint; use the main command, or plan")
 
 
 def chosen_plan(recipe: Recipe, shapes: list[LinearShape], keep_dense: frozenset[str]) -> RankPlan:

@@ -12,8 +12,9 @@ from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
+from ..gguf.chosen import chosen_types
 from ..gguf.metadata import read_hyperparameters
-from ..gguf.mixes import CHOSEN, Quantisation, chosen_types, records
+from ..gguf.mixes import CHOSEN, Quantisation, records
 from ..gguf.names import gguf_name
 from ..gguf.types import ALIGNMENT, padded
 from ..gguf.writer import open_writer, plan_tensors

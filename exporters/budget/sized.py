@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -23,6 +24,9 @@ from .costs import Costs, gathered_costs
 from .gguf_format import FACTOR_TYPES, GgufFormat
 from .gguf_size import GgufSize, factor_overhead
 from .search import Found, budget_of, model_candidates, search
+
+CHECKPOINT = "checkpoint"
+"""The folder that the main command exports from: the file calls itself that."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,38 @@ def sized(
     candidates = gguf_candidates(costs, source, kind, kept)
     found = search(recipe, budget, candidates, size)
     return Sized(budget, found, best_plain(recipe, budget, candidates, size, _outside(source)), calibration.held_out)
+
+
+def planned(
+    recipe: Recipe,
+    source: Source,
+    statistics: Path | None,
+    *,
+    device: str,
+    limits: tuple[int | None, int | None] = (None, None),
+    progress: Progress,
+) -> Sized:
+    """What `sized` chooses, for a look.
+
+    Args:
+        recipe: with a size.
+        source: its model.
+        statistics: a folder where they are kept, for the next size; a temporary one by default.
+        device: "auto", "cpu", "cuda".
+        limits: bytes that the process may take, and of its GPU.
+        progress: told about stages.
+    """
+    with TemporaryDirectory(prefix="lowrank-statistics-") as temporary:
+        return sized(
+            recipe,
+            source,
+            statistics or Path(temporary),
+            name=CHECKPOINT,
+            device=device,
+            max_memory=limits[0],
+            max_device_memory=limits[1],
+            progress=progress,
+        )
 
 
 def gguf_candidates(

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.core.errors import InputError, UsageError
 from ...converter.core.recipe import nearest
-from ...converter.families.family import Gguf
 from ...converter.storage.gguf_header import Header
 from ..artifact import TensorRecord
 from .metadata import EXPORTED_AS
-from .names import gguf_name
 from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_bytes
 
 EMBEDDING, HEAD = "token_embd", "output"
@@ -153,26 +150,6 @@ class Quantisation:
         """In one word per choice, the mix first: what a file says of itself."""
         options = {"embedding": self.embedding, "head": self.head, "rounding": self.rounding}
         return " ".join([self.mix, *(f"{name}={type}" for name, type in options.items() if type is not None)])
-
-
-def chosen_types(forms: Mapping[str, Form], of: Gguf) -> dict[str, str]:
-    """GGUF name -> type of every matrix, as a recipe's choice has them.
-
-    Args:
-        forms: module of the checkpoint -> what it becomes.
-        of: the model's family.
-
-    Raises:
-        InputError: the family has no such module.
-    """
-    found: dict[str, str] = {}
-    for module, form in forms.items():
-        endings = ("weight",) if form.rank is None else (U_SUFFIX.lstrip("."), V_SUFFIX.lstrip("."))
-        for ending, type in zip(endings, form.types, strict=True):
-            name = gguf_name(f"{module}.{ending}", of)
-            if name is not None:
-                found[name] = type
-    return found
 
 
 def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> dict[str, Choice]:

@@ -21,13 +21,13 @@ from ...converter.machine.device import pick_device
 from ...converter.model.source import Source, open_source
 from ...converter.storage.byte_size import MemoryLimits
 from ...converter.storage.files import remove
-from ...exporters.export import artifact_name
+from ...exporters.export import export
+from ...exporters.target import ExportRequest
 from ..backends.formats import TORCH, backend_names
 from ..backends.open import open_backend, released
 from ..backends.protocol import Backend
 from ..child import run_child
 from ..environment import library_versions, machine_facts
-from ..exporting import export
 from ..metrics.measure import check_measurable, measure
 from ..metrics.perplexity import Perplexity, perplexity
 from ..metrics.reference_logits import ReferenceLogits
@@ -43,7 +43,6 @@ from .sweep_results import PLAIN, Sweep, SweepRow
 
 ROWS, STATISTICS, WORK = "rows", "statistics", ".work"
 DOCUMENT, PAGE = "sweep.json", "sweep.html"
-Export = tuple[str, str]  # format, type
 
 
 @dataclass(frozen=True)
@@ -65,24 +64,26 @@ class _Job:
         """A model in a runtime."""
         return released(open_backend(path, name, threads=self.evaluation.threads, context=self.context, exact=exact))
 
-    def key(self, recipe: Recipe | None, export: Export | None) -> dict[str, Any]:
+    def key(self, recipe: Recipe | None, export: ExportRequest | None) -> dict[str, Any]:
         """What a row is made from."""
         made = {} if recipe is None else {"recipe": recipe.model_dump(mode="json"), "text_sha256": self.texts}
-        return {**self.origin, **made, "export": " ".join(export or ())}
+        return {**self.origin, **made, "export": "" if export is None else f"{export.format} {export.quantisation}"}
 
-    def file(self, recipe: Recipe | None, export: Export | None) -> Path:
+    def file(self, recipe: Recipe | None, export: ExportRequest | None) -> Path:
         """Where a row is kept."""
         name = PLAIN if recipe is None else f"{recipe.method}-{recipe.retention}"
-        return self.out / ROWS / f"{'-'.join((name, *(export or ())))}.json"
+        if export is not None:
+            name += f"-{export.format}-{export.quantisation}"
+        return self.out / ROWS / f"{name}.json"
 
-    def missing(self, recipe: Recipe | None, exports: Sequence[Export]) -> list[Export]:
+    def missing(self, recipe: Recipe | None, exports: Sequence[ExportRequest]) -> list[ExportRequest]:
         """The exports whose rows are not there."""
         return [one for one in exports if read_row(self.file(recipe, one), self.key(recipe, one)) is None]
 
 
 def sweep(
     recipes: Sequence[Recipe],
-    exports: Sequence[Export],
+    exports: Sequence[ExportRequest],
     out: Path,
     *,
     evaluation: Evaluation,
@@ -98,7 +99,7 @@ def sweep(
 
     Args:
         recipes: from `recipe_grid`: alike but for method and retention.
-        exports: (format, type) pairs.
+        exports: what each is exported as.
         out: the folder to make.
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
         device: of the compression.
@@ -183,7 +184,12 @@ def _dense(job: _Job, work: Path) -> Iterator[ReferenceLogits]:
 
 
 def _make(
-    job: _Job, recipe: Recipe | None, exports: Sequence[Export], dense: ReferenceLogits, work: Path, advance: Advance
+    job: _Job,
+    recipe: Recipe | None,
+    exports: Sequence[ExportRequest],
+    dense: ReferenceLogits,
+    work: Path,
+    advance: Advance,
 ) -> None:
     """The missing rows of one recipe; of the dense model without one."""
     checkpoint, kept, seconds = job.source.path, 1.0, 0.0
@@ -196,9 +202,9 @@ def _make(
         summary, cost = run_child(["compress", "--out", str(checkpoint), "--force", *options], work / "log")
         kept, seconds = float(summary["retention"]), cost.cpu_seconds
     try:
-        for format, quantisation in exports:
-            target = work / artifact_name(format, quantisation)
-            made = export(checkpoint, target, format=format, quantisation=quantisation, force=True)
+        for request in exports:
+            target = work / request.name
+            made = export(checkpoint, target, request, force=True)
             name = backend_names(target)[0]
             with job.opened(target, name) as backend:
                 found = measure(backend, job.windows, [dense], SilentProgress(), label=target.name)
@@ -206,8 +212,8 @@ def _make(
                 method=PLAIN if recipe is None else recipe.method,
                 retention=1.0 if recipe is None else recipe.retention,
                 kept=kept,
-                format=format,
-                quantisation=quantisation,
+                format=request.format,
+                quantisation=request.quantisation,
                 backend=name,
                 bytes=made.bytes,
                 bits_per_weight=made.bits_per_weight,
@@ -216,7 +222,7 @@ def _make(
                 speed=_speed(job, target, name),
                 compress_seconds=seconds,
             )
-            write_row(job.file(recipe, (format, quantisation)), job.key(recipe, (format, quantisation)), asdict(row))
+            write_row(job.file(recipe, request), job.key(recipe, request), asdict(row))
             remove(target)
             job.progress.note(f"{row.label}: {row.bytes / 1e6:.1f} MB, KLD {row.kld:.4g}")
             advance(1)
@@ -242,7 +248,7 @@ def _speed(job: _Job, path: Path, name: str) -> Speed | None:
     return speed
 
 
-def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[Export]) -> Sweep:
+def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[ExportRequest]) -> Sweep:
     """Everything asked for, from the rows' files."""
     rows = [
         restored(SweepRow.from_json, found, job.file(recipe, one))
