@@ -22,6 +22,7 @@ from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.core.recipe_options import RECIPE_OPTIONS
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx import flavours
+from lowrank_export.exporters.registry import requested
 
 LIGHT = """
 import sys
@@ -42,8 +43,8 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tiny.save_dense(folder / "dense", "llama")
     tiny.save_factored(folder / "factored", "llama", rank=16)
-    export(folder / "factored", folder / "m.gguf", format="gguf")
-    export(folder / "factored", folder / "onnx", format="onnx")
+    export(folder / "factored", folder / "m.gguf", requested("gguf"))
+    export(folder / "factored", folder / "onnx", requested("onnx"))
     (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
     return folder
 

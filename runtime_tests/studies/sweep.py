@@ -23,15 +23,16 @@ from ...converter.model.source import Source, open_source
 from ...converter.storage.byte_size import MemoryLimits
 from ...converter.storage.files import remove
 from ...exporters.budget.sized import planned
-from ...exporters.export import artifact_name
+from ...exporters.export import export
 from ...exporters.gguf.mixes import CHOSEN
 from ...exporters.gguf.rounding_choice import Rounding
+from ...exporters.gguf.target import GgufRequest
+from ...exporters.target import ExportRequest
 from ..backends.formats import TORCH, backend_names
 from ..backends.open import open_backend, released
 from ..backends.protocol import Backend
 from ..child import run_child
 from ..environment import library_versions, machine_facts
-from ..exporting import export
 from ..metrics.measure import check_measurable, measure
 from ..metrics.perplexity import Perplexity, perplexity
 from ..metrics.reference_logits import ReferenceLogits
@@ -47,7 +48,6 @@ from .sweep_results import PLAIN, SIZED, Sweep, SweepRow
 
 ROWS, STATISTICS, WORK = "rows", "statistics", ".work"
 DOCUMENT, PAGE = "sweep.json", "sweep.html"
-Export = tuple[str, str]  # format, type
 
 
 @dataclass(frozen=True)
@@ -69,26 +69,28 @@ class _Job:
         """A model in a runtime."""
         return released(open_backend(path, name, threads=self.evaluation.threads, context=self.context, exact=exact))
 
-    def key(self, recipe: Recipe | None, export: Export | None) -> dict[str, Any]:
+    def key(self, recipe: Recipe | None, export: ExportRequest | None) -> dict[str, Any]:
         """What a row is made from."""
         made = {} if recipe is None else {"recipe": recipe.model_dump(mode="json"), "text_sha256": self.texts}
-        return {**self.origin, **made, "export": " ".join(export or ())}
+        return {**self.origin, **made, "export": "" if export is None else f"{export.format} {export.quantisation}"}
 
-    def file(self, recipe: Recipe | None, export: Export | None) -> Path:
+    def file(self, recipe: Recipe | None, export: ExportRequest | None) -> Path:
         """Where a row is kept."""
         name = PLAIN if recipe is None else f"{recipe.method}-{recipe.retention}"
         if recipe is not None and recipe.sized:
             name = f"{SIZED}-{recipe.max_bytes or recipe.bits_per_weight}"
-        return self.out / ROWS / f"{'-'.join((name, *(export or ())))}.json"
+        if export is not None:
+            name += f"-{export.format}-{export.quantisation}"
+        return self.out / ROWS / f"{name}.json"
 
-    def missing(self, recipe: Recipe | None, exports: Sequence[Export]) -> list[Export]:
+    def missing(self, recipe: Recipe | None, exports: Sequence[ExportRequest]) -> list[ExportRequest]:
         """The exports whose rows are not there."""
         return [one for one in exports if read_row(self.file(recipe, one), self.key(recipe, one)) is None]
 
 
 def sweep(
     recipes: Sequence[Recipe],
-    exports: Sequence[Export],
+    exports: Sequence[ExportRequest],
     out: Path,
     *,
     evaluation: Evaluation,
@@ -105,7 +107,7 @@ def sweep(
 
     Args:
         recipes: from `recipe_grid`: alike but for method and retention.
-        exports: (format, type) pairs.
+        exports: what each is exported as.
         out: the folder to make.
         sizes: the same with a size each: rank and type of every linear are chosen together, for a GGUF file.
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
@@ -146,16 +148,13 @@ def sweep(
     return found
 
 
-Asked = Sequence[tuple[Recipe | None, Sequence[Export]]]
+Asked = Sequence[tuple[Recipe | None, Sequence[ExportRequest]]]
 
 
-def _asked(recipes: Sequence[Recipe], exports: Sequence[Export], sizes: Sequence[Recipe]) -> Asked:
+def _asked(recipes: Sequence[Recipe], exports: Sequence[ExportRequest], sizes: Sequence[Recipe]) -> Asked:
     """Recipe -> its exports: plain quantisation first, then every recipe in every type, then every size in its own."""
-    return [
-        (None, exports),
-        *((recipe, exports) for recipe in recipes),
-        *((size, [("gguf", CHOSEN)]) for size in sizes),
-    ]
+    by_size = GgufRequest(CHOSEN, rounding=Rounding("aware"))
+    return [(None, exports), *((recipe, exports) for recipe in recipes), *((size, [by_size]) for size in sizes)]
 
 
 def _prepare(
@@ -204,16 +203,20 @@ def _dense(job: _Job, work: Path) -> Iterator[ReferenceLogits]:
 
 
 def _make(
-    job: _Job, recipe: Recipe | None, exports: Sequence[Export], dense: ReferenceLogits, work: Path, advance: Advance
+    job: _Job,
+    recipe: Recipe | None,
+    exports: Sequence[ExportRequest],
+    dense: ReferenceLogits,
+    work: Path,
+    advance: Advance,
 ) -> None:
     """The missing rows of one recipe; of the dense model without one."""
     checkpoint, kept, seconds = job.source.path, 1.0, 0.0
-    rounding = None
     if recipe is not None:
         if recipe.sized:
             cpu = time.process_time()
             found = planned(recipe, job.source, job.out / STATISTICS, device=job.device, progress=job.progress)
-            chosen, seconds, rounding = found.found.recipe, time.process_time() - cpu, Rounding("aware")
+            chosen, seconds = found.found.recipe, time.process_time() - cpu
         else:
             chosen = recipe
         checkpoint = work / "checkpoint"
@@ -224,9 +227,9 @@ def _make(
         summary, cost = run_child(["compress", "--out", str(checkpoint), "--force", *options], work / "log")
         kept, seconds = float(summary["retention"]), seconds + cost.cpu_seconds
     try:
-        for format, quantisation in exports:
-            target = work / artifact_name(format, quantisation)
-            made = export(checkpoint, target, format=format, quantisation=quantisation, rounding=rounding, force=True)
+        for request in exports:
+            target = work / request.name
+            made = export(checkpoint, target, request, force=True)
             name = backend_names(target)[0]
             with job.opened(target, name) as backend:
                 measured = measure(backend, job.windows, [dense], SilentProgress(), label=target.name)
@@ -234,8 +237,8 @@ def _make(
                 method=PLAIN if recipe is None else SIZED if recipe.sized else recipe.method,
                 retention=1.0 if recipe is None else kept if recipe.sized else recipe.retention,
                 kept=kept,
-                format=format,
-                quantisation=quantisation,
+                format=request.format,
+                quantisation=request.quantisation,
                 backend=name,
                 bytes=made.bytes,
                 bits_per_weight=made.bits_per_weight,
@@ -245,7 +248,7 @@ def _make(
                 compress_seconds=seconds,
                 size=None if recipe is None else recipe.max_bytes,
             )
-            write_row(job.file(recipe, (format, quantisation)), job.key(recipe, (format, quantisation)), asdict(row))
+            write_row(job.file(recipe, request), job.key(recipe, request), asdict(row))
             remove(target)
             job.progress.note(f"{row.label}: {row.bytes / 1e6:.1f} MB, KLD {row.kld:.4g}")
             advance(1)
