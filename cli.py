@@ -311,7 +311,7 @@ def plan(
 
 
 @app.command()
-@recipe_options("method", "retention")
+@recipe_options("method", "retention", "max_bytes", "bits_per_weight")
 def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows, compare.json and compare.html.")],
     given: Given,
@@ -369,7 +369,7 @@ MinSpeed = Annotated[float | None, typer.Option(min=0, help="Fewest decoded toke
 
 
 @app.command()
-@recipe_options("method", "retention")
+@recipe_options("method", "retention", "max_bytes", "bits_per_weight")
 @export_options("type")
 def sweep(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows, sweep.json and sweep.html.")],
@@ -382,6 +382,10 @@ def sweep(
     retention: Annotated[
         list[str] | None,
         typer.Option(help="Comma-separated or repeatable. Default: 0.9, 0.8 and 0.6.", metavar="FLOAT"),
+    ] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(help="Bytes of GGUF files whose ranks and types are chosen together: 92MB,80MB.", metavar="SIZE"),
     ] = None,
     max_memory: CompressionMemory = None,
     max_device_memory: MaxDeviceMemory = None,
@@ -397,6 +401,7 @@ def sweep(
     """Methods, retentions and types on one model, beside plain quantisation: which size gives which quality."""
     with _one_line_errors():
         chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
+        by_size = [chosen_recipe(recipe, {**given, "max_bytes": size}) for size in listed(sizes)]
         requests = chosen_exports(exports)
         from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import device_limit, memory_limit
@@ -410,6 +415,7 @@ def sweep(
             requests,
             out,
             evaluation=evaluation,
+            sizes=by_size,
             device=device,
             max_memory=memory_limit(max_memory),
             max_device_memory=device_limit(max_device_memory),
