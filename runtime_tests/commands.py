@@ -101,7 +101,7 @@ def validate(
     report = run_validate(
         found,
         reference=exported,
-        dense=None if dense is None else open_source(dense, progress).path,
+        dense=None if dense is None else open_source(dense, progress, "--dense").path,
         dense_artifacts=dense_artifact or [],
         windows=load_windows(asked, exported, progress),
         threads=asked.threads,
@@ -115,7 +115,7 @@ def validate(
     return _reported(report)
 
 
-@recipe_options("method", "retention")
+@recipe_options("method", "retention", "max_bytes", "bits_per_weight")
 @running_options("measured")
 @evaluation_options("quality")
 def compare(
@@ -156,7 +156,7 @@ def compare(
     return Outcome(comparison.to_json(), render(comparison), (f"{out}: compare.json and compare.html",))
 
 
-@recipe_options("method", "retention")
+@recipe_options("method", "retention", "max_bytes", "bits_per_weight")
 @export_options("type")
 @running_options("measured")
 @evaluation_options("speed")
@@ -174,10 +174,15 @@ def sweep(
         list[str] | None,
         typer.Option(help="Comma-separated or repeatable. Default: 0.9, 0.8 and 0.6.", metavar="NUMBER"),
     ] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(help="Bytes of GGUF files whose ranks and types are chosen together: 92MB,80MB.", metavar="SIZE"),
+    ] = None,
     force: Force = False,
 ) -> Outcome:
     """Methods, retentions and types on one model, beside plain quantisation: which size gives which quality."""
     chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
+    by_size = [chosen_recipe(recipe, {**given, "max_bytes": size}) for size in listed(sizes)]
     requests = chosen_exports(exports)
     from ..converter.core.progress import ConsoleProgress
     from .studies.sweep import sweep as run_sweep
@@ -188,6 +193,7 @@ def sweep(
         requests,
         out,
         evaluation=chosen_evaluation(evaluation),
+        sizes=by_size,
         device=running["device"],
         limits=chosen_limits(running),
         force=force,

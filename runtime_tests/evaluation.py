@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converter.checkpoint.reader import CheckpointReader
-from ..converter.core.errors import UsageError
+from ..converter.core.errors import UsageError, naming
 from ..converter.core.progress import Progress
 from ..converter.model.loading import load_tokenizer
 from ..converter.statistics.calibration import read_token_windows
@@ -84,10 +84,11 @@ def load_windows(evaluation: Evaluation, model: Path, progress: Progress | None 
     if is_windows(evaluation.text):
         if evaluation.like_llama_cpp or evaluation.stride is not None:
             raise UsageError(f"{evaluation.text}: given windows are neither cut by a stride nor like llama.cpp")
-        return Windows.whole(
-            read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
-        )
-    text = read_corpus(evaluation.text, "evaluation", tokenizer)
+        vocabulary = int(CheckpointReader(model).config["vocab_size"])
+        with naming("--evaluate"):
+            return Windows.whole(read_token_windows(Path(evaluation.text), vocabulary))
+    with naming("--evaluate"):
+        text = read_corpus(evaluation.text, "evaluation", tokenizer)
     count, length = evaluation.windows, evaluation.window_length
     if evaluation.like_llama_cpp:
         windows = llama_cpp_windows(tokenizer, text, windows=count, length=length)

@@ -7,6 +7,7 @@ DIR/.work/      one checkpoint and one export at a time
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +22,11 @@ from ...converter.machine.device import pick_device
 from ...converter.model.source import Source, open_source
 from ...converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ...converter.storage.files import remove
+from ...exporters.budget.sized import planned
 from ...exporters.export import export
+from ...exporters.gguf.mixes import CHOSEN
+from ...exporters.gguf.rounding_choice import Rounding
+from ...exporters.gguf.target import GgufRequest
 from ...exporters.target import ExportRequest
 from ..backends.formats import TORCH, backend_names
 from ..backends.open import open_backend, released
@@ -39,7 +44,7 @@ from ..validate import DEFAULTS, check_windows
 from .compare_results import read_row, restored, text_hashes, write_row
 from .places import check_own_folder, work_folder
 from .sweep_page import sweep_page
-from .sweep_results import PLAIN, Sweep, SweepRow
+from .sweep_results import PLAIN, SIZED, Sweep, SweepRow
 
 ROWS, STATISTICS, WORK = "rows", "statistics", ".work"
 DOCUMENT, PAGE = "sweep.json", "sweep.html"
@@ -72,6 +77,8 @@ class _Job:
     def file(self, recipe: Recipe | None, export: ExportRequest | None) -> Path:
         """Where a row is kept."""
         name = PLAIN if recipe is None else f"{recipe.method}-{recipe.retention}"
+        if recipe is not None and recipe.sized:
+            name = f"{SIZED}-{recipe.max_bytes or recipe.bits_per_weight}"
         if export is not None:
             name += f"-{export.format}-{export.quantisation}"
         return self.out / ROWS / f"{name}.json"
@@ -87,6 +94,7 @@ def sweep(
     out: Path,
     *,
     evaluation: Evaluation,
+    sizes: Sequence[Recipe] = (),
     device: str = "auto",
     limits: MemoryLimits = NO_LIMITS,
     force: bool = False,
@@ -100,6 +108,7 @@ def sweep(
         recipes: from `recipe_grid`: alike but for method and retention.
         exports: what each is exported as.
         out: the folder to make.
+        sizes: the same with a size each: rank and type of every linear are chosen together, for a GGUF file.
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
         device: of the compression.
         limits: memory that a compression may take; of its GPU by default what is free there.
@@ -116,8 +125,9 @@ def sweep(
     if force:
         for name in (ROWS, STATISTICS, WORK, DOCUMENT, PAGE):
             remove(out / name)
-    todo = {recipe: job.missing(recipe, exports) for recipe in (None, *recipes)}
-    total = sum(map(len, todo.values()))
+    asked = _asked(recipes, exports, sizes)
+    todo = [(recipe, job.missing(recipe, wanted)) for recipe, wanted in asked]
+    total = sum(len(wanted) for _, wanted in todo)
     if total or read_row(job.file(None, None), job.key(None, None)) is None:
         with (
             work_folder(out, WORK, ROWS) as work,
@@ -125,14 +135,23 @@ def sweep(
             _dense(job, work) as dense,
         ):
             advance(1)
-            for recipe, wanted in todo.items():
+            for recipe, wanted in todo:
                 if wanted:
                     _make(job, recipe, wanted, dense, work, advance)
     remove(out / STATISTICS)
-    found = _collected(job, recipes, exports)
+    found = _collected(job, recipes, asked)
     write_json(found.to_json(), out / DOCUMENT)
     write_text(sweep_page(found), out / PAGE)
     return found
+
+
+Asked = Sequence[tuple[Recipe | None, Sequence[ExportRequest]]]
+
+
+def _asked(recipes: Sequence[Recipe], exports: Sequence[ExportRequest], sizes: Sequence[Recipe]) -> Asked:
+    """Recipe -> its exports: plain quantisation first, then every recipe in every type, then every size in its own."""
+    by_size = GgufRequest(CHOSEN, rounding=Rounding("aware"))
+    return [(None, exports), *((recipe, exports) for recipe in recipes), *((size, [by_size]) for size in sizes)]
 
 
 def _prepare(
@@ -191,33 +210,40 @@ def _make(
     """The missing rows of one recipe; of the dense model without one."""
     checkpoint, kept, seconds = job.source.path, 1.0, 0.0
     if recipe is not None:
+        if recipe.sized:
+            cpu = time.process_time()
+            found = planned(recipe, job.source, job.out / STATISTICS, device=job.device, progress=job.progress)
+            chosen, seconds = found.found.recipe, time.process_time() - cpu
+        else:
+            chosen = recipe
         checkpoint = work / "checkpoint"
         written = work / "recipe.yaml"
-        written.write_text(recipe.to_yaml(), encoding="utf-8")
+        written.write_text(chosen.to_yaml(), encoding="utf-8")
         options = ["--recipe", str(written), "--statistics", str(job.out / STATISTICS), "--device", job.device]
         options += job.limits.options()
         summary, cost = run_child(["compress", "--out", str(checkpoint), "--force", *options], work / "log")
-        kept, seconds = float(summary["retention"]), cost.cpu_seconds
+        kept, seconds = float(summary["retention"]), seconds + cost.cpu_seconds
     try:
         for request in exports:
             target = work / request.name
             made = export(checkpoint, target, request, force=True)
             name = backend_names(target)[0]
             with job.opened(target, name) as backend:
-                found = measure(backend, job.windows, [dense], SilentProgress(), label=target.name)
+                measured = measure(backend, job.windows, [dense], SilentProgress(), label=target.name)
             row = SweepRow(
-                method=PLAIN if recipe is None else recipe.method,
-                retention=1.0 if recipe is None else recipe.retention,
+                method=PLAIN if recipe is None else SIZED if recipe.sized else recipe.method,
+                retention=1.0 if recipe is None else kept if recipe.sized else recipe.retention,
                 kept=kept,
                 format=request.format,
                 quantisation=request.quantisation,
                 backend=name,
                 bytes=made.bytes,
                 bits_per_weight=made.bits_per_weight,
-                perplexity=found.perplexity,
-                quality=found.parities[0],
+                perplexity=measured.perplexity,
+                quality=measured.parities[0],
                 speed=_speed(job, target, name),
                 compress_seconds=seconds,
+                size=None if recipe is None else recipe.max_bytes,
             )
             write_row(job.file(recipe, request), job.key(recipe, request), asdict(row))
             remove(target)
@@ -245,11 +271,11 @@ def _speed(job: _Job, path: Path, name: str) -> Speed | None:
     return speed
 
 
-def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[ExportRequest]) -> Sweep:
+def _collected(job: _Job, recipes: Sequence[Recipe], asked: Asked) -> Sweep:
     """Everything asked for, from the rows' files."""
     rows = [
         restored(SweepRow.from_json, found, job.file(recipe, one))
-        for recipe in (None, *recipes)
+        for recipe, exports in asked
         for one in exports
         if (found := read_row(job.file(recipe, one), job.key(recipe, one))) is not None
     ]
