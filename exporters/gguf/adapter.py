@@ -37,7 +37,8 @@ from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .shapes import check_shapes
 from .types import TYPES, fitting_type, tensor_bytes
-from .writer import Source, open_writer, plan_tensors, tensor_values, verify_file, write_tensors
+from .vocabulary import Vocabulary
+from .writer import Source, open_writer, plan_tensors, tensor_values, verify_file, vocabulary_of, write_tensors
 
 LAYOUT = "adapter"
 SUFFIX = ".lora.gguf"
@@ -58,6 +59,7 @@ class _Job:
     of: Gguf
     hyper: Hyperparameters
     asked: Quantisation
+    vocabulary: Vocabulary
     library: FindLibrary | None
     progress: Progress
 
@@ -109,9 +111,9 @@ def export_adapter(
     model = None if dense is None or residual == NOTHING else _checked(dense, reader)
     hyper = read_hyperparameters(reader.config)
     asked = Quantisation(quantisation, embedding_type, head_type)
-    job = _Job(reader, gguf_of(reader.config), hyper, asked, library, progress)
+    job = _Job(reader, gguf_of(reader.config), hyper, asked, vocabulary_of(reader), library, progress)
     sources, base, adapter = _plan(job, residual)
-    for line in fallback_lines([*base, *adapter]):
+    for line in (*fallback_lines([*base, *adapter]), *job.vocabulary.notes):
         progress.note(line)
     beside = adapter_path(out)
     with replacing(beside, force=force, folder=False) as lora, replacing(out, force=force, folder=False) as partial:
@@ -270,7 +272,7 @@ def _write_base(
     dense: CheckpointReader | None,
     extra: Mapping[str, str],
 ) -> None:
-    with closing(open_writer(path, job.reader, job.of, job.hyper, job.asked, layout=LAYOUT)) as writer:
+    with closing(open_writer(path, job.reader, job.of, job.hyper, job.asked, job.vocabulary, layout=LAYOUT)) as writer:
         for key, value in extra.items():
             writer.add_string(key, value)
         with job.progress.stage("writing the base", len(records)) as advance:
