@@ -90,6 +90,9 @@ DIVIDED = ("compress", "statistics")
 """Commands whose work torchrun divides among processes."""
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Statistics = Annotated[
+    Path | None, typer.Option(help="Keep statistics of the dense model here, for other methods, retentions and sizes.")
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(help="Largest memory of this process: 8GB, 512MiB; what is beyond it goes to the disk or is refused."),
@@ -142,6 +145,7 @@ def run(
     speed: Speed = True,
     gates: Gates = None,
     gate: Gate = None,
+    statistics: Statistics = None,
     force: Force = False,
     as_json: Json = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -161,7 +165,7 @@ def run(
         return
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
-        exports = chosen_exports(format, gguf_type, onnx_type)
+        exports = chosen_exports(format, gguf_type, onnx_type, chosen.sized or bool(chosen.choice))
         encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors)
         from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import device_limit, memory_limit
@@ -180,6 +184,7 @@ def run(
             head_type=gguf_head_type,
             rounding=gguf_rounding,
             onnx=encoding,
+            statistics=statistics,
             device=device,
             max_memory=memory_limit(max_memory),
             max_device_memory=device_limit(max_device_memory),
@@ -197,10 +202,7 @@ def compress(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the factored checkpoint.")],
     given: Given,
     recipe: RecipeFile = None,
-    statistics: Annotated[
-        Path | None,
-        typer.Option(help="Keep statistics of the dense model here, for other methods and retentions."),
-    ] = None,
+    statistics: Statistics = None,
     max_memory: MaxMemory = None,
     max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
@@ -294,6 +296,7 @@ def plan(
     format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
     gguf_type: GgufType = None,
     onnx_type: OnnxType = None,
+    statistics: Statistics = None,
     max_memory: MaxMemory = None,
     max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
@@ -301,7 +304,8 @@ def plan(
 ) -> None:
     """Show ranks, retention, predicted bytes of every export and memory of every stage, before any work.
 
-    Ranks are multiples of what the types named want, as in the main command.
+    Ranks are multiples of what the types named want, as in the main command. With a size instead of a retention: what
+    it is spent on.
     """
     _wait_passively()
     with _one_line_errors():
@@ -316,8 +320,16 @@ def plan(
 
         progress = ConsoleProgress()
         limit, gpu_limit = memory_limit(max_memory), device_limit(max_device_memory)
+        exports = chosen_exports(format, gguf_type, onnx_type, chosen.sized)
         source = open_source(chosen.model, progress)
-        chosen = with_rank_multiple(chosen, source, chosen_exports(format, gguf_type, onnx_type))
+        if chosen.sized and not chosen.choice:
+            from .exporters.budget.size_table import size_json, size_table
+            from .exporters.budget.sized import planned
+
+            found = planned(chosen, source, statistics, device=device, limits=(limit, gpu_limit), progress=progress)
+            _show(size_table(found, source.family), size_json(found, source.family), as_json)
+            return
+        chosen = with_rank_multiple(chosen, source, exports)
         with prepared(
             chosen, device=device, max_memory=limit, max_device_memory=gpu_limit, source=source, progress=progress
         ) as job:
@@ -644,7 +656,7 @@ def validate(
             reference=exported,
             dense=None if dense is None else open_source(dense, progress).path,
             dense_artifacts=dense_artifact or [],
-            windows=load_windows(evaluation, exported),
+            windows=load_windows(evaluation, exported, progress),
             threads=evaluation.threads,
             settings=evaluation.settings(device),
             gates=thresholds,

@@ -129,7 +129,8 @@ def perplexities_of(checkpoint: Path, data: Path) -> dict[str, float]:
     import numpy as np
     from transformers import AutoTokenizer
 
-    from lowrank_export.converter.statistics.calibration import draw_windows, read_text, tokenize
+    from lowrank_export.converter.statistics.calibration import draw_windows, tokenize
+    from lowrank_export.converter.texts.corpus import read_text
     from lowrank_export.runtime_tests.backends.torch_reference import open_torch
     from lowrank_export.runtime_tests.metrics.perplexity import perplexity, token_losses
 

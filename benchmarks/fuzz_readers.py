@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import io
 import json
@@ -44,11 +45,12 @@ def targets(folder: Path) -> list[Target]:
     from lowrank_export.converter.core.recipe import Recipe, read_recipe
     from lowrank_export.converter.journal import Journal
     from lowrank_export.converter.model.loading import load_tokenizer
-    from lowrank_export.converter.statistics.calibration import read_text, read_token_windows
+    from lowrank_export.converter.statistics.calibration import read_token_windows
     from lowrank_export.converter.statistics.store import Statistics
     from lowrank_export.converter.storage.claim import claim
     from lowrank_export.converter.storage.gguf_header import read_header as read_gguf
     from lowrank_export.converter.storage.safetensors_header import read_header
+    from lowrank_export.converter.texts.corpus import read_text
     from lowrank_export.exporters.export import export
     from lowrank_export.exporters.gguf.imatrix import Importance, read_imatrix, write_imatrix
     from lowrank_export.exporters.onnx.check.folder_check import check_folder
@@ -125,6 +127,12 @@ def targets(folder: Path) -> list[Target]:
         Target("gates", (gates.encode(),), "yaml", within("g.yaml", read_gates)),
         Target("text", (b"word " * 100,), "bytes", within("t.txt", lambda path: read_text(str(path), "calibration"))),
         Target("json lines", (lines,), "yaml", within("t.jsonl", lambda path: read_text(str(path), "calibration"))),
+        Target(
+            "packed text",
+            (gzip.compress(lines),),
+            "bytes",
+            within("t", lambda path: read_text(str(path), "calibration")),
+        ),
         Target(
             "token windows", (whole.getvalue(),), "bytes", within("t.npy", lambda path: read_token_windows(path, 320))
         ),

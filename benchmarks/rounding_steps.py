@@ -19,8 +19,8 @@ from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.progress import ConsoleProgress
 from lowrank_export.converter.model.loading import load, load_tokenizer
-from lowrank_export.converter.statistics.calibration import read_text
 from lowrank_export.converter.statistics.input_moments import input_moments
+from lowrank_export.converter.texts.corpus import read_text
 from lowrank_export.exporters.gguf.rounding import round_nearest, round_rows
 from lowrank_export.exporters.llamacpp.runtime import ggml_library
 from lowrank_export.exporters.rounding.balancing import mixed, resolved

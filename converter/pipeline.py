@@ -31,6 +31,7 @@ from .machine.memory import release_freed
 from .model.loading import load
 from .model.source import Source, check_same, open_source
 from .planning.preparation import Job, prepared
+from .planning.ranks import check_settled
 from .statistics.last_hidden import last_hidden_states
 from .storage.files import check_output, replacing
 from .streams import Streams
@@ -86,6 +87,7 @@ def compress(
     Raises:
         UsageError, InputError, ResourceError: one line each, see converter.core.errors.
     """
+    check_settled(recipe)
     if workers.writes:
         forget_finished(out)
         check_output(out, force)

@@ -12,7 +12,7 @@ from ..converter.core.recipe import nearest
 from ..converter.families.table import gguf_of, onnx_of
 from .artifact import Artifact
 from .gguf.ggml_encoder import FindLibrary
-from .gguf.mixes import MIXES
+from .gguf.mixes import CHOSEN, MIXES
 from .gguf.rounding_choice import Rounding
 from .onnx.weights.types import QUANTISATIONS as ONNX_TYPES
 from .onnx.weights.types import OnnxOptions
@@ -36,7 +36,7 @@ def check_format(format: str, quantisation: str | None = None) -> str:
     known = QUANTISATIONS[format]
     if quantisation is None:
         return known[0]
-    if quantisation not in known:
+    if quantisation not in known and (format, quantisation) != ("gguf", CHOSEN):
         raise UsageError(f"--{format}-type {quantisation}: unknown type{nearest(quantisation, known)}")
     return quantisation
 
@@ -95,7 +95,8 @@ def export(
         checkpoint: its folder.
         out: the GGUF file or ONNX folder to make; it appears whole or not at all.
         format: "gguf" or "onnx".
-        quantisation: see `QUANTISATIONS`; the format's first by default.
+        quantisation: see `QUANTISATIONS`; the format's first by default. GGUF: `mixes.CHOSEN` for a checkpoint that was
+            made for a size.
         embedding_type, head_type: GGUF: storage types of token embedding and output head, where not the mix's.
         layout: "native" (two factors) or, for GGUF, "dense" (factors multiplied out) and "adapter" (a base of
             residuals, and the factors as a LoRA adapter beside it); both run in a llama.cpp without the patch.

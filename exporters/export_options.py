@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..converter.core.errors import UsageError
+
 if TYPE_CHECKING:
     from .onnx.weights.types import OnnxOptions
 
@@ -78,10 +80,25 @@ OnnxFactors = Annotated[
 ]
 
 
-def chosen_exports(formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None) -> list[tuple[str, str]]:
-    """(format, type) pairs asked for; GGUF in its default type where nothing was asked for."""
-    from .export import check_format
+def chosen_exports(
+    formats: list[str] | None, gguf: list[str] | None, onnx: list[str] | None, sized: bool = False
+) -> list[tuple[str, str]]:
+    """(format, type) pairs asked for; GGUF in its default type where nothing was asked for.
 
+    Args:
+        formats, gguf, onnx: of the command line.
+        sized: whether a size is asked for, which chooses types itself.
+
+    Raises:
+        UsageError: unknown, or more than a size leaves open.
+    """
+    from .export import check_format
+    from .gguf.mixes import CHOSEN
+
+    if sized and (gguf or onnx or set(formats or ["gguf"]) != {"gguf"}):
+        raise UsageError("a size is met by a GGUF file, and chooses its types: leave out types and other formats")
+    if sized:
+        return [("gguf", CHOSEN)]
     types: dict[str, list[str] | None] = {"gguf": gguf, "onnx": onnx}
     defaults: list[str | None] = [None]
     chosen = [(kind, type) for kind in formats or ["gguf"] for type in types.get(kind) or defaults]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.model.loading import load_tokenizer
 from ..converter.model.source import open_source
 from ..converter.pipeline import compress
-from ..converter.statistics.calibration import SELF, read_text, read_token_windows
+from ..converter.statistics.calibration import SELF, read_token_windows
 from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import check_output, remove
 from ..converter.storage.gguf_header import read_header
+from ..converter.texts.corpus import is_windows, read_corpus
 from ..exporters.artifact import Artifact
 from ..exporters.export import QUANTISATIONS, artifact_name, check_family, check_format
 from ..exporters.forecast import with_rank_multiple
-from ..exporters.gguf.mixes import MIXES, Quantisation, exported_as
+from ..exporters.gguf.mixes import CHOSEN, MIXES, Quantisation, exported_as
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.types import TYPES
 from ..exporters.llamacpp.build import check_compiler
@@ -39,6 +41,7 @@ from .metrics.windows import Windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
+from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
 from .validate import DEFAULTS, Settings, validate
 
 CHECKPOINT = "checkpoint"
@@ -108,6 +111,7 @@ def release(
     head_type: str | None = None,
     rounding: str = "plain",
     onnx: OnnxOptions | None = None,
+    statistics: Path | None = None,
     device: str,
     max_memory: int | None = None,
     max_device_memory: int | None = None,
@@ -126,6 +130,7 @@ def release(
         embedding_type, head_type: of GGUF files, where not those of the type or mix.
         rounding: of GGUF files, "plain" or "aware"; the dense ones run the recipe's calibration text.
         onnx: how ONNX exports are encoded; with aware rounding, too, the dense ones run the recipe's calibration text.
+        statistics: a folder where statistics of the dense model are kept, for other recipes and sizes.
         device: of the compression, and of the text that aware rounding runs.
         max_memory: bytes that the compression may take.
         max_device_memory: bytes of its GPU that it may take; by default what is free there.
@@ -137,6 +142,8 @@ def release(
     """
     chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
     Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
+    if recipe.sized or recipe.choice:
+        rounding = "aware"  # what the choice reckons with
     roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"], device)
     encodings = _encodings(recipe, replace(onnx or OnnxOptions(), device=device))
     _check_place(recipe, out, force)
@@ -144,31 +151,50 @@ def release(
     source = open_source(recipe.model, progress)
     check_measurable(source.reader(), MemoryLimits(max_memory))
     check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
-    recipe = with_rank_multiple(recipe, source, chosen, onnx)
-    windows = load_windows(evaluation, source.path)
+    windows = load_windows(evaluation, source.path, progress)
     if force:
         _clear(out)
-    checkpoint = out / CHECKPOINT
-    if not checkpoint.exists():
-        compress(
-            recipe,
-            checkpoint,
-            device=device,
-            force=force,
-            max_memory=max_memory,
-            max_device_memory=max_device_memory,
-            progress=progress,
+    checkpoint, size = out / CHECKPOINT, None
+    if recipe.sized and not recipe.choice:
+        limits = MemoryLimits(max_memory, max_device_memory)
+        statistics = statistics or out / STATISTICS  # the choice and the fit read the same
+        size = settle(
+            recipe, source, out, CHECKPOINT, statistics=statistics, device=device, limits=limits, progress=progress
         )
+        recipe = size.recipe
+    elif not recipe.choice:
+        recipe = with_rank_multiple(recipe, source, chosen, onnx)
+    make = partial(
+        compress,
+        out=checkpoint,
+        device=device,
+        statistics=statistics,
+        max_memory=max_memory,
+        max_device_memory=max_device_memory,
+        progress=progress,
+    )
+    if not checkpoint.exists():
+        make(recipe, force=force)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     types = (embedding_type, head_type)
+    beside, plain_types = ([] if recipe.choice else chosen), types
+    if size is not None:  # what it has to beat, in place of the dense model in the same type
+        beside = [] if size.plain is None else [("gguf", size.plain.type)]
+        plain_types = types if size.plain is None else size.plain.types
     factored, dense = (
-        [_export(model, folder, format, type, types, rounding, encoding, progress) for format, type in chosen]
-        for model, folder, rounding, encoding in (
-            (checkpoint, out, roundings[0], encodings[0]),
-            (source.path, out / DENSE, roundings[1], encodings[1]),
+        [_export(model, folder, format, type, given, rounding, encoding, progress) for format, type in exported]
+        for model, folder, exported, given, rounding, encoding in (
+            (checkpoint, out, chosen, types, roundings[0], encodings[0]),
+            (source.path, out / DENSE, beside, plain_types, roundings[1], encodings[1]),
         )
     )
+    if size is not None and size.plain is not None:
+        beaten = size.beaten(factored[0], dense[0], source.path, evaluation.threads, progress)
+        if beaten:
+            recipe = size.plain.recipe
+            make(recipe, force=True)
+            factored = [_export(checkpoint, out, *chosen[0], types, roundings[0], encodings[0], progress, again=True)]
     report = validate(
         factored,
         reference=checkpoint,
@@ -183,17 +209,21 @@ def release(
             "recipe": recipe.model_dump(mode="json"),
             "calibration": read_json(checkpoint / "calibration.json"),
             "evaluation": evaluation.facts(),
+            **({} if size is None else {"size": size.facts}),
         },
         progress=progress,
     )
     write_cards(report, factored)
     write_outputs(report, out)
     shutil.rmtree(out / DENSE, ignore_errors=True)
+    shutil.rmtree(out / STATISTICS, ignore_errors=True)
+    for file in (SIZE_FILE, HELD_OUT_FILE):
+        remove(out / file)
     return report
 
 
-def load_windows(evaluation: Evaluation, model: Path) -> Windows:
-    """Evaluation windows for a model folder's tokenizer.
+def load_windows(evaluation: Evaluation, model: Path, progress: Progress | None = None) -> Windows:
+    """Evaluation windows for a model folder's tokenizer; says how much the text was.
 
     Raises:
         UsageError: options that contradict each other.
@@ -202,17 +232,21 @@ def load_windows(evaluation: Evaluation, model: Path) -> Windows:
     if evaluation.like_llama_cpp and evaluation.stride is not None:
         raise UsageError("llama.cpp's windows have no stride: leave out --evaluation-stride or --llama-windows")
     tokenizer = load_tokenizer(model)
-    if evaluation.text.endswith(".npy"):
+    if is_windows(evaluation.text):
         if evaluation.like_llama_cpp or evaluation.stride is not None:
             raise UsageError(f"{evaluation.text}: given windows are neither cut by a stride nor like llama.cpp")
         return Windows.whole(
             read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
         )
-    text = read_text(evaluation.text, "evaluation")
+    text = read_corpus(evaluation.text, "evaluation", tokenizer)
     count, length = evaluation.windows, evaluation.window_length
     if evaluation.like_llama_cpp:
-        return llama_cpp_windows(tokenizer, text, windows=count, length=length)
-    return evaluation_windows(tokenizer, text, windows=count, length=length, stride=evaluation.stride)
+        windows = llama_cpp_windows(tokenizer, text, windows=count, length=length)
+    else:
+        windows = evaluation_windows(tokenizer, text, windows=count, length=length, stride=evaluation.stride)
+    if progress is not None and windows.drawn_from is not None:
+        progress.note(windows.drawn_from.said(evaluation.text))
+    return windows
 
 
 def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
@@ -231,7 +265,8 @@ def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
 
 def _same(made: Recipe, asked: Recipe) -> bool:
     """Whether a recipe is what was asked for; an automatic rank multiple is whichever was chosen."""
-    return made == asked.model_copy(update={"rank_multiple": asked.rank_multiple or made.rank_multiple})
+    chosen = {"rank_multiple": asked.rank_multiple or made.rank_multiple, "choice": asked.choice or made.choice}
+    return made == asked.model_copy(update=chosen)
 
 
 def _roundings(recipe: Recipe, how: str, types: Sequence[str], device: str) -> tuple[Rounding, Rounding]:
@@ -275,6 +310,8 @@ def _check_tools(formats: set[str]) -> None:
 def _clear(out: Path) -> None:
     """Remove what a job makes, and nothing else."""
     names = {artifact_name(format, type) for format, types in QUANTISATIONS.items() for type in types}
+    names.add(artifact_name("gguf", CHOSEN))
+    remove(out / SIZE_FILE)
     for name in names:
         remove(card_path(out / name))
     for name in (CHECKPOINT, DENSE, *OUTPUTS, *names):
@@ -290,13 +327,15 @@ def _export(
     rounding: Rounding,
     encoding: OnnxOptions,
     progress: Progress,
+    *,
+    again: bool = False,
 ) -> Artifact:
-    """Export, unless a finished one of the same types is there from before."""
+    """Export, unless a finished one of the same types is there from before and it is not to be made again."""
     from .artifacts import describe
 
     target = folder / artifact_name(format, quantisation)
     asked = Quantisation(quantisation, *types, rounding.said) if format == "gguf" else None
-    if target.exists():
+    if target.exists() and not again:
         said = exported_as(read_header(target)) if asked else written_as(target)
         if said == (asked or (quantisation, encoding.said(quantisation))):
             return describe(target)

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..budget.forms import Form, read_form
 from ..checkpoint.layouts import Layout
 from ..methods import METHODS, Refine
+from ..storage.byte_size import parse_bytes
 from ..storage.documents import read_yaml_file, shown
 from .errors import InputError, UsageError
 
 RECIPE_FILE = "recipe.yaml"
+SIZES = frozenset({"max_bytes", "bits_per_weight", "choice"})  # keys in place of a retention
+SIZED_METHOD = "loss-aware"
 LARGEST = 10**6  # of anything counted: more is a slip, and would be asked of the memory
 
 
@@ -27,6 +31,9 @@ class Recipe(BaseModel):
     model: str
     method: str = "adasvd"
     retention: float = Field(0.8, gt=0, le=1)
+    max_bytes: int | None = Field(None, ge=1, lt=2**63)
+    bits_per_weight: float | None = Field(None, gt=0, le=64)
+    choice: Mapping[str, str] = Field(default_factory=dict)
     min_retention: float | None = Field(None, ge=0, le=1)
     layout: Layout = "two-factor"
     rank_multiple: int | None = Field(None, ge=1, le=LARGEST)
@@ -58,10 +65,43 @@ class Recipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_the_methods_refinement(cls, values: Any) -> Any:
-        """Where nothing is said about refinement, that of the method."""
+        """Where nothing is said about refinement, that of the method; a size is met in units of the loss."""
+        if isinstance(values, Mapping) and "method" not in values and SIZES & values.keys():
+            values = {**values, "method": SIZED_METHOD}
         if isinstance(values, Mapping) and "refine" not in values and values.get("method") in tuple(METHODS):
             return {**values, "refine": METHODS[values["method"]].refine}
         return values
+
+    @field_validator("max_bytes", mode="before")
+    @classmethod
+    def _as_bytes(cls, value: Any) -> Any:
+        """A size as people write it."""
+        if not isinstance(value, str):
+            return value
+        bytes = parse_bytes(value)
+        if bytes is None or not 1 <= bytes < 2**63:
+            raise ValueError("expected a size such as 80MB or 1.5GiB")
+        return int(bytes)
+
+    @field_validator("choice")
+    @classmethod
+    def _of_forms(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name, form in value.items():
+            try:
+                read_form(form)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return value
+
+    @property
+    def sized(self) -> bool:
+        """Whether a size is asked for, in place of a retention."""
+        return self.max_bytes is not None or self.bits_per_weight is not None
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """Matrix -> what it becomes, where that was chosen."""
+        return {name: read_form(form) for name, form in self.choice.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -71,6 +111,12 @@ class Recipe(BaseModel):
             raise ValueError(f"update_calibration: {self.method} fits nothing on the compressed model")
         if self.alpha and not METHODS[self.method].needs_compressed_stream:
             raise ValueError(f"alpha: {self.method} fits nothing on the compressed model")
+        if (self.sized or self.choice) and not (METHODS[self.method].two_sided and self.truncation != "one-sided"):
+            raise ValueError(f"method: {self.method} does not see the loss; a size is met with {SIZED_METHOD}")
+        if self.sized and self.layout != "two-factor":
+            raise ValueError(f"layout: a size is met with two factors, not with {self.layout}")
+        if self.max_bytes is not None and self.bits_per_weight is not None:
+            raise ValueError("bits_per_weight: is a size, and so is max_bytes; give one of the two")
         if self.min_retention is not None and self.min_retention > self.retention:
             raise ValueError(f"min_retention: {self.min_retention} is above retention {self.retention}")
         return self

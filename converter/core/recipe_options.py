@@ -31,6 +31,12 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "retention": Annotated[
         float | None, _recipe_option("Kept / original parameters of the linears, in (0, 1]. Default 0.8.")
     ],
+    "max_bytes": Annotated[
+        str | None, _recipe_option("In place of --retention: bytes of the file, such as 80MB; see docs/gguf.md.")
+    ],
+    "bits_per_weight": Annotated[
+        float | None, _recipe_option("In place of --retention: bytes of the file, as bits per weight of the model.")
+    ],
     "layout": Annotated[str | None, _recipe_option("two-factor (default), or pivot: more rank in the same bytes.")],
     "min_retention": Annotated[float | None, _recipe_option("Floor of adaCR's retention per block.")],
     "rank_multiple": Annotated[
@@ -57,7 +63,7 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "refine_alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the refinement's target.")],
     "calibration": Annotated[
         str | None,
-        _recipe_option("Text or .jsonl file, token windows (.npy), python-docs (default), self, datasets:NAME."),
+        _recipe_option("Text, FILE#FIELD of records, windows (.npy), python-docs (default), self, datasets:NAME."),
     ],
     "update_calibration": Annotated[
         str | None,

@@ -62,7 +62,7 @@ class BlockSource:
         self._skeleton.eval()
         with refusing(reader.path, "transformers cannot build this model"):
             self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
-        self._embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
+        self.embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = _window_limit(config)
 
@@ -72,7 +72,7 @@ class BlockSource:
         weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
         for tokens in chunks:
             stream = nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
-            yield stream if self._embedding_scale == 1.0 else stream * self._embedding_scale
+            yield stream if self.embedding_scale == 1.0 else stream * self.embedding_scale
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""

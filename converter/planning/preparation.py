@@ -44,7 +44,7 @@ from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
 from .memory_forecast import Windows
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
-from .ranks import allocate, kept_dense, losses_alone, method_of, statistics_kinds
+from .ranks import allocate, check_settled, kept_dense, losses_alone, method_of, statistics_kinds
 
 ADVICE = "add a lower --max-device-memory, use fewer or shorter --windows, or --device cpu; finished work is kept"
 """Where a GPU's memory was too little in spite of the plan."""
@@ -164,6 +164,7 @@ def prepared(
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
+    check_settled(recipe)
     source = source or open_source(recipe.model, progress)
     room = Room(max_memory, max_device_memory, scratch or Path(tempfile.gettempdir()))
     where = pick_device(device, workers)
@@ -227,6 +228,40 @@ def gather_statistics(
         _gathered(recipe, source, where, folder, room, progress, workers, wanted),
     ):
         return wanted
+
+
+@contextmanager
+def dense_statistics(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    source: Source,
+    device: str,
+    max_memory: int | None = None,
+    max_device_memory: int | None = None,
+    progress: Progress,
+) -> Iterator[tuple[BlockSource, Calibration, Statistics]]:
+    """The dense model, the windows of a recipe, and the statistics that its method reads; no ranks are chosen.
+
+    Args:
+        recipe: of a method that reads calibration text.
+        folder: statistics are kept there.
+        source: the recipe's model.
+        device: "auto", "cpu", "cuda".
+        max_memory, max_device_memory: see `prepared`.
+        progress: told about stages.
+
+    Raises:
+        UsageError, InputError, ResourceError: as the stages say.
+    """
+    where, room = pick_device(device, ALONE), Room(max_memory, max_device_memory, folder.absolute().parent)
+    with (
+        device_errors(where, ADVICE),
+        float32_products(where, fast=True),
+        _gathered(recipe, source, where, folder, room, progress, ALONE) as (_, blocks, calibration, store, _),
+    ):
+        assert calibration is not None
+        yield blocks, calibration, store
 
 
 @contextmanager

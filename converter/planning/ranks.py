@@ -12,7 +12,7 @@ from torch import Tensor
 from ..allocation.adacr import adacr, normalise
 from ..allocation.block_error import block_error
 from ..allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
-from ..allocation.plan import LinearShape, RankPlan
+from ..allocation.plan import LinearPlan, LinearShape, RankPlan
 from ..allocation.rank_multiple import DEFAULT_MULTIPLE, choose_rank_multiple
 from ..allocation.rounding import round_ranks
 from ..allocation.threshold import threshold
@@ -91,6 +91,8 @@ def allocate(
         for index, (name, shape) in enumerate(blocks.linear_shapes().items())
     ]
     keep_dense = kept_dense(recipe.keep_dense, [shape.name for shape in shapes])
+    if recipe.choice:
+        return chosen_plan(recipe, shapes, keep_dense)
     counted = [shape for shape in shapes if shape.name not in keep_dense]
     wanted, importance = _wanted(recipe, method, blocks, calibration, store, progress, workers, counted)
     retentions = dict(zip([shape.name for shape in counted], wanted, strict=True))
@@ -105,6 +107,42 @@ def allocate(
             importance=importance,
         )
     )
+
+
+def check_settled(recipe: Recipe) -> None:
+    """Refuse a size that nothing has been chosen for: that is a matter of the format it is met in.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if recipe.sized and not recipe.choice:
+        key = "max_bytes" if recipe.max_bytes is not None else "bits_per_weight"
+        raise UsageError(f"{key}: is met by a file, not by a checkpoint; use the main command, or plan")
+
+
+def chosen_plan(recipe: Recipe, shapes: list[LinearShape], keep_dense: frozenset[str]) -> RankPlan:
+    """The ranks that a recipe's choice names.
+
+    Args:
+        recipe: with a choice.
+        shapes: every linear of the blocks.
+        keep_dense: those that the user excludes.
+
+    Raises:
+        UsageError: a linear is not among the choice, or cannot have its rank.
+    """
+    forms, linears = recipe.forms, []
+    for shape in shapes:
+        form = forms.get(shape.name)
+        if form is None:
+            raise UsageError(f"choice: says nothing of {shape.name}; it was made for another model")
+        if form.rank is not None and form.rank > min(shape.out_features, shape.in_features):
+            raise UsageError(f"choice: {shape.name} is {shape.out_features} x {shape.in_features}: no rank {form.rank}")
+        if form.rank is not None and shape.name in keep_dense:
+            raise UsageError(f"choice: {shape.name} has rank {form.rank}, and is to be kept dense")
+        linears.append(LinearPlan(shape, form.rank, compressed=shape.name not in keep_dense))
+    plan = RankPlan(tuple(linears), 1.0, recipe.rank_multiple or DEFAULT_MULTIPLE)
+    return replace(plan, target=plan.retention)
 
 
 def _wanted(

@@ -5,36 +5,43 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError, UsageError
 from ..core.progress import Progress
-from ..storage.documents import parse_json
+from ..texts.corpus import Counts, is_windows, read_corpus
+from ..texts.corpus import text_sha256 as sha256_of_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Tokens = NDArray[np.int32]
-PYTHON_DOCS = "python-docs"
 SELF = "self"
 HELD_OUT_SHARE = 16
 PIECE = 2_000_000  # characters that are tokenised at once
-EVALUATION_TOPICS = 4  # every fourth topic of the Python documentation is held out for evaluation
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Windows of token ids, (N, T) int32, and where they came from."""
+    """Windows of token ids, (N, T) int32, and where they came from.
+
+    Attributes:
+        windows, held_out: token ids.
+        text: its spec.
+        seed: that they were drawn with.
+        drawn_from: how much the text was; None of windows that were given, or sampled.
+    """
 
     windows: Tokens
     held_out: Tokens
     text: str
     seed: int
+    drawn_from: Counts | None = None
 
     @property
     def sha256(self) -> str:
@@ -50,6 +57,7 @@ class Calibration:
             "window_length": int(self.windows.shape[1]),
             "held_out": len(self.held_out),
             "sha256": self.sha256,
+            **({} if self.drawn_from is None else {"drawn_from": asdict(self.drawn_from)}),
         }
 
 
@@ -61,12 +69,14 @@ def calibrate(
     Raises:
         InputError: the text cannot be read or is shorter than one window.
     """
-    if spec.endswith(".npy"):
+    if is_windows(spec):
         given = read_token_windows(Path(spec), len(tokenizer))
         return Calibration(given, given[:0], spec, seed)
-    tokens = tokenize(tokenizer, read_text(spec, "calibration"))
+    corpus = read_corpus(spec, "calibration", tokenizer)
+    tokens = tokenize(tokenizer, corpus.text)
     drawn = draw_windows(tokens, windows + held_out, length, seed, spec)
-    return Calibration(drawn[:windows], drawn[windows:], spec, seed)
+    counts = Counts(corpus.documents, len(tokens), corpus.skipped)
+    return Calibration(drawn[:windows], drawn[windows:], spec, seed, counts)
 
 
 def hold_out(calibration: Calibration) -> Calibration:
@@ -81,7 +91,7 @@ def hold_out(calibration: Calibration) -> Calibration:
     if count >= len(calibration.windows):
         raise UsageError("--refine needs at least two calibration windows: one tells when to stop")
     kept, moved = calibration.windows[:-count], calibration.windows[-count:]
-    return Calibration(kept, moved, calibration.text, calibration.seed)
+    return replace(calibration, windows=kept, held_out=moved)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tokens:
@@ -146,36 +156,6 @@ def read_token_windows(path: Path, vocabulary: int) -> Tokens:
     return np.array(array, dtype=np.int32)
 
 
-def read_text(spec: str, split: Literal["calibration", "evaluation"]) -> str:
-    """Read a text.
-
-    Args:
-        spec: `python-docs` (ships with Python); a text file; a `.jsonl` file, its field "text", or the fields named as
-            `file.jsonl#field+field`; or `datasets:NAME` (with the datasets package and a network).
-        split: which half of `python-docs`; train or test of a dataset. A file is one text for both.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    if spec == PYTHON_DOCS:
-        return _python_docs(split)
-    if spec.startswith("datasets:"):
-        return _dataset(spec.removeprefix("datasets:"), split)
-    name, _, fields = spec.partition("#")
-    try:
-        path = Path(name).expanduser()
-        if path.is_char_device() or path.is_block_device():
-            raise InputError(f"{path}: is a device, not a text")
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, RuntimeError):  # RuntimeError: the home of nobody
-        raise InputError(
-            f"{spec}: no such text; give a text or .jsonl file, `{PYTHON_DOCS}`, `{SELF}` or `datasets:NAME`"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{spec}: not readable as UTF-8 text ({_first_line(error)})") from None
-    return _json_lines(text, fields or "text", path) if path.suffix == ".jsonl" else text
-
-
 def text_sha256(spec: str) -> str | None:
     """Hash of the calibration text or windows that a spec names: a file may change and keep its name.
 
@@ -187,57 +167,13 @@ def text_sha256(spec: str) -> str | None:
     """
     if spec == SELF:
         return None
-    if spec.endswith(".npy"):
+    if is_windows(spec):
         return hashlib.sha256(read_token_windows(Path(spec), 2**31).tobytes()).hexdigest()
-    return hashlib.sha256(read_text(spec, "calibration").encode()).hexdigest()
-
-
-def _python_docs(split: str) -> str:
-    from pydoc_data.topics import topics
-
-    names = sorted(topics)
-    held_out = set(names[::EVALUATION_TOPICS])
-    chosen = [name for name in names if (name in held_out) == (split == "evaluation")]
-    return "\n\n".join(topics[name] for name in chosen)
-
-
-def _json_lines(text: str, fields: str, path: Path) -> str:
-    documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line)
-            if not isinstance(record, dict):
-                raise ValueError
-            document = "".join(str(record[field]) for field in fields.split("+"))
-            documents.append(document.encode("utf-8").decode("utf-8"))  # JSON can spell what is no text
-        except UnicodeEncodeError:
-            raise InputError(f"{path}: line {number} holds half a surrogate pair, which is no text") from None
-        except ValueError:
-            raise InputError(f"{path}: line {number} is not a JSON object") from None
-        except KeyError as missing:
-            raise InputError(
-                f"{path}: line {number} has no field {missing}; name its text fields: {path.name}#{'+'.join(record)}"
-            ) from None
-    return "\n\n".join(documents)
+    return sha256_of_text(spec)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _dataset(name: str, split: str) -> str:
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(f"datasets:{name}: needs the datasets package; pip install lowrank-export[datasets]") from None
-    owner, _, configuration = name.partition(":")
-    try:
-        rows = datasets.load_dataset(owner, configuration or None, split="train" if split == "calibration" else "test")
-        return "\n\n".join(str(row["text"]) for row in rows)
-    except Exception as error:
-        raise InputError(f"datasets:{name}: cannot be read ({_first_line(error)})") from None
 
 
 def sample_from_model(

@@ -24,17 +24,20 @@ class GroupStop:
         block: its index.
         group: the linears that share this input.
         tapped: the block; a linear that is replaced now is what the pass goes on through.
-        moment: Sigma (n, n) float64 of the input, over all tokens.
+        moment: Sigma' (n, n) float64 of the input, over all tokens.
+        drift: Delta = (X - X')^T X' / T (n, n) float64, where X is the input in the model as it was; None where that
+            does not run beside.
     """
 
     block: int
     group: InputGroup
     tapped: TappedBlock
     moment: Tensor
+    drift: Tensor | None = None
 
 
 def input_moments(
-    blocks: BlockSource, chunks: Sequence[Tensor], progress: Progress, label: str
+    blocks: BlockSource, chunks: Sequence[Tensor], progress: Progress, label: str, *, beside: bool = False
 ) -> Generator[GroupStop]:
     """Run windows through a model and stop at every input group, in the order of the forward.
 
@@ -45,17 +48,27 @@ def input_moments(
         chunks: token windows, (B, T) each.
         progress: told about blocks.
         label: of the stage.
+        beside: whether the model as it was runs beside the one whose linears are replaced: two forwards then.
     """
     streams = list(blocks.embed(chunks))
+    originals = list(streams) if beside else []
     with progress.stage(label, blocks.block_count) as advance:
         for index in range(blocks.block_count):
             tapped = TappedBlock(blocks.block(index), blocks.family)
             forwards = [StoppedForward(partial(blocks.run, tapped.block, stream)) for stream in streams]
+            others: list[StoppedForward] = []
+            if beside:
+                original = TappedBlock(blocks.block(index), blocks.family)
+                others = [StoppedForward(partial(blocks.run, original.block, stream)) for stream in originals]
             for group in blocks.family.groups:
-                moment = Moment()
-                for forward in forwards:
-                    moment.add(forward.next_input())
-                yield GroupStop(index, group, tapped, moment.mean())
+                moment, drift = Moment(), Moment()
+                for chunk, forward in enumerate(forwards):
+                    y = forward.next_input()
+                    moment.add(y)
+                    if beside:
+                        drift.add_cross(others[chunk].next_input() - y, y)
+                yield GroupStop(index, group, tapped, moment.mean(), drift.mean() if beside else None)
             streams = [forward.finish() for forward in forwards]
+            originals = [other.finish() for other in others]
             release_freed()
             advance(1)

@@ -46,6 +46,8 @@ def _drawn(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progr
         drawn = sample_from_model(model, start=int(start or 0), progress=progress, **options)
     else:
         drawn = calibrate(text, tokenizer, **options)
+        if drawn.drawn_from is not None:
+            progress.note(drawn.drawn_from.said(text))
     if drawn.windows.shape[1] > blocks.window_limit:
         raise InputError(
             f"{recipe.model}: attends over {blocks.window_limit} tokens, fewer than the window length "

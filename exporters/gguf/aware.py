@@ -29,6 +29,7 @@ def round_linears(
     library: Path,
     folder: Path,
     progress: Progress,
+    alpha: float = 0.0,
 ) -> dict[str, Path]:
     """Round the linears of a model's blocks, see `exporters.rounding.aware.round_linears`.
 
@@ -41,6 +42,7 @@ def round_linears(
         library: a ggml library.
         folder: filled with one `.npy` per tensor; a model's worth of them need not fit into memory.
         progress: told about blocks.
+        alpha: see `rounding.aware.round_linears`.
 
     Returns:
         GGUF name -> file of encoded rows, uint8 (m, bytes per row), in the checkpoint's order of rows. Linears none of
@@ -56,7 +58,7 @@ def round_linears(
         return {} if all(type in PLAIN for type in found.values()) else found
 
     files: dict[str, Path] = {}
-    for name, rows in aware.round_linears(blocks, chunks, wanted, rounder(library), progress):
+    for name, rows in aware.round_linears(blocks, chunks, wanted, rounder(library), progress, alpha):
         stored = gguf_name(name, of) or name
         files[stored] = folder / f"{stored}.npy"
         np.save(files[stored], rows)

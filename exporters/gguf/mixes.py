@@ -94,6 +94,11 @@ MIXES = {
 """What can be asked for: every storage type, and the mixes."""
 
 
+CHOSEN = "budget"
+"""In place of a mix: the types that a recipe's choice gives every matrix."""
+GUESSED_FILE_TYPE = 1024  # llama.cpp's number for a file whose tensors tell
+
+
 @dataclass(frozen=True)
 class Choice:
     """The type a tensor should have, and the one it is stored in: another where its rows do not fit."""
@@ -112,23 +117,34 @@ class Quantisation:
     """How a file is quantised.
 
     Attributes:
-        mix: a key of `MIXES`.
+        mix: a key of `MIXES`, or `CHOSEN`.
         embedding: type of the token embedding, where it is not the mix's.
         head: type of the output head, where it is not the mix's. A tied embedding is both.
         rounding: what the rounding was told, `rounding_choice.Rounding.said`; None for nothing.
+        chosen: with `CHOSEN`, GGUF name -> type of every matrix.
     """
 
     mix: str
     embedding: str | None = None
     head: str | None = None
     rounding: str | None = None
+    chosen: Mapping[str, str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.mix not in MIXES:
+        for type in (self.chosen or {}).values():
+            storage_type(type)
+        if self.mix == CHOSEN and (self.embedding or self.head):
+            raise UsageError(f"{CHOSEN}: has its own types of embedding and head")
+        if self.mix != CHOSEN and self.mix not in MIXES:
             raise UsageError(f"unknown GGUF type {self.mix!r}{nearest(self.mix, MIXES)}")
         for option in (self.embedding, self.head):
             if option is not None:
                 storage_type(option)
+
+    @property
+    def file_type(self) -> int:
+        """llama.cpp's number for such files."""
+        return GUESSED_FILE_TYPE if self.mix == CHOSEN else MIXES[self.mix].file_type
 
     def __str__(self) -> str:
         """In one word per choice, the mix first: what a file says of itself."""
@@ -165,6 +181,10 @@ def _wanted(name: str, shape: tuple[int, ...], asked: Quantisation, *, tied: boo
         return INTEGERS
     if len(shape) == 1:
         return "f32"
+    if asked.mix == CHOSEN:
+        if asked.chosen is None or name not in asked.chosen:
+            raise UsageError(f"{CHOSEN}: the choice says nothing of {name}; export in a type or mix")
+        return asked.chosen[name]
     mix, parts = MIXES[asked.mix], name.split(".")
     if parts[0] == EMBEDDING and tied:
         if asked.embedding and asked.head and asked.embedding != asked.head:
@@ -261,6 +281,8 @@ def exported_as(header: Header) -> Quantisation | None:
     if not made.startswith(EXPORTED_AS):
         return None
     try:
-        return Quantisation(mix, **dict(option.split("=", 1) for option in options))
-    except (UsageError, ValueError, TypeError):
+        given = dict(option.split("=", 1) for option in options)
+        embedding, head, rounding = (given.pop(name, None) for name in ("embedding", "head", "rounding"))
+        return None if given else Quantisation(mix, embedding, head, rounding)
+    except (UsageError, ValueError):
         return None

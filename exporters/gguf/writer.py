@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
@@ -25,10 +26,11 @@ from ...converter.model.config_check import check_config
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
+from .chosen import chosen_types, recorded_forms
 from .encoding import encode
 from .ggml_encoder import FindLibrary
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
-from .mixes import MIXES, Quantisation, fallback_lines
+from .mixes import CHOSEN, MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records
 from .names import gguf_name, interleave_rows, rotary_heads
 from .rounding_choice import Rounding
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("native", "dense")
 LOWRANK_VERSIONS = {"two-factor": 1, "pivot": 2}
 ROPE_FREQUENCIES = "rope_freqs.weight"
+ALPHA = 0.4  # of aware rounding in chosen types, as of the fit that they are chosen for
 PIVOT_BITS = 6.5  # below, C amplifies the rounding of P and its own beyond use: docs/gguf.md
 
 
@@ -82,6 +85,7 @@ def export_gguf(
     head_type: str | None = None,
     layout: str = "native",
     rounding: Rounding | None = None,
+    forms: Mapping[str, Form] | None = None,
     library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress,
@@ -101,6 +105,7 @@ def export_gguf(
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
         rounding: what the rounding is told; nothing by default.
+        forms: module -> its types, for the quantisation `mixes.CHOSEN`; by default those of the checkpoint's recipe.
         library: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace an existing file.
         progress: told about stages and fallbacks.
@@ -122,6 +127,8 @@ def export_gguf(
         raise UsageError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or force"))
     reader = CheckpointReader(checkpoint)
     of = gguf_of(reader.config)
+    if quantisation == CHOSEN:
+        asked = replace(asked, chosen=chosen_types(recorded_forms(reader) if forms is None else forms, of))
     hyperparameters = read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyperparameters, native=native)
@@ -129,16 +136,21 @@ def export_gguf(
     check_shapes(shapes, of, hyperparameters)
     vocabulary = vocabulary_of(reader)
     records = tensor_records(shapes, asked)
-    importance = rounding.importance(records)
+    importance, alpha = rounding.importance(records), ALPHA if quantisation == CHOSEN else 0.0
     for line in (*fallback_lines(records), *vocabulary.notes):
         progress.note(line)
-    if native and reader.layout == "pivot" and TYPES[MIXES[quantisation].base].bits < PIVOT_BITS:
+    if (
+        native
+        and reader.layout == "pivot"
+        and quantisation in MIXES
+        and TYPES[MIXES[quantisation].base].bits < PIVOT_BITS
+    ):
         progress.note(f"pivot rows lose far more to {quantisation} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
     with (
         replacing(out, force=force, folder=False) as partial,
-        _rounded_linears(reader, of, records, rounding, out, library, progress) as rounded,
+        _rounded_linears(reader, of, records, rounding, out, library, progress, alpha) as rounded,
     ):
         given = Given(rounded, importance, library)
         said = reader.layout if native else "dense"
@@ -265,7 +277,7 @@ def open_writer(
     writer.add_type("model")
     writer.add_name(reader.path.resolve().name)
     writer.add_quantized_by(f"{EXPORTED_AS}{asked}")
-    writer.add_file_type(MIXES[asked.mix].file_type)
+    writer.add_file_type(asked.file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     add_hyperparameters(writer, hyper)
     if reader.lowrank:
@@ -348,6 +360,7 @@ def _rounded_linears(
     out: Path,
     library: FindLibrary | None,
     progress: Progress,
+    alpha: float,
 ) -> Iterator[Mapping[str, Path]]:
     """Files of the linears that aware rounding has encoded; none where the rounding is plain."""
     types = {record.name: record.type for record in records if record.name.startswith("blk.") and len(record.shape) > 1}
@@ -362,7 +375,7 @@ def _rounded_linears(
     blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
     with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
-        yield round_linears(blocks, chunks, types, of, library(), Path(folder), progress)
+        yield round_linears(blocks, chunks, types, of, library(), Path(folder), progress, alpha)
 
 
 def tensor_values(

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ...converter.checkpoint.lowrank_linear import LowRankLinear
 from ...converter.checkpoint.pivot_linear import PivotLinear
 from ...converter.core.progress import Progress
+from ...converter.factors.fit import ALIGNMENT_DAMPING
+from ...converter.factors.whitening import regression
 from ...converter.machine.device_memory import device_errors
 from ...converter.model.blocks import BlockSource
 from ...converter.statistics.input_moments import input_moments
@@ -31,6 +33,7 @@ def round_linears(
     types: Callable[[str], Mapping[str, Type]],
     round: Round[Type, Encoded],
     progress: Progress,
+    alpha: float = 0.0,
 ) -> Iterator[tuple[str, Encoded]]:
     """Round the linears of a model's blocks, each on the inputs that the rounded linears before it make.
 
@@ -43,6 +46,8 @@ def round_linears(
             multiplied out; one without any is left as it is.
         round: rounds one matrix.
         progress: told about blocks.
+        alpha: weight of what the model computed before it was rounded in the target of each linear, see `aligned`;
+            above 0 that model runs beside.
 
     Yields:
         Tensor name and rounded matrix, rows in the checkpoint's order.
@@ -52,20 +57,26 @@ def round_linears(
         ResourceError: the device's memory is too small.
     """
     with device_errors(blocks.device, ADVICE):
-        for stop in input_moments(blocks, chunks, progress, LABEL):
+        for stop in input_moments(blocks, chunks, progress, LABEL, beside=alpha > 0):
             for path in stop.group.linears:
                 name = blocks.family.linear_name(stop.block, path)
                 wanted = types(name)
                 if not wanted:
                     continue
-                linear, encoded = round_linear(name, stop.tapped.linear(path), stop.moment, wanted, round)
+                towards = None if stop.drift is None else alignment(stop.moment, alpha * stop.drift)
+                linear, encoded = round_linear(name, stop.tapped.linear(path), stop.moment, wanted, round, towards)
                 stop.tapped.install(path, linear)
                 for part, rows in encoded.items():
                     yield f"{name}.{part}", rows
 
 
 def round_linear(
-    name: str, linear: nn.Module, moment: Tensor, types: Mapping[str, Type], round: Round[Type, Encoded]
+    name: str,
+    linear: nn.Module,
+    moment: Tensor,
+    types: Mapping[str, Type],
+    round: Round[Type, Encoded],
+    towards: Tensor | None = None,
 ) -> tuple[nn.Module, dict[str, Encoded]]:
     """Round one linear.
 
@@ -75,6 +86,7 @@ def round_linear(
         moment: Sigma (n, n) of its inputs.
         types: part -> type.
         round: rounds one matrix.
+        towards: see `alignment`; None where the target is the linear itself.
 
     Returns:
         A module that computes what the runtime will, and part -> encoded matrix.
@@ -85,12 +97,13 @@ def round_linear(
     if WEIGHT in types:
         assert isinstance(linear, nn.Linear | LowRankLinear | PivotLinear)
         weight = linear.weight if isinstance(linear, nn.Linear) else linear.dense_weight()
-        rounded = _rounded(round, f"{name}.{WEIGHT}", weight.data, moment, types[WEIGHT])
+        target = _moved(weight.data, towards)
+        rounded = _rounded(round, f"{name}.{WEIGHT}", target, moment, types[WEIGHT])
         return _dense(rounded.values, linear.bias), {WEIGHT: rounded.encoded}
     parts = (U, V) if isinstance(linear, LowRankLinear) else (C, P)
     left, right = (linear.get_submodule(part.removesuffix(".weight")) for part in parts)
     assert isinstance(left, nn.Linear) and isinstance(right, nn.Linear)
-    second, first = _rounded_factors(name, (left.weight.data, right.weight.data), moment, types, parts, round)
+    second, first = _rounded_factors(name, (left.weight.data, right.weight.data), moment, types, parts, round, towards)
     left.weight, right.weight = _parameter(second.values), _parameter(first.values)
     return linear, {parts[0]: second.encoded, parts[1]: first.encoded}
 
@@ -102,6 +115,7 @@ def _rounded_factors(
     types: Mapping[str, Type],
     parts: tuple[str, str],
     round: Round[Type, Encoded],
+    towards: Tensor | None,
 ) -> tuple[Rounded[Encoded], Rounded[Encoded]]:
     """U and V, or C and P: the one that meets the input first, then the other in closed form for it, then that one.
 
@@ -111,8 +125,25 @@ def _rounded_factors(
     if parts == (U, V) and right.shape[0] <= min(left.shape[0], right.shape[1]):
         left, right = mixed(left, right, moment, seed_of(name))
     first = _rounded(round, f"{name}.{parts[1]}", right, moment, types[parts[1]])
-    fitted, latent = resolved(left, right, first.values, moment)
+    fitted, latent = resolved(left, _moved(right, towards), first.values, moment)
     return _rounded(round, f"{name}.{parts[0]}", fitted, latent, types[parts[0]]), first
+
+
+def alignment(moment: Tensor, drift: Tensor) -> Tensor:
+    """A (n, n) float64 with W (I + A) X' the least squares of W (X' + D), D what the inputs X' lack.
+
+    The errors of what was rounded before show in the inputs; so far as they can be told from them, W takes them back.
+
+    Args:
+        moment: Sigma' (n, n) of X'.
+        drift: D X'^T / T (n, n).
+    """
+    return regression(moment, ALIGNMENT_DAMPING).weight(drift)
+
+
+def _moved(weight: Tensor, towards: Tensor | None) -> Tensor:
+    """W (I + A), in W's dtype."""
+    return weight if towards is None else weight + (weight.double() @ towards).to(weight.dtype)
 
 
 def _rounded(round: Round[Type, Encoded], name: str, weights: Tensor, moment: Tensor, type: Type) -> Rounded[Encoded]:

@@ -51,20 +51,20 @@ def round_blocks(
     Returns:
         Every block as encoded, and Q (m, n), float32.
     """
-    feedback, importance = (part.to(weights.device) for part in _feedback(moment))
+    matrix, importance = (part.to(weights.device) for part in feedback(moment))
     left = weights.float().clone()
     encoded: list[Encoded] = []
     values = torch.empty_like(left)
     for start in range(0, left.shape[1], width):
         block, rest = slice(start, start + width), slice(start + width, None)
-        rounded, errors = round_block(left[:, block], feedback[block, block], importance[block])
-        left[:, rest] -= errors @ feedback[block, rest]
+        rounded, errors = round_block(left[:, block], matrix[block, block], importance[block])
+        left[:, rest] -= errors @ matrix[block, rest]
         encoded.append(rounded.encoded)
         values[:, block] = rounded.values
     return encoded, values
 
 
-def _feedback(moment: Tensor) -> tuple[Tensor, Tensor]:
+def feedback(moment: Tensor) -> tuple[Tensor, Tensor]:
     """R (n, n), upper triangular with R^T R = H^-1, and the diagonal of H (n,); float32, H damped.
 
     An error e in column k, in units of R_kk, is made up for by taking e R_kj from every later column j.

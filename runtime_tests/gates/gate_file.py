@@ -13,6 +13,7 @@ from ...converter.core.recipe import nearest
 from ...converter.storage.byte_size import parse_bytes
 from ...converter.storage.documents import parse_yaml, read_yaml_file, shown
 from ...exporters.export import QUANTISATIONS
+from ...exporters.gguf.mixes import CHOSEN
 from ..report.report import Row
 from .gate_metrics import METRICS, RUNS, Context, Metric
 from .gates import Gate, gate
@@ -40,7 +41,7 @@ PARITY_DEFAULTS: dict[tuple[str, str], dict[str, float]] = {
     # Below 8 bits rounding changes the model: these limits tell a lossy file from a broken one
     **{("gguf", name): _lossy(0.15, 0.15) for name in ("q6_k", "q5_k_m")},
     **{("gguf", name): _lossy(0.4, 0.5) for name in ("q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k_s")},
-    **{("gguf", name): _lossy(1.2, 2.0) for name in ("q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_m")},
+    **{("gguf", name): _lossy(1.2, 2.0) for name in (CHOSEN, "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_m")},
     **{("gguf", name): _lossy(4.0, 50.0) for name in ("q3_k", "q2_k", "iq3_s", "iq3_xxs")},
     **{("gguf", name): _lossy(6.0, 200.0) for name in ("iq2_s", "iq2_xs", "iq2_xxs")},
     ("onnx", "fp32"): _lossy(1e-6, 1e-3),
@@ -204,7 +205,7 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
 
 def _artifact(name: Any, where: str) -> tuple[str, str]:
     """ "gguf q8_0" -> ("gguf", "q8_0")."""
-    formats = {**QUANTISATIONS, "checkpoint": CHECKPOINT_TYPES}
+    formats = {**QUANTISATIONS, "gguf": (*QUANTISATIONS["gguf"], CHOSEN), "checkpoint": CHECKPOINT_TYPES}
     format, _, type = str(name).partition(" ")
     if format not in formats:
         raise UsageError(f"{where}: {ARTIFACTS}: unknown format {format!r}{nearest(format, formats)}")

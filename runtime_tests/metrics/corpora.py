@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError, UsageError
 from ...converter.statistics.calibration import tokenize
+from ...converter.texts.corpus import Corpus, Counts
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ Tokens = NDArray[np.int32]
 
 
 def evaluation_windows(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, windows: int, length: int, stride: int | None = None
+    tokenizer: PreTrainedTokenizerBase, text: str | Corpus, *, windows: int, length: int, stride: int | None = None
 ) -> Windows:
     """Cut `text` into windows of token ids. No random number takes part.
 
@@ -31,7 +33,7 @@ def evaluation_windows(
 
     Args:
         tokenizer: the tokenizer of the reference model.
-        text: the evaluation text.
+        text: the evaluation text, with or without what is known of it.
         windows: number of windows wanted; a shorter text gives all it has.
         length: tokens per window; at least 2, since one token predicts nothing.
         stride: 1 <= stride < length.
@@ -45,17 +47,19 @@ def evaluation_windows(
     if stride is not None and not 1 <= stride < length:
         raise UsageError(f"an evaluation stride lies between 1 and the window's length {length}, not {stride}")
     ids = _tokenised(tokenizer, text, length)
+    counts = _counts(text, ids)
     if stride is None:
         count = len(ids) // length
         taken = min(windows, count)
-        return Windows.whole(_cut(ids, np.arange(taken) * (count // taken) * length, length))
+        whole = Windows.whole(_cut(ids, np.arange(taken) * (count // taken) * length, length))
+        return replace(whole, drawn_from=counts)
     taken = min(windows, (len(ids) - length) // stride + 1)
     first = np.full(taken, length - 1 - stride, dtype=np.int32)
     first[0] = 0
-    return Windows(_cut(ids, np.arange(taken) * stride, length), first)
+    return Windows(_cut(ids, np.arange(taken) * stride, length), first, counts)
 
 
-def llama_cpp_windows(tokenizer: PreTrainedTokenizerBase, text: str, *, windows: int, length: int) -> Windows:
+def llama_cpp_windows(tokenizer: PreTrainedTokenizerBase, text: str | Corpus, *, windows: int, length: int) -> Windows:
     """The windows of llama.cpp's `llama-perplexity -c LENGTH --chunks WINDOWS`, for figures that compare with its own.
 
     Adjoining chunks from the text's beginning; rows length // 2 and after are scored. Where the tokenizer begins a text
@@ -67,17 +71,22 @@ def llama_cpp_windows(tokenizer: PreTrainedTokenizerBase, text: str, *, windows:
         raise UsageError(f"llama.cpp's windows have at least 4 tokens, not {length}")
     begin = _begin_token(tokenizer)
     ids = _tokenised(tokenizer, text, 2 * length)
+    counts = _counts(text, ids)
     if begin is not None:
         ids = np.concatenate([np.array([begin], dtype=np.int32), ids])
     taken = min(windows, len(ids) // length)
     tokens = _cut(ids, np.arange(taken) * length, length)
     if begin is not None:
         tokens[:, 0] = begin
-    return Windows(tokens, np.full(taken, length // 2, dtype=np.int32))
+    return Windows(tokens, np.full(taken, length // 2, dtype=np.int32), counts)
 
 
-def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str, needed: int) -> Tokens:
-    ids = tokenize(tokenizer, text)
+def _counts(text: str | Corpus, ids: Tokens) -> Counts | None:
+    return None if isinstance(text, str) else Counts(text.documents, len(ids), text.skipped)
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str | Corpus, needed: int) -> Tokens:
+    ids = tokenize(tokenizer, text if isinstance(text, str) else text.text)
     if len(ids) < needed:
         raise InputError(
             f"evaluation text has {len(ids)} tokens, but one window needs {needed}; give more text or a shorter window"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ...converter.texts.corpus import Counts
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,12 @@ class Windows:
         tokens: (N, T) int32 token ids; each window is run from an empty state.
         first: (N,) int32, 0 <= first < T - 1. Row t of a window's logits predicts token t + 1; rows first .. T - 2
             are scored. The tokens before only serve as context.
+        drawn_from: how much the text was that they were cut from; None of windows that were given.
     """
 
     tokens: NDArray[np.int32]
     first: NDArray[np.int32]
+    drawn_from: Counts | None = None
 
     @classmethod
     def whole(cls, tokens: NDArray[np.int32]) -> Windows:
@@ -52,7 +56,7 @@ class Windows:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """Count, lengths and hash, as reports hold them."""
+        """Count, lengths, hash and origin, as reports hold them."""
         digest = hashlib.sha256(np.ascontiguousarray(self.tokens, dtype="<i4").tobytes())
         if self.first.any():
             digest.update(np.ascontiguousarray(self.first, dtype="<i4").tobytes())
@@ -61,4 +65,5 @@ class Windows:
             "length": self.length,
             "predicted_tokens": int(self.counts.sum()),
             "sha256": digest.hexdigest(),
+            **({} if self.drawn_from is None else {"drawn_from": asdict(self.drawn_from)}),
         }

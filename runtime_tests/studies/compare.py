@@ -158,7 +158,7 @@ def _prepare(
     chosen = str(pick_device(device))
     source = open_source(recipes[0].model, progress)
     check_measurable(source.reader(), limits, chosen)
-    windows = load_windows(evaluation, source.path)
+    windows = load_windows(evaluation, source.path, progress)
     check_windows(windows, source.reader().config)
     return _Job(
         recipes=recipes,

@@ -148,7 +148,7 @@ def _prepare(
     chosen = str(pick_device(device))
     source = open_source(recipes[0].model, progress)
     check_measurable(source.reader(), limits, chosen)
-    windows = load_windows(evaluation, source.path)
+    windows = load_windows(evaluation, source.path, progress)
     longest = check_windows(windows, source.reader().config)
     facts = {**evaluation.facts(), **windows.facts(), "speed": evaluation.speed, "threads": evaluation.threads}
     return _Job(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
 import struct
@@ -24,7 +26,23 @@ def plan(models: Path, text: Any) -> list[Any]:
 TEXTS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "fewer than one window"),
     "short": (b"word", "fewer than one window"),
-    "bytes": (b"\xff\xfe" * 100, "not readable as UTF-8"),
+    "bytes": (b"\xff\xfd" * 100, "not readable as UTF-8"),
+    "half of UTF-16": (b"\xff\xfe\x00\xd8" * 100, "not readable as UTF-16"),
+    "UTF-32 beyond its end": (b"\xff\xfe\x00\x00" + b"\xff" * 40, "not readable as UTF-32"),
+    "zeros": (bytes(1000), "full of NULs"),
+    "cut gzip": (gzip.compress(b"word " * 1000)[:-9], "damaged or truncated gzip"),
+    "wrong sum of gzip": (gzip.compress(b"word " * 1000)[:-8] + bytes(8), "damaged or truncated gzip"),
+    "gzip's header": (b"\x1f\x8b\x08", "damaged or truncated gzip"),
+    "gzip and more": (gzip.compress(b"word") + b"word", "damaged or truncated gzip"),
+    "gzip in gzip": (gzip.compress(gzip.compress(b"word")), "packed twice"),
+    "gzip of Parquet": (gzip.compress(b"PAR1" * 9), "Parquet inside a packed file"),
+    "bzip2's header": (b"BZh9", "damaged or truncated bzip2"),
+    "bomb": (gzip.compress(bytes(2**27)), "become more than 67,108,864"),
+    "bomb of bzip2": (bz2.compress(bytes(2**27)), "become more than 67,108,864"),
+    "nothing in gzip": (gzip.compress(b""), "fewer than one window"),
+    "Parquet's magic": (b"PAR1", "Parquet"),
+    "Parquet of zeros": (b"PAR1" + bytes(99) + b"PAR1", "Parquet"),
+    "Parquet's long end": (b"PAR1" + bytes(99) + b"\xff\xff\xff\x7fPAR1", "Parquet"),
     "cut letter": ("ä".encode()[:1] * 2, "not readable as UTF-8"),
     "surrogate": (b"\xed\xa0\x80" * 100, "not readable as UTF-8"),
     "zip": (b"PK\x03\x04" + bytes(range(128, 256)), "not readable as UTF-8"),
@@ -72,6 +90,16 @@ LINES: dict[str, tuple[str, str]] = {
     "many fields": (json.dumps({f"k{i}": i for i in range(50_000)}), "line 1 has no field 'text'"),
     "steering field": ('{"\\u001b[2J": "x"}', "line 1 has no field 'text'"),
     "second line": ('{"text": "x"}\n\n{"text": "y"}\nz', "line 4 is not a JSON object"),
+    "array of numbers": ("[7]", "line 1 is not a JSON object"),
+    "array of both": ('[{"text": "x"}, 7]', "element 2 is not a JSON object"),
+    "array that ends": ('[{"text": "x"},', "line 1 is not a JSON object"),
+    "number as text": ('{"text": 7}', "line 1: field 'text' is a number"),
+    "long number as text": ('{"text": 1e' + "9" * 300 + "}", "line 1: field 'text' is a number"),
+    "deep list as text": ('{"text": ' + "[" * 500 + "]" * 500 + "}", "line 1: field 'text' is a list"),
+    "steering text": ('{"text": ["\\u001b[2J"]}', "line 1: field 'text' is a list"),
+    "message of nothing": ('{"text": [{"role": null}]}', "a message whose role or content is no text"),
+    "message that is short": ('{"text": [{"role": "user", "content": "x"}]}', "fewer than one window"),
+    "nulls alone": ('{"text": null}\n' * 9, "fewer than one window"),
     "half a letter": ('{"text": "\\ud800"}', "half a surrogate pair"),
     "nothing": ("\n\n", "fewer than one window"),
 }
@@ -85,7 +113,7 @@ def test_json_lines(models: Path, refused: Refused, tmp_path: Path, case: str) -
 
 
 def test_line_separators_inside_json_are_text(tmp_path: Path) -> None:
-    from lowrank_export.converter.statistics.calibration import read_text
+    from lowrank_export.converter.texts.corpus import read_text
 
     (path := tmp_path / "t.jsonl").write_text('{"text": "a\u2028b\x85c"}\n', encoding="utf-8")
     assert read_text(str(path), "calibration") == "a\u2028b\x85c"

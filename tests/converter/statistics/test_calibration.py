@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,76 +17,11 @@ from lowrank_export.converter.statistics import calibration
 from lowrank_export.converter.statistics.calibration import (
     calibrate,
     draw_windows,
-    read_text,
     read_token_windows,
     tokenize,
 )
 
 OPTIONS = {"windows": 4, "length": 16, "held_out": 2, "seed": 3}
-
-
-def test_halves_of_the_python_documentation_are_disjoint() -> None:
-    from pydoc_data.topics import topics
-
-    calibration, evaluation = (read_text("python-docs", split) for split in ("calibration", "evaluation"))
-    held_out = [text for text in topics.values() if text in evaluation]
-    assert len(topics) // 5 < len(held_out) < len(topics) // 3
-    assert not any(text in calibration for text in held_out)
-    assert len(calibration) + len(evaluation) == pytest.approx(sum(map(len, topics.values())), rel=0.01)
-
-
-def test_json_lines(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text('{"text": "one", "title": "A: ", "n": 7}\n\n{"text": "zwei ü", "title": "B: ", "n": 8}\n', "utf-8")
-    assert read_text(str(path), "calibration") == "one\n\nzwei ü"
-    assert read_text(f"{path}#title+text", "evaluation") == "A: one\n\nB: zwei ü"
-    assert read_text(f"{path}#n", "calibration") == "7\n\n8"
-
-
-@pytest.mark.parametrize(
-    ("content", "fields", "message"),
-    [
-        ('{"body": "x", "title": "y"}\n', "", r"line 1 has no field 'text'.*t\.jsonl#body\+title$"),
-        ('{"text": "x"}\n{"t": "x"}\n', "", "line 2 has no field 'text'"),
-        ('{"text": "x"}\n', "#title", "no field 'title'"),
-        ('{"text": "x"\n', "", "line 1 is not a JSON object"),
-        ('["x"]\n', "", "line 1 is not a JSON object"),
-        ("[]\n", "", "line 1 is not a JSON object"),
-        ("7\n", "", "line 1 is not a JSON object"),
-        ('"text"\n', "", "line 1 is not a JSON object"),
-    ],
-)
-def test_wrong_json_lines_name_the_line(tmp_path: Path, content: str, fields: str, message: str) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=message):
-        read_text(f"{path}{fields}", "calibration")
-
-
-def test_texts_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such text; give .*python-docs.*self.*datasets:NAME"):
-        read_text(str(tmp_path / "none.txt"), "calibration")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match="not readable as UTF-8"):
-        read_text(str(tmp_path / "latin.txt"), "calibration")
-    with pytest.raises(InputError, match="not readable"):
-        read_text(str(tmp_path), "calibration")
-
-
-def test_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str, configuration: str | None, split: str) -> list[dict[str, str]]:
-        if name == "gone":
-            raise ConnectionError("no network\nsecond line")
-        return [{"text": f"{name}/{configuration}/{split}"}, {"text": "more"}]
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    assert read_text("datasets:wiki:small", "calibration") == "wiki/small/train\n\nmore"
-    assert read_text("datasets:wiki", "evaluation") == "wiki/None/test\n\nmore"
-    with pytest.raises(InputError, match=r"datasets:gone: cannot be read \(no network\)$"):
-        read_text("datasets:gone", "calibration")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install lowrank-export\[datasets\]"):
-        read_text("datasets:wiki", "calibration")
 
 
 @given(data=st.data(), length=st.integers(1, 20), count=st.integers(1, 12), seed=st.integers(0, 2**32))

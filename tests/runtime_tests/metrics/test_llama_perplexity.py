@@ -11,8 +11,8 @@ import pytest
 
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.loading import load_tokenizer
-from lowrank_export.converter.statistics.calibration import read_text
 from lowrank_export.converter.storage.files import cache_folder
+from lowrank_export.converter.texts.corpus import read_text
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.metrics.corpora import llama_cpp_windows

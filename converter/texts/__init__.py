@@ -1,0 +1,1 @@
+"""Texts as people have them, for calibration and evaluation alike."""

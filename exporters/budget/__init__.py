@@ -1,0 +1,1 @@
+"""A budget of bytes for one format: what every matrix could become there, at what cost, and which of it is chosen."""

@@ -1,0 +1,239 @@
+"""A recipe with a size, a model and a format -> the recipe with a form for every matrix, and the best plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from ...converter.budget.forms import Candidate, Form
+from ...converter.core.errors import UsageError
+from ...converter.core.progress import Progress
+from ...converter.core.recipe import Recipe
+from ...converter.families.table import gguf_of
+from ...converter.model.source import Source
+from ...converter.planning.preparation import dense_statistics
+from ...converter.planning.ranks import kept_dense
+from ...converter.statistics.calibration import Tokens
+from ..gguf.types import TYPES
+from ..llamacpp.runtime import ggml_library
+from .costs import Costs, gathered_costs
+from .gguf_format import FACTOR_TYPES, GgufFormat
+from .gguf_size import GgufSize, factor_overhead
+from .search import Found, budget_of, model_candidates, search
+
+CHECKPOINT = "checkpoint"
+"""The folder that the main command exports from: the file calls itself that."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One type for all linears, as an ordinary export has it, and one for what else there is.
+
+    Attributes:
+        found: what it comes to.
+        type: of the linears; rows that do not fit it have its fallback.
+        rest: of embedding and head.
+    """
+
+    found: Found
+    type: str
+    rest: str
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What a size is spent on.
+
+    Attributes:
+        budget: bytes.
+        found: the choice.
+        plain: uniform types of no more bytes, the best by prediction; None where none is that small.
+        held_out: calibration windows that nothing is fitted on, (N, T).
+    """
+
+    budget: int
+    found: Found
+    plain: Plain | None
+    held_out: Tokens
+
+
+def sized(
+    recipe: Recipe,
+    source: Source,
+    statistics: Path,
+    *,
+    name: str,
+    device: str,
+    max_memory: int | None = None,
+    max_device_memory: int | None = None,
+    progress: Progress,
+) -> Sized:
+    """Choose what a recipe's size is best spent on, for a GGUF file.
+
+    Args:
+        recipe: with a size.
+        source: its model.
+        statistics: a folder where statistics of the dense model, and what its matrices cost, are kept.
+        name: of the folder that the file will be exported from.
+        device: "auto", "cpu", "cuda".
+        max_memory, max_device_memory: see `pipeline.compress`.
+        progress: told about stages.
+
+    Raises:
+        UsageError: nothing is that small; names the smallest.
+        InputError, ResourceError: as the stages say.
+    """
+    reader = source.reader()
+    size, budget = GgufSize(reader, name, recipe.method), budget_of(recipe, reader)
+    kind = GgufFormat(ggml_library(progress))
+    check_possible(recipe, source, kind, size, budget)
+    with dense_statistics(
+        recipe,
+        statistics,
+        source=source,
+        device=device,
+        max_memory=max_memory,
+        max_device_memory=max_device_memory,
+        progress=progress,
+    ) as (blocks, calibration, store):
+        costs = gathered_costs(blocks, torch.from_numpy(calibration.windows), store, kind, progress)
+        kept = kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))
+    candidates = gguf_candidates(costs, source, kind, kept)
+    found = search(recipe, budget, candidates, size)
+    return Sized(budget, found, best_plain(recipe, budget, candidates, size, _outside(source)), calibration.held_out)
+
+
+def planned(
+    recipe: Recipe,
+    source: Source,
+    statistics: Path | None,
+    *,
+    device: str,
+    limits: tuple[int | None, int | None] = (None, None),
+    progress: Progress,
+) -> Sized:
+    """What `sized` chooses, for a look.
+
+    Args:
+        recipe: with a size.
+        source: its model.
+        statistics: a folder where they are kept, for the next size; a temporary one by default.
+        device: "auto", "cpu", "cuda".
+        limits: bytes that the process may take, and of its GPU.
+        progress: told about stages.
+    """
+    with TemporaryDirectory(prefix="lowrank-statistics-") as temporary:
+        return sized(
+            recipe,
+            source,
+            statistics or Path(temporary),
+            name=CHECKPOINT,
+            device=device,
+            max_memory=limits[0],
+            max_device_memory=limits[1],
+            progress=progress,
+        )
+
+
+def gguf_candidates(
+    costs: Costs, source: Source, kind: GgufFormat, kept: frozenset[str] = frozenset(), dense_only: bool = False
+) -> dict[str, list[Candidate]]:
+    """Module -> its forms in a GGUF file, for every matrix of a model.
+
+    Args:
+        costs: of the model.
+        source: the model.
+        kind: the format.
+        kept: linears that are not to be factored.
+        dense_only: whether none is.
+    """
+    reader = source.reader()
+    rows, width = reader.shape(source.family.embedding + ".weight")
+    of = gguf_of(reader.config)
+    return model_candidates(
+        costs,
+        source.family,
+        (rows, width),
+        kind.fits,
+        kind.bytes,
+        overhead=lambda module: factor_overhead(module, of),
+        kept_dense=kept,
+        dense_only=dense_only,
+    )
+
+
+def best_plain(
+    recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]], size: GgufSize, outside: Collection[str]
+) -> Plain | None:
+    """The best by prediction of one type for all linears, and one for what else there is; None where none fits.
+
+    Args:
+        recipe: with a size.
+        budget: bytes of the file.
+        candidates: module -> its forms.
+        size: of the file.
+        outside: embedding and head.
+    """
+    dense = {
+        module: {found.form.types[0]: found for found in forms if found.form.rank is None}
+        for module, forms in candidates.items()
+    }
+    best: Plain | None = None
+    for linears in FACTOR_TYPES:
+        for rest in FACTOR_TYPES:
+            chosen = [_of_type(found, rest if module in outside else linears) for module, found in dense.items()]
+            options = {module: [found] for module, found in zip(dense, chosen, strict=True) if found is not None}
+            if len(options) < len(dense):
+                continue
+            try:
+                found = search(recipe, budget, options, size)
+            except UsageError:
+                continue
+            if best is None or found.loss < best.found.loss:
+                best = Plain(found, linears, rest)
+    return best
+
+
+def _of_type(forms: Mapping[str, Candidate], type: str) -> Candidate | None:
+    """The form in a type; where rows do not fit it, in its fallback. None where that is not among the forms."""
+    while type in FACTOR_TYPES and type not in forms:
+        type = TYPES[type].fallback
+    return forms.get(type)
+
+
+def check_possible(recipe: Recipe, source: Source, kind: GgufFormat, size: GgufSize, budget: int) -> None:
+    """Refuse, before any work, a budget that nothing meets.
+
+    Raises:
+        UsageError: names the smallest file there is.
+    """
+    shapes = _matrices(source)
+    kept = kept_dense(recipe.keep_dense, [name for name in shapes if name not in _outside(source)])
+    of = gguf_of(source.reader().config)
+    candidates: dict[str, list[Candidate]] = {}
+    for name, (m, n) in shapes.items():
+        types = [type for type in kind.types if kind.fits(type, n)]
+        found = [Candidate(kind.bytes((m, n), type), 0.0, Form((type,))) for type in types]
+        if name not in kept and name not in _outside(source):
+            found += kind.smallest_factors((m, n), factor_overhead(name, of))
+        candidates[name] = [min(found, key=lambda candidate: candidate.bytes)]
+    search(recipe, budget, candidates, size)
+
+
+def _outside(source: Source) -> tuple[str, str]:
+    return source.family.embedding, source.family.head
+
+
+def _matrices(source: Source) -> dict[str, tuple[int, int]]:
+    """Module -> shape of every matrix that a file stores, in the order of the choice."""
+    reader, tied = source.reader(), bool(source.reader().config.get("tie_word_embeddings"))
+    found = {
+        name.removesuffix(".weight"): shape
+        for name in reader.names
+        if len(shape := reader.shape(name)) == 2 and not (tied and name == source.family.head + ".weight")
+    }
+    return {name: (shape[0], shape[1]) for name, shape in found.items()}

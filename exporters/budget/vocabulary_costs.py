@@ -1,0 +1,67 @@
+"""What embedding and head cost in every type: measured, since one forward of the model tells it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...converter.core.progress import Progress
+from ...converter.machine.memory import release_freed
+from ...converter.model.blocks import BlockSource
+
+ROWS = 128  # tokens whose logits are in memory at once
+Encode = Callable[[Tensor, str], Tensor]
+"""Weights (vocabulary, d) and type -> the weights as a file of that type gives them back."""
+
+
+@torch.no_grad()
+def vocabulary_costs(
+    blocks: BlockSource, windows: Tensor, types: Sequence[str], encode: Encode, tied: bool, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Mean KL divergence from the dense model, in nats per token, of embedding and head in every type.
+
+    The residual streams of all types run through the blocks side by side: one block is in memory at a time.
+
+    Args:
+        blocks: the dense model.
+        windows: token ids (N, T).
+        types: storage types that the rows fit.
+        encode: rounds a matrix as the export does.
+        tied: whether the embedding serves as head too: one matrix then, and one cost.
+
+    Returns:
+        "embedding" and, where it is a matrix of its own, "head" -> type -> loss.
+    """
+    streams = list(blocks.embed([windows]))
+    embedding = blocks.reader.tensor(blocks.family.embedding + ".weight").float()
+    for type in types:
+        stream = torch.nn.functional.embedding(windows.long(), encode(embedding, type)).to(streams[0])
+        streams.append(stream * blocks.embedding_scale)
+    with progress.stage("embedding in every type", blocks.block_count) as advance:
+        for index in range(blocks.block_count):
+            block = blocks.block(index)
+            streams = [blocks.run(block, stream) for stream in streams]
+            del block
+            release_freed()
+            advance(1)
+    norm, head = blocks.head()
+    dense, *others = [norm(stream).flatten(0, 1) for stream in streams]
+    costs: dict[str, dict[str, float]] = {"embedding": {}} if tied else {"embedding": {}, "head": {}}
+    for type, hidden in zip(types, others, strict=True):
+        rounded = encode(head.float().cpu(), type).to(head)
+        costs["embedding"][type] = _divergence(dense, head, hidden, rounded if tied else head)
+        if not tied:
+            costs["head"][type] = _divergence(dense, head, dense, rounded)
+    return costs
+
+
+def _divergence(x: Tensor, head: Tensor, y: Tensor, other: Tensor) -> float:
+    """Mean KL(p || q) per token of the logits x head^T and y other^T, float64 sums."""
+    total = 0.0
+    for start in range(0, len(x), ROWS):
+        p = (x[start : start + ROWS] @ head.T).float().log_softmax(-1)
+        q = (y[start : start + ROWS] @ other.T).float().log_softmax(-1)
+        total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+    return total / len(x)

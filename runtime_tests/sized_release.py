@@ -1,0 +1,191 @@
+"""The main job for a size: what is chosen, and the best plain file of that size that it has to beat."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..converter.checkpoint.reader import read_json
+from ..converter.core.progress import Progress
+from ..converter.core.recipe import Recipe
+from ..converter.model.source import Source
+from ..converter.statistics.calibration import Tokens
+from ..converter.storage.byte_size import MemoryLimits
+from ..converter.storage.files import replacing
+from ..exporters.artifact import Artifact
+from ..exporters.budget.search import Found
+from ..exporters.budget.sized import sized
+from .backends.formats import LLAMA_CPP, TORCH
+from .backends.open import open_backend
+from .metrics.measure import measure
+from .metrics.reference_logits import ReferenceLogits
+from .metrics.windows import Windows
+
+SIZE_FILE, HELD_OUT_FILE = ".size.json", ".held-out.npy"
+STATISTICS = ".statistics"
+HELD_OUT_WINDOWS, HELD_OUT_TOKENS = 2, 1024
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The best plain file of a size, by prediction.
+
+    Attributes:
+        type: of all linears.
+        rest: of embedding and head.
+        tied: whether they are one matrix.
+        recipe: whose choice is that.
+    """
+
+    type: str
+    rest: str
+    tied: bool
+    recipe: Recipe
+
+    @property
+    def types(self) -> tuple[str | None, str | None]:
+        """Types of embedding and head, as an export takes them."""
+        return self.rest, None if self.tied else self.rest
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a size is spent on.
+
+    Attributes:
+        recipe: with the choice.
+        facts: budget, bytes and predicted loss, of the choice and of the best plain one, JSON-ready.
+        plain: the best plain one; None where none is that small.
+        held_out: windows that nothing is fitted on, (N, T).
+    """
+
+    recipe: Recipe
+    facts: dict[str, Any]
+    plain: Plain | None
+    held_out: Tokens
+
+    def beaten(self, chosen: Artifact, plain: Artifact, dense: Path, threads: int, progress: Progress) -> bool:
+        """Whether the plain file is closer to the dense model than the chosen one, on the windows held out.
+
+        Args:
+            chosen, plain: their GGUF files.
+            dense: the dense checkpoint.
+            threads: CPU threads of the runtimes.
+            progress: told about stages, and of both figures.
+
+        Returns:
+            False, too, where no windows are held out: the prediction stands then. `facts` says what was measured.
+        """
+        if not len(self.held_out):
+            return False
+        windows = Windows.whole(self.held_out[:HELD_OUT_WINDOWS, :HELD_OUT_TOKENS])
+        backend = open_backend(dense, TORCH, threads=threads, context=windows.length)
+        try:
+            reference = ReferenceLogits.record(
+                backend, windows, chosen.path.parent / ".held-out.f32", progress, label="held out"
+            )
+        finally:
+            backend.close()
+        with reference:
+            found = {
+                name: _divergence(artifact, windows, reference, threads, progress)
+                for name, artifact in (("chosen", chosen), ("plain", plain))
+            }
+        self.facts["held_out_kld"] = found
+        worse = found["plain"] < found["chosen"]
+        shipped = "plain types are better, and are what is shipped" if worse else "the choice is shipped"
+        progress.note(f"held-out KLD {found['chosen']:.4f}, best plain types {found['plain']:.4f}: {shipped}")
+        self.facts["shipped"] = "plain" if worse else "chosen"
+        return worse
+
+
+def settle(
+    recipe: Recipe,
+    source: Source,
+    out: Path,
+    checkpoint: str,
+    *,
+    statistics: Path,
+    device: str,
+    limits: MemoryLimits,
+    progress: Progress,
+) -> Settled:
+    """Choose what a size is spent on, or read what was chosen before the job was cut short.
+
+    Args:
+        recipe: with a size.
+        source: its model.
+        out: the job's folder.
+        checkpoint: name of the folder of the factored checkpoint in it.
+        statistics: a folder where they are kept.
+        device: "auto", "cpu", "cuda".
+        limits: of memory.
+        progress: told about stages, and of the choice.
+    """
+    path = out / SIZE_FILE
+    kept = read_json(path) if path.is_file() else {}
+    if kept.get("asked") != recipe.model_dump(mode="json") or kept.get("source_sha256") != source.fingerprint():
+        found = sized(
+            recipe,
+            source,
+            statistics,
+            name=checkpoint,
+            device=device,
+            max_memory=limits.process,
+            max_device_memory=limits.device,
+            progress=progress,
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        plain = found.plain
+        facts = {
+            "budget": found.budget,
+            "chosen": _facts(found.found),
+            "plain": plain and {**_facts(plain.found), "type": plain.type, "rest": plain.rest},
+        }
+        kept = {
+            "asked": recipe.model_dump(mode="json"),
+            "source_sha256": source.fingerprint(),
+            "facts": facts,
+            "choice": dict(found.found.recipe.choice),
+            "plain": plain and dict(plain.found.recipe.choice),
+        }
+        np.save(out / HELD_OUT_FILE, found.held_out)
+        with replacing(path, force=True, folder=False) as beside:
+            Path(beside).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    chosen = recipe.model_copy(update={"choice": kept["choice"]})
+    progress.note(line(chosen, kept["facts"]))
+    held_out = np.load(out / HELD_OUT_FILE) if (out / HELD_OUT_FILE).is_file() else np.zeros((0, 1), dtype=np.int32)
+    return Settled(chosen, kept["facts"], kept["plain"] and _plain(recipe, kept, source), held_out)
+
+
+def line(recipe: Recipe, facts: dict[str, Any]) -> str:
+    """What was chosen, in a line."""
+    forms = recipe.forms.values()
+    factored = sum(form.rank is not None for form in forms)
+    chosen = facts["chosen"]
+    size = f"{chosen['bytes'] / 1e6:.1f} MB of {facts['budget'] / 1e6:.1f}"
+    return f"{size}: {factored} of {len(forms)} matrices become two factors; predicted KLD {chosen['loss']:.3f}"
+
+
+def _divergence(
+    artifact: Artifact, windows: Windows, reference: ReferenceLogits, threads: int, progress: Progress
+) -> float:
+    backend = open_backend(artifact.path, LLAMA_CPP, threads=threads, context=windows.length + 1)
+    try:
+        found = measure(backend, windows, [reference], progress, label=f"held out: {artifact.path.name}")
+        return found.parities[0].mean_kld
+    finally:
+        backend.close()
+
+
+def _facts(found: Found) -> dict[str, Any]:
+    return {"bytes": found.bytes, "loss": found.loss}
+
+
+def _plain(recipe: Recipe, kept: dict[str, Any], source: Source) -> Plain:
+    facts, tied = kept["facts"]["plain"], source.family.head not in kept["plain"]
+    return Plain(facts["type"], facts["rest"], tied, recipe.model_copy(update={"choice": kept["plain"]}))
