@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...converter.checkpoint.reader import read_json
 from ...converter.core.errors import InputError
 from ...converter.model.loading import load_tokenizer
-from ...converter.model.tokens import Tokens, tokens_of
+from ...converter.model.tokens import Tokens, read_tokens, tokens_of
 from ...converter.storage.gguf_header import read_header
 from ..backends.protocol import Backend
 
@@ -79,7 +79,7 @@ def _special(backend: Backend, path: Path, stated: Tokens) -> tuple[int, list[st
     a runtime adds by their spelling are special tokens of the model.
     """
     begin, ends = _as_runtime_has_them(backend, path)
-    if not ends and not stated.ends:
+    if not ends and (not stated.ends or not hasattr(backend, "special_tokens")):
         return 0, []
     usual = {stated.added[text] for text in stated.special if text in stated.added}
     wrong = [] if set(stated.ends) <= ends and ends <= {*stated.ends, *usual} else [END]
@@ -90,7 +90,12 @@ def _special(backend: Backend, path: Path, stated: Tokens) -> tuple[int, list[st
 
 def _as_runtime_has_them(backend: Backend, path: Path) -> tuple[int | None, frozenset[int]]:
     own: Callable[[], tuple[int | None, frozenset[int]]] | None = getattr(backend, "special_tokens", None)
-    return (None, frozenset(_end_tokens(path))) if own is None else own()
+    if own is not None:
+        return own()
+    if (path / "config.json").is_file():  # a checkpoint, read by torch
+        found = read_tokens(path)
+        return found.begin, frozenset(found.ends)
+    return None, frozenset(_end_tokens(path))
 
 
 def _added(backend: Backend, stated: Tokens, reference: PreTrainedTokenizerBase) -> dict[str, bool]:
