@@ -12,13 +12,15 @@ from .converter.core.version import __version__
 if TYPE_CHECKING:
     from .converter.model.loading import load as load
     from .converter.pipeline import compress as compress
-    from .runtime_tests.exporting import export as export
+    from .exporters.export import export as export
+    from .exporters.registry import requested as requested
     from .runtime_tests.validate import validate as validate
 
 _LAZY = {
     "load": ".converter.model.loading",
     "compress": ".converter.pipeline",
-    "export": ".runtime_tests.exporting",
+    "export": ".exporters.export",
+    "requested": ".exporters.registry",
     "validate": ".runtime_tests.validate",
 }
 __all__ = ["__version__", *_LAZY]

@@ -28,22 +28,7 @@ from .converter.core.recipe_options import (
     recipe_options,
 )
 from .converter.storage.printable import printable
-from .exporters.export_options import (
-    Calibration,
-    GgufEmbeddingType,
-    GgufHeadType,
-    GgufImatrix,
-    GgufRounding,
-    GgufType,
-    OnnxAccuracyLevel,
-    OnnxBlockSize,
-    OnnxFactors,
-    OnnxRounding,
-    OnnxSymmetric,
-    OnnxType,
-    chosen_encoding,
-    chosen_exports,
-)
+from .exporters.options import Calibration, ExportValues, chosen_exports, export_options
 from .runtime_tests.evaluation_options import (
     Continuations,
     Evaluate,
@@ -115,26 +100,15 @@ CompressionMemory = Annotated[
 
 @app.callback(invoke_without_command=True)
 @recipe_options()
+@export_options("encoding")
 def run(
     context: typer.Context,
     given: Given,
+    exports: ExportValues,
     recipe: RecipeFile = None,
-    format: Annotated[
-        list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.", show_default=False)
-    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoint, artifacts and report.")] = Path(
         "out"
     ),
-    gguf_type: GgufType = None,
-    gguf_embedding_type: GgufEmbeddingType = None,
-    gguf_head_type: GgufHeadType = None,
-    gguf_rounding: GgufRounding = "plain",
-    onnx_type: OnnxType = None,
-    onnx_rounding: OnnxRounding = "plain",
-    onnx_block_size: OnnxBlockSize = 32,
-    onnx_symmetric: OnnxSymmetric = True,
-    onnx_accuracy_level: OnnxAccuracyLevel = 4,
-    onnx_factors: OnnxFactors = "auto",
     max_memory: CompressionMemory = None,
     max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
@@ -165,10 +139,9 @@ def run(
         return
     with _one_line_errors():
         chosen = chosen_recipe(recipe, given)
-        exports = chosen_exports(format, gguf_type, onnx_type, chosen.sized or bool(chosen.choice))
-        encoding = chosen_encoding(onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors)
+        requests = chosen_exports(exports, device=device, sized=chosen.sized or bool(chosen.choice))
         from .converter.core.progress import ConsoleProgress
-        from .converter.storage.byte_size import device_limit, memory_limit
+        from .converter.storage.byte_size import MemoryLimits, device_limit, memory_limit
         from .runtime_tests.release import Evaluation, release
         from .runtime_tests.report.report_table import render
 
@@ -177,17 +150,12 @@ def run(
         )
         report = release(
             chosen,
-            exports,
+            requests,
             out,
             evaluation=evaluation,
-            embedding_type=gguf_embedding_type,
-            head_type=gguf_head_type,
-            rounding=gguf_rounding,
-            onnx=encoding,
             statistics=statistics,
             device=device,
-            max_memory=memory_limit(max_memory),
-            max_device_memory=device_limit(max_device_memory),
+            limits=MemoryLimits(memory_limit(max_memory), device_limit(max_device_memory)),
             force=force,
             progress=ConsoleProgress(),
         )
@@ -290,12 +258,11 @@ def statistics(
 
 @app.command()
 @recipe_options()
+@export_options("type")
 def plan(
     given: Given,
+    exports: ExportValues,
     recipe: RecipeFile = None,
-    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
-    gguf_type: GgufType = None,
-    onnx_type: OnnxType = None,
     statistics: Statistics = None,
     max_memory: MaxMemory = None,
     max_device_memory: MaxDeviceMemory = None,
@@ -314,13 +281,13 @@ def plan(
         from .converter.model.source import open_source
         from .converter.planning.preparation import prepared
         from .converter.storage.byte_size import device_limit, memory_limit
-        from .exporters.forecast import predict_exports, predict_storage, with_rank_multiple
+        from .exporters.forecast import bytes_json, forecast_exports, storage_json, with_rank_multiple
         from .exporters.plan_table import plan_table
         from .runtime_tests.environment import process_cost
 
         progress = ConsoleProgress()
         limit, gpu_limit = memory_limit(max_memory), device_limit(max_device_memory)
-        exports = chosen_exports(format, gguf_type, onnx_type, chosen.sized)
+        requests = chosen_exports(exports, sized=chosen.sized)
         source = open_source(chosen.model, progress)
         if chosen.sized and not chosen.choice:
             from .exporters.budget.size_table import size_json, size_table
@@ -329,22 +296,22 @@ def plan(
             found = planned(chosen, source, statistics, device=device, limits=(limit, gpu_limit), progress=progress)
             _show(size_table(found, source.family), size_json(found, source.family), as_json)
             return
-        chosen = with_rank_multiple(chosen, source, exports)
+        chosen = with_rank_multiple(chosen, source, requests)
         with prepared(
             chosen, device=device, max_memory=limit, max_device_memory=gpu_limit, source=source, progress=progress
         ) as job:
-            forecast = predict_exports(job.blocks.reader, job.plan)
-            storage = predict_storage(job.blocks.reader, job.plan)
+            forecasts = forecast_exports(job.blocks.reader, job.plan)
+            sizes = {"predicted_bytes": bytes_json(forecasts), "storage": storage_json(forecasts)}
             memory = job.memory.to_json()
-            document = {**job.plan.to_json(), "predicted_bytes": forecast, "storage": storage, "memory": memory}
+            document = {**job.plan.to_json(), **sizes, "memory": memory}
             document["process"] = process_cost()
-            _show(plan_table(job.plan, forecast, storage), document, as_json)
+            _show(plan_table(job.plan, forecasts), document, as_json)
             for line in job.memory.lines():
                 _tell(line)
 
 
 @app.command()
-@recipe_options("method", "retention")
+@recipe_options("method", "retention", "max_bytes", "bits_per_weight")
 def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows, compare.json and compare.html.")],
     given: Given,
@@ -402,10 +369,12 @@ MinSpeed = Annotated[float | None, typer.Option(min=0, help="Fewest decoded toke
 
 
 @app.command()
-@recipe_options("method", "retention")
+@recipe_options("method", "retention", "max_bytes", "bits_per_weight")
+@export_options("type")
 def sweep(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the rows, sweep.json and sweep.html.")],
     given: Given,
+    exports: ExportValues,
     recipe: RecipeFile = None,
     methods: Annotated[
         list[str] | None, typer.Option("--methods", help="Comma-separated or repeatable. Default: loss-aware.")
@@ -414,9 +383,10 @@ def sweep(
         list[str] | None,
         typer.Option(help="Comma-separated or repeatable. Default: 0.9, 0.8 and 0.6.", metavar="FLOAT"),
     ] = None,
-    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
-    gguf_type: GgufType = None,
-    onnx_type: OnnxType = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(help="Bytes of GGUF files whose ranks and types are chosen together: 92MB,80MB.", metavar="SIZE"),
+    ] = None,
     max_memory: CompressionMemory = None,
     max_device_memory: MaxDeviceMemory = None,
     device: Device = "auto",
@@ -431,7 +401,8 @@ def sweep(
     """Methods, retentions and types on one model, beside plain quantisation: which size gives which quality."""
     with _one_line_errors():
         chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
-        exports = chosen_exports(format, gguf_type, onnx_type)
+        by_size = [chosen_recipe(recipe, {**given, "max_bytes": size}) for size in listed(sizes)]
+        requests = chosen_exports(exports)
         from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import device_limit, memory_limit
         from .runtime_tests.release import Evaluation
@@ -441,9 +412,10 @@ def sweep(
         evaluation = Evaluation(evaluate, evaluation_windows, evaluation_length, threads or _cores(), speed)
         found = run_sweep(
             chosen,
-            exports,
+            requests,
             out,
             evaluation=evaluation,
+            sizes=by_size,
             device=device,
             max_memory=memory_limit(max_memory),
             max_device_memory=device_limit(max_device_memory),
@@ -478,34 +450,11 @@ def recommend(
 
 
 @app.command()
+@export_options("artifact")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder the artifacts are written into.")],
-    format: Annotated[list[str] | None, typer.Option("--format", "-f", help="gguf or onnx; repeatable.")] = None,
-    gguf_type: GgufType = None,
-    gguf_embedding_type: GgufEmbeddingType = None,
-    gguf_head_type: GgufHeadType = None,
-    onnx_type: OnnxType = None,
-    onnx_rounding: OnnxRounding = "plain",
-    onnx_block_size: OnnxBlockSize = 32,
-    onnx_symmetric: OnnxSymmetric = True,
-    onnx_accuracy_level: OnnxAccuracyLevel = 4,
-    onnx_factors: OnnxFactors = "auto",
-    layout: Annotated[
-        str,
-        typer.Option(
-            help="GGUF: native (factors), dense (multiplied out), adapter (low-bit residuals and a LoRA adapter that "
-            "holds the factors); the last two need no patch."
-        ),
-    ] = "native",
-    dense: Annotated[
-        str | None, typer.Option(help="Layout adapter: the dense model, whose residuals the base holds.")
-    ] = None,
-    gguf_residual_type: Annotated[
-        str | None, typer.Option(help="Layout adapter: type of the residuals, or zero. Default: q4_0 with --dense.")
-    ] = None,
-    gguf_rounding: GgufRounding = "plain",
-    gguf_imatrix: GgufImatrix = None,
+    exports: ExportValues,
     calibration: Calibration = None,
     max_memory: Annotated[
         str | None, typer.Option(help="GGUF: largest memory of this process, 8GB or 512MiB; more is refused.")
@@ -520,40 +469,17 @@ def export(
         from .converter.core.progress import ConsoleProgress
         from .converter.storage.byte_size import memory_limit
         from .converter.storage.files import check_output
-        from .exporters.export import artifact_name
-        from .exporters.gguf.rounding_choice import Rounding
-        from .exporters.memory import plan_export_memory
+        from .exporters.export import export as run_export
+        from .exporters.preflight import plan_export_memory
         from .runtime_tests.environment import process_cost
-        from .runtime_tests.exporting import export as run_export
 
         progress = ConsoleProgress()
-        encoding = chosen_encoding(
-            onnx_block_size, onnx_symmetric, onnx_accuracy_level, onnx_rounding, onnx_factors, calibration, device
-        )
-        for_onnx_alone = onnx_rounding == "aware" and gguf_rounding != "aware"
-        rounding = Rounding(gguf_rounding, gguf_imatrix, None if for_onnx_alone else calibration, device)
-        wanted = chosen_exports(format, gguf_type, onnx_type)
-        for kind, type in wanted:
-            check_output(out / artifact_name(kind, type), force)
-        types, limit = (gguf_embedding_type, gguf_head_type), memory_limit(max_memory)
-        memory = plan_export_memory(checkpoint, wanted, types, layout=layout, rounding=gguf_rounding, limit=limit)
+        requests = chosen_exports(exports, calibration=calibration, device=device)
+        for request in requests:
+            check_output(out / request.name, force)
+        memory = plan_export_memory(checkpoint, requests, memory_limit(max_memory))
         artifacts = [
-            run_export(
-                checkpoint,
-                out / artifact_name(kind, type),
-                format=kind,
-                quantisation=type,
-                embedding_type=gguf_embedding_type,
-                head_type=gguf_head_type,
-                layout=layout if kind == "gguf" else "native",
-                dense=dense if kind == "gguf" else None,
-                residual=gguf_residual_type if kind == "gguf" else None,
-                rounding=rounding if kind == "gguf" else None,
-                onnx=encoding if kind == "onnx" else None,
-                force=force,
-                progress=progress,
-            )
-            for kind, type in wanted
+            run_export(checkpoint, out / request.name, request, force=force, progress=progress) for request in requests
         ]
         document: dict[str, Any] = {"artifacts": [made.to_json() for made in artifacts], "process": process_cost()}
         _show(None, document if memory is None else {**document, "memory": memory.to_json()}, as_json)
@@ -654,7 +580,7 @@ def validate(
         result = run_validate(
             found,
             reference=exported,
-            dense=None if dense is None else open_source(dense, progress).path,
+            dense=None if dense is None else open_source(dense, progress, "--dense").path,
             dense_artifacts=dense_artifact or [],
             windows=load_windows(evaluation, exported, progress),
             threads=evaluation.threads,

@@ -31,10 +31,11 @@ from lowrank_export.converter.core.recipe import RECIPE_FILE, Recipe, read_recip
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.exporters.artifact import Artifact
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP, TORCH
 from lowrank_export.runtime_tests.backends.open import open_backend
-from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.metrics.measure import measure
 from lowrank_export.runtime_tests.metrics.reference_logits import ReferenceLogits
 from lowrank_export.runtime_tests.metrics.windows import Windows
@@ -181,17 +182,11 @@ class Bench:
             if row.series.endswith(AWARE):  # a factored checkpoint records its calibration text
                 text = self._options.calibration if row.retention is None else None
                 rounding = Rounding("aware", calibration=text)
-            return export(
-                checkpoint, out, format="gguf", quantisation=row.type, rounding=rounding, progress=self._progress
-            )
+            return export(checkpoint, out, requested("gguf", row.type, rounding=rounding), progress=self._progress)
         return export(
             checkpoint,
             out,
-            format="gguf",
-            quantisation=ADAPTER_FACTORS,
-            layout="adapter",
-            dense=self._options.model,
-            residual=row.type,
+            requested("gguf", ADAPTER_FACTORS, layout="adapter", dense=self._options.model, residual=row.type),
             progress=self._progress,
         )
 

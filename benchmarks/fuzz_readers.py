@@ -54,6 +54,7 @@ def targets(folder: Path) -> list[Target]:
     from lowrank_export.exporters.export import export
     from lowrank_export.exporters.gguf.imatrix import Importance, read_imatrix, write_imatrix
     from lowrank_export.exporters.onnx.check.folder_check import check_folder
+    from lowrank_export.exporters.registry import requested
     from lowrank_export.runtime_tests.artifacts import describe
     from lowrank_export.runtime_tests.gates.gate_file import read_gates
     from lowrank_export.runtime_tests.report.provenance import model_provenance
@@ -63,9 +64,9 @@ def targets(folder: Path) -> list[Target]:
     tiny.save_dense(folder / "dense", "llama", blocks=1)
     tiny.save_factored(folder / "factored", "llama", rank=16, blocks=1)
     tiny.save_factored(folder / "pivot", "llama", rank=16, blocks=1, layout="pivot")
-    export(folder / "factored", folder / "m.gguf", format="gguf")
-    export(folder / "dense", folder / "d.gguf", format="gguf", quantisation="f32")
-    export(folder / "factored", folder / "onnx", format="onnx")
+    export(folder / "factored", folder / "m.gguf", requested("gguf"))
+    export(folder / "dense", folder / "d.gguf", requested("gguf", "f32"))
+    export(folder / "factored", folder / "onnx", requested("onnx"))
     importance = Importance({"blk.0.attn_q": np.ones(64, dtype=np.float32)}, 9)
     facts = {"architecture": "llama", "text": "x", "windows": 1, "window_length": 9, "force": True}
     write_imatrix(importance, folder / "i.gguf", **facts)  # type: ignore[arg-type]

@@ -21,10 +21,11 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.model.loading import quiet_transformers
 from lowrank_export.exporters.artifact import Artifact
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.mixes import row_multiple
 from lowrank_export.exporters.llamacpp.runtime import ensure_runtime
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP
-from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.timing.speed import Speed
 
 TYPES = ("f16", "q8_0", "q4_k")
@@ -86,8 +87,7 @@ def main() -> None:
 def measure(folder: Path, type: str, arguments: argparse.Namespace) -> Pair:
     """Export both in one type, time them round by round, and remove them."""
     made = [
-        export(folder / model, folder / f"{model}.gguf", format="gguf", quantisation=type)
-        for model in ("dense", "factored")
+        export(folder / model, folder / f"{model}.gguf", requested("gguf", type)) for model in ("dense", "factored")
     ]
     dense, factored = timed(made, LLAMA_CPP, arguments)
     for artifact in made:

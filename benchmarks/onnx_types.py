@@ -36,6 +36,7 @@ from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx.contents import MODEL_FILE
 from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions, has_codes
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.formats import GENAI, ONNXRUNTIME
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
 from lowrank_export.runtime_tests.backends.open import open_backend
@@ -184,7 +185,7 @@ def exports(
             chosen = OnnxOptions(
                 options.block_size, options.symmetric, options.accuracy_level, rounding, text, options.factors
             )
-            made = export(source, out, format="onnx", quantisation=type, onnx=chosen, progress=progress)
+            made = export(source, out, requested("onnx", type, options=chosen), progress=progress)
             yield Export(model, type, rounding, out, made.bytes)
 
 

@@ -19,9 +19,10 @@ from random_llama import said, save_random_factors, save_random_llama, speed_opt
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.model.loading import quiet_transformers
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.llamacpp.runtime import ensure_runtime
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP, ONNXRUNTIME
-from lowrank_export.runtime_tests.exporting import export
 
 LAYOUTS = ("dense", "two-factor", "pivot")
 
@@ -56,7 +57,7 @@ def measure(sources: dict[str, Path], folder: Path, format: str, type: str, argu
     suffix, runtime = (".gguf", LLAMA_CPP) if format == "gguf" else ("", ONNXRUNTIME)
     folder.mkdir()
     made = {
-        layout: export(source, folder / f"{layout}{suffix}", format=format, quantisation=type)
+        layout: export(source, folder / f"{layout}{suffix}", requested(format, type))
         for layout, source in sources.items()
     }
     speeds = timed(list(made.values()), runtime, arguments)

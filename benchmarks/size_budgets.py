@@ -27,11 +27,12 @@ from lowrank_export.converter.model.source import Source, open_source
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.budget.sized import Sized, planned
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.mixes import CHOSEN
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP, TORCH
 from lowrank_export.runtime_tests.backends.open import open_backend
-from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.metrics.measure import measure
 from lowrank_export.runtime_tests.metrics.reference_logits import ReferenceLogits
 from lowrank_export.runtime_tests.metrics.windows import Windows
@@ -130,10 +131,12 @@ def make(source: Source, recipe: Recipe, found: Sized, kind: str, options: argpa
         return export(
             source.path,
             out.with_suffix(".gguf"),
-            format="gguf",
-            quantisation=found.plain.type,
-            embedding_type=found.plain.rest,
-            rounding=Rounding("aware", calibration=options.calibration),
+            requested(
+                "gguf",
+                found.plain.type,
+                embedding_type=found.plain.rest,
+                rounding=Rounding("aware", calibration=options.calibration),
+            ),
             force=True,
             progress=PROGRESS,
         )
@@ -143,9 +146,7 @@ def make(source: Source, recipe: Recipe, found: Sized, kind: str, options: argpa
     return export(
         checkpoint,
         out.with_suffix(".gguf"),
-        format="gguf",
-        quantisation=CHOSEN,
-        rounding=Rounding("aware"),
+        requested("gguf", CHOSEN, rounding=Rounding("aware")),
         force=True,
         progress=PROGRESS,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,11 @@ class Artifact:
     def to_json(self) -> dict[str, Any]:
         """The record as JSON-ready data."""
         return {**asdict(self), "path": str(self.path), "bits_per_weight": self.bits_per_weight}
+
+
+def main_type(tensors: Iterable[TensorRecord]) -> str:
+    """The storage type that most weights have."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.type] += prod(tensor.shape)
+    return counts.most_common(1)[0][0] if counts else "unknown"

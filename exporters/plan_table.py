@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..converter.allocation.plan import RankPlan
+from .forecast import ExportForecast
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def plan_table(
-    plan: RankPlan, forecast: Mapping[str, Mapping[str, int]], storage: Mapping[str, Mapping[str, Any]]
-) -> RenderableType:
+def plan_table(plan: RankPlan, forecasts: Mapping[str, ExportForecast]) -> RenderableType:
     """Ranks and retention per linear, totals, predicted bytes per export, and what rounding cost.
 
     Args:
         plan: the plan.
-        forecast: as `predict_exports` gives it.
-        storage: as `predict_storage` gives it.
+        forecasts: as `forecast_exports` gives them.
     """
     from rich.console import Group
     from rich.table import Table
@@ -40,17 +38,16 @@ def plan_table(
     sizes = Table(title="Predicted bytes", title_justify="left")
     for column in ("export", "dense MB", "factored MB", "factored / dense", "bits/weight", "in a fallback"):
         sizes.add_column(column, justify="left" if column == "export" else "right")
-    for name, size in forecast.items():
-        dense, factored = size["dense"], size["factored"]
-        stored = storage.get(name)
-        types = (f"{stored['bits_per_weight']:.2f}", f"{stored['fallback_share']:.1%}") if stored else ("", "")
+    for name, one in forecasts.items():
+        dense, factored = one.dense.bytes, one.factored.bytes
+        types = (f"{one.factored.bits_per_weight:.2f}", f"{one.factored.fallback_share:.1%}")
         sizes.add_row(name, f"{dense / 1e6:.1f}", f"{factored / 1e6:.1f}", f"{factored / dense:.3f}", *types)
     total = Text(
         f"Linears: {plan.original_parameters:,} -> {plan.kept_parameters:,} parameters, retention {plan.retention:.4f} "
         f"(compression {1 - plan.retention:.1%}); target {plan.target:g}, rounding to multiples of "
         f"{plan.rank_multiple} left {plan.rounding_loss:.4f} unused."
     )
-    if not any(stored["fallback_share"] for stored in storage.values()):
+    if not any(one.factored.fallback_share for one in forecasts.values()):
         return Group(ranks, sizes, total)
     hint = "In a fallback: weights whose rows do not divide into the type's blocks; --json names them."
     return Group(ranks, sizes, Text(hint, style="dim"), total)

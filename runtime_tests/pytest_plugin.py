@@ -155,7 +155,7 @@ class Measurement:
             self._report = validate(
                 self.artifacts,
                 reference=reference,
-                dense=None if given.dense is None else open_source(given.dense, SilentProgress()).path,
+                dense=None if given.dense is None else open_source(given.dense, SilentProgress(), "--dense").path,
                 windows=load_windows(evaluation, reference),
                 threads=evaluation.threads,
                 settings=evaluation.settings(),

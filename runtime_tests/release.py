@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..converter.checkpoint.reader import CheckpointReader, read_json
-from ..converter.core.errors import UsageError
+from ..converter.core.errors import UsageError, naming
 from ..converter.core.progress import Progress
 from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.model.loading import load_tokenizer
 from ..converter.model.source import open_source
 from ..converter.pipeline import compress
-from ..converter.statistics.calibration import SELF, read_token_windows
+from ..converter.statistics.calibration import read_token_windows
 from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import check_output, remove
-from ..converter.storage.gguf_header import read_header
 from ..converter.texts.corpus import is_windows, read_corpus
 from ..exporters.artifact import Artifact
-from ..exporters.export import QUANTISATIONS, artifact_name, check_family, check_format
+from ..exporters.export import export
 from ..exporters.forecast import with_rank_multiple
-from ..exporters.gguf.mixes import CHOSEN, MIXES, Quantisation, exported_as
-from ..exporters.gguf.rounding_choice import Rounding
-from ..exporters.gguf.types import TYPES
-from ..exporters.llamacpp.build import check_compiler
-from ..exporters.llamacpp.runtime import find_runtime
-from ..exporters.onnx.contents import written_as
-from ..exporters.onnx.flavours import check_single_flavour
-from ..exporters.onnx.weights.types import OnnxOptions
-from .exporting import export
+from ..exporters.registry import TARGETS
+from ..exporters.target import ExportRequest
+from .artifacts import describe
 from .gates.gate_file import GateSettings
 from .metrics.corpora import evaluation_windows, llama_cpp_windows
 from .metrics.measure import check_measurable
@@ -47,6 +40,7 @@ from .validate import DEFAULTS, Settings, validate
 CHECKPOINT = "checkpoint"
 DENSE = "dense"
 REPORT = "report.json"
+NO_LIMITS = MemoryLimits()
 
 
 @dataclass(frozen=True)
@@ -103,18 +97,13 @@ class Evaluation:
 
 def release(
     recipe: Recipe,
-    exports: Sequence[tuple[str, str]],
+    exports: Sequence[ExportRequest],
     out: Path,
     *,
     evaluation: Evaluation,
-    embedding_type: str | None = None,
-    head_type: str | None = None,
-    rounding: str = "plain",
-    onnx: OnnxOptions | None = None,
     statistics: Path | None = None,
     device: str,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     force: bool,
     progress: Progress,
 ) -> Report:
@@ -124,77 +113,65 @@ def release(
 
     Args:
         recipe: what to compress and how.
-        exports: (format, quantisation) pairs.
+        exports: what to make of it; of the dense model too, whose rounding runs the recipe's calibration text.
         out: the folder to make.
         evaluation: text and size of the measurement.
-        embedding_type, head_type: of GGUF files, where not those of the type or mix.
-        rounding: of GGUF files, "plain" or "aware"; the dense ones run the recipe's calibration text.
-        onnx: how ONNX exports are encoded; with aware rounding, too, the dense ones run the recipe's calibration text.
         statistics: a folder where statistics of the dense model are kept, for other recipes and sizes.
-        device: of the compression, and of the text that aware rounding runs.
-        max_memory: bytes that the compression may take.
-        max_device_memory: bytes of its GPU that it may take; by default what is free there.
+        device: of the compression.
+        limits: memory that the compression may take.
         force: start over, replacing what is there.
 
     Raises:
         UsageError: `out` holds a finished job or one of another recipe, and `force` is not set.
         InputError, ResourceError: from the stages.
     """
-    chosen = [(format, check_format(format, quantisation)) for format, quantisation in dict.fromkeys(exports)]
-    Quantisation(QUANTISATIONS["gguf"][0], embedding_type, head_type)  # refused before any work
-    if recipe.sized or recipe.choice:
-        rounding = "aware"  # what the choice reckons with
-    roundings = _roundings(recipe, rounding, [type for format, type in chosen if format == "gguf"], device)
-    encodings = _encodings(recipe, replace(onnx or OnnxOptions(), device=device))
+    for request in exports:
+        request.check()
+    of_dense = [request.of_dense(recipe.calibration) for request in exports]
     _check_place(recipe, out, force)
-    _check_tools({format for format, _ in chosen})
+    for format in dict.fromkeys(request.format for request in exports):
+        TARGETS[format].check_tools()
     source = open_source(recipe.model, progress)
-    check_measurable(source.reader(), MemoryLimits(max_memory))
-    check_family(dict.fromkeys(format for format, _ in chosen), CheckpointReader(source.path).config)
+    check_measurable(source.reader(), MemoryLimits(limits.process))
+    config = CheckpointReader(source.path).config
+    for request in exports:
+        request.check_model(config)
     windows = load_windows(evaluation, source.path, progress)
     if force:
         _clear(out)
     checkpoint, size = out / CHECKPOINT, None
     if recipe.sized and not recipe.choice:
-        limits = MemoryLimits(max_memory, max_device_memory)
         statistics = statistics or out / STATISTICS  # the choice and the fit read the same
         size = settle(
             recipe, source, out, CHECKPOINT, statistics=statistics, device=device, limits=limits, progress=progress
         )
         recipe = size.recipe
     elif not recipe.choice:
-        recipe = with_rank_multiple(recipe, source, chosen, onnx)
+        recipe = with_rank_multiple(recipe, source, exports)
     make = partial(
         compress,
         out=checkpoint,
         device=device,
         statistics=statistics,
-        max_memory=max_memory,
-        max_device_memory=max_device_memory,
+        max_memory=limits.process,
+        max_device_memory=limits.device,
         progress=progress,
     )
     if not checkpoint.exists():
         make(recipe, force=force)
     elif read_json(checkpoint / "calibration.json").get("source_sha256") != source.fingerprint():
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
-    types = (embedding_type, head_type)
-    beside, plain_types = ([] if recipe.choice else chosen), types
-    if size is not None:  # what it has to beat, in place of the dense model in the same type
-        beside = [] if size.plain is None else [("gguf", size.plain.type)]
-        plain_types = types if size.plain is None else size.plain.types
-    factored, dense = (
-        [_export(model, folder, format, type, given, rounding, encoding, progress) for format, type in exported]
-        for model, folder, exported, given, rounding, encoding in (
-            (checkpoint, out, chosen, types, roundings[0], encodings[0]),
-            (source.path, out / DENSE, beside, plain_types, roundings[1], encodings[1]),
-        )
-    )
+    if recipe.choice:  # what a size has to beat, in place of the dense model in the same type
+        plain = None if size is None else size.plain
+        of_dense = [] if plain is None else [plain.request(device).of_dense(recipe.calibration)]
+    factored = [_export(checkpoint, out, request, progress) for request in exports]
+    dense = [_export(source.path, out / DENSE, request, progress) for request in of_dense]
     if size is not None and size.plain is not None:
         beaten = size.beaten(factored[0], dense[0], source.path, evaluation.threads, progress)
         if beaten:
             recipe = size.plain.recipe
             make(recipe, force=True)
-            factored = [_export(checkpoint, out, *chosen[0], types, roundings[0], encodings[0], progress, again=True)]
+            factored = [_export(checkpoint, out, exports[0], progress, again=True)]
     report = validate(
         factored,
         reference=checkpoint,
@@ -215,8 +192,8 @@ def release(
     )
     write_cards(report, factored)
     write_outputs(report, out)
-    shutil.rmtree(out / DENSE, ignore_errors=True)
-    shutil.rmtree(out / STATISTICS, ignore_errors=True)
+    for folder in (DENSE, STATISTICS):
+        shutil.rmtree(out / folder, ignore_errors=True)
     for file in (SIZE_FILE, HELD_OUT_FILE):
         remove(out / file)
     return report
@@ -235,10 +212,11 @@ def load_windows(evaluation: Evaluation, model: Path, progress: Progress | None 
     if is_windows(evaluation.text):
         if evaluation.like_llama_cpp or evaluation.stride is not None:
             raise UsageError(f"{evaluation.text}: given windows are neither cut by a stride nor like llama.cpp")
-        return Windows.whole(
-            read_token_windows(Path(evaluation.text), int(CheckpointReader(model).config["vocab_size"]))
-        )
-    text = read_corpus(evaluation.text, "evaluation", tokenizer)
+        vocabulary = int(CheckpointReader(model).config["vocab_size"])
+        with naming("--evaluate"):
+            return Windows.whole(read_token_windows(Path(evaluation.text), vocabulary))
+    with naming("--evaluate"):
+        text = read_corpus(evaluation.text, "evaluation", tokenizer)
     count, length = evaluation.windows, evaluation.window_length
     if evaluation.like_llama_cpp:
         windows = llama_cpp_windows(tokenizer, text, windows=count, length=length)
@@ -269,48 +247,9 @@ def _same(made: Recipe, asked: Recipe) -> bool:
     return made == asked.model_copy(update=chosen)
 
 
-def _roundings(recipe: Recipe, how: str, types: Sequence[str], device: str) -> tuple[Rounding, Rounding]:
-    """Of the factored model's files and of the dense one's.
-
-    Raises:
-        UsageError: a type wants to be told more than it is, or there is no text to tell it.
-    """
-    factored = Rounding(how, device=device)
-    if how == "plain":
-        wanting = [type for type in types if TYPES[MIXES[type].base].importance]
-        if wanting:
-            raise UsageError(f"--gguf-type {wanting[0]}: wants to know what the inputs are; add --gguf-rounding aware")
-        return factored, factored
-    if recipe.calibration == SELF:
-        raise UsageError(f"--gguf-rounding {how}: wants a calibration text, and `{SELF}` is none")
-    return factored, replace(factored, calibration=recipe.calibration)
-
-
-def _encodings(recipe: Recipe, asked: OnnxOptions) -> tuple[OnnxOptions, OnnxOptions]:
-    """Of the factored model's ONNX exports and of the dense one's.
-
-    Raises:
-        UsageError: aware rounding has no text to run.
-    """
-    if asked.rounding == "plain":
-        return asked, asked
-    if recipe.calibration == SELF:
-        raise UsageError(f"--onnx-rounding {asked.rounding}: wants a calibration text, and `{SELF}` is none")
-    return asked, replace(asked, calibration=recipe.calibration)
-
-
-def _check_tools(formats: set[str]) -> None:
-    """Miss what the runtimes need now rather than after hours of work."""
-    if "gguf" in formats and find_runtime() is None:
-        check_compiler()
-    if "onnx" in formats:
-        check_single_flavour()
-
-
 def _clear(out: Path) -> None:
     """Remove what a job makes, and nothing else."""
-    names = {artifact_name(format, type) for format, types in QUANTISATIONS.items() for type in types}
-    names.add(artifact_name("gguf", CHOSEN))
+    names = {target.request(type).name for target in TARGETS.values() for type in target.parity_limits()}
     remove(out / SIZE_FILE)
     for name in names:
         remove(card_path(out / name))
@@ -319,36 +258,11 @@ def _clear(out: Path) -> None:
 
 
 def _export(
-    checkpoint: Path,
-    folder: Path,
-    format: str,
-    quantisation: str,
-    types: tuple[str | None, str | None],
-    rounding: Rounding,
-    encoding: OnnxOptions,
-    progress: Progress,
-    *,
-    again: bool = False,
+    checkpoint: Path, folder: Path, request: ExportRequest, progress: Progress, *, again: bool = False
 ) -> Artifact:
-    """Export, unless a finished one of the same types is there from before and it is not to be made again."""
-    from .artifacts import describe
-
-    target = folder / artifact_name(format, quantisation)
-    asked = Quantisation(quantisation, *types, rounding.said) if format == "gguf" else None
-    if target.exists() and not again:
-        said = exported_as(read_header(target)) if asked else written_as(target)
-        if said == (asked or (quantisation, encoding.said(quantisation))):
-            return describe(target)
+    """Export, unless a finished one of the same request is there from before and it is not to be made again."""
+    target = folder / request.name
+    if target.exists() and not again and request.is_at(target):
+        return describe(target)
     folder.mkdir(parents=True, exist_ok=True)
-    return export(
-        checkpoint,
-        target,
-        format=format,
-        quantisation=quantisation,
-        embedding_type=types[0],
-        head_type=types[1],
-        rounding=rounding,
-        onnx=encoding,
-        force=True,
-        progress=progress,
-    )
+    return export(checkpoint, target, request, force=True, progress=progress)

@@ -19,6 +19,8 @@ from ..converter.storage.files import replacing
 from ..exporters.artifact import Artifact
 from ..exporters.budget.search import Found
 from ..exporters.budget.sized import sized
+from ..exporters.gguf.rounding_choice import Rounding
+from ..exporters.gguf.target import GgufRequest
 from .backends.formats import LLAMA_CPP, TORCH
 from .backends.open import open_backend
 from .metrics.measure import measure
@@ -46,10 +48,14 @@ class Plain:
     tied: bool
     recipe: Recipe
 
-    @property
-    def types(self) -> tuple[str | None, str | None]:
-        """Types of embedding and head, as an export takes them."""
-        return self.rest, None if self.tied else self.rest
+    def request(self, device: str) -> GgufRequest:
+        """Its export, rounded as the choice is.
+
+        Args:
+            device: that rounding runs its text on.
+        """
+        head = None if self.tied else self.rest
+        return GgufRequest(self.type, self.rest, head, rounding=Rounding("aware", device=device))
 
 
 @dataclass(frozen=True)

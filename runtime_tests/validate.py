@@ -17,7 +17,7 @@ from ..converter.core.errors import InputError
 from ..converter.core.progress import Progress, SilentProgress
 from ..exporters.artifact import Artifact
 from ..exporters.gguf.mixes import fallback_lines
-from ..exporters.llamacpp.runtime import ensure_runtime
+from ..exporters.registry import TARGETS
 from .artifacts import describe
 from .backends.formats import TORCH, artifact_format, backend_names
 from .backends.open import open_backend, released
@@ -146,8 +146,9 @@ def validate(
     run = _prepare(reference, windows, threads, settings, progress or SilentProgress())
     if settings.tasks:
         check_tasks(settings.tasks)
-    if any(item.format == "gguf" for item, _ in [*candidates, *beside]):
-        ensure_runtime(run.progress)
+    for format in dict.fromkeys(item.format for item, _ in [*candidates, *beside]):
+        if format in TARGETS:
+            TARGETS[format].prepare_runtime(run.progress)
     rows: list[Row] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lowrank-validate-", dir=scratch)))

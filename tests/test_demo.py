@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lowrank_export.converter.core.progress import SilentProgress
-from lowrank_export.exporters.export import artifact_name
-from lowrank_export.runtime_tests.exporting import export
+from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.release import Evaluation, load_windows
 from lowrank_export.runtime_tests.validate import Settings, validate
 
@@ -28,9 +28,8 @@ def test_every_runtime_computes_what_the_factored_model_computes(
 ) -> None:
     """All parity gates, in llama.cpp, ONNX Runtime and ONNX Runtime GenAI."""
     artifacts = [
-        export(factored_demo, tmp_path / artifact_name(kind, type), format=kind, quantisation=type)
-        for kind in types
-        for type in types[kind]
+        export(factored_demo, tmp_path / request.name, request)
+        for request in (requested(kind, type) for kind in types for type in types[kind])
     ]
     report = validate(
         artifacts,

@@ -173,11 +173,8 @@ def prepared(
         float32_products(where, fast=True),
         _gathered(recipe, source, where, statistics, room, progress, workers) as found,
     ):
-        method, blocks, calibration, store, memory = found
+        method, blocks, calibration, update, store, memory = found
         plan = allocate(recipe, method, blocks, calibration, store, progress, workers)
-        update = None
-        if recipe.update_calibration is not None:
-            update = draw_windows(recipe.update_calibration, recipe, source, blocks, progress, workers)
         yield Job(recipe, method, source, blocks, calibration, update, store, plan, memory, workers)
 
 
@@ -258,7 +255,7 @@ def dense_statistics(
     with (
         device_errors(where, ADVICE),
         float32_products(where, fast=True),
-        _gathered(recipe, source, where, folder, room, progress, ALONE) as (_, blocks, calibration, store, _),
+        _gathered(recipe, source, where, folder, room, progress, ALONE) as (_, blocks, calibration, _, store, _),
     ):
         assert calibration is not None
         yield blocks, calibration, store
@@ -274,8 +271,8 @@ def _gathered(
     progress: Progress,
     workers: Workers,
     kinds: Sequence[str] | None = None,
-) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics, MemoryPlan]]:
-    """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
+) -> Iterator[tuple[Method, BlockSource, Calibration | None, Calibration | None, Statistics, MemoryPlan]]:
+    """What a recipe names found, texts too, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
     blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
     exempt_loaded()
@@ -283,9 +280,11 @@ def _gathered(
     if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
         sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
         plan_memory(recipe, method, blocks, sampled, room)
-    calibration = None
+    calibration = update = None
     if method.needs_calibration or recipe.refine != "none":
-        calibration = draw_windows(recipe.calibration, recipe, source, blocks, progress, workers)
+        calibration = draw_windows("calibration", recipe, source, blocks, progress, workers)
+    if recipe.update_calibration is not None and kinds is None:
+        update = draw_windows("update_calibration", recipe, source, blocks, progress, workers)
     windows = window_sizes(recipe, calibration, workers)
     memory = plan_memory(recipe, method, blocks, windows, room)
     _try(memory, recipe, method, blocks, windows, progress)
@@ -299,7 +298,7 @@ def _gathered(
             _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress, workers)
             workers.wait()  # for the writer's last file
         release_freed()
-        yield method, blocks, calibration, store, memory
+        yield method, blocks, calibration, update, store, memory
 
 
 def _try(

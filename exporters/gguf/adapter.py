@@ -30,7 +30,6 @@ from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import Header, StoredTensor, read_header
 from ..artifact import Artifact, TensorRecord
 from .encoding import encode
-from .ggml_encoder import FindLibrary
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
 from .mixes import Quantisation, fallback_lines
 from .mixes import records as tensor_records
@@ -38,7 +37,16 @@ from .names import interleave_rows, rotary_heads
 from .shapes import check_shapes
 from .types import TYPES, fitting_type, tensor_bytes
 from .vocabulary import Vocabulary
-from .writer import Source, open_writer, plan_tensors, tensor_values, verify_file, vocabulary_of, write_tensors
+from .writer import (
+    Source,
+    library_for,
+    open_writer,
+    plan_tensors,
+    tensor_values,
+    verify_file,
+    vocabulary_of,
+    write_tensors,
+)
 
 LAYOUT = "adapter"
 SUFFIX = ".lora.gguf"
@@ -60,20 +68,17 @@ class _Job:
     hyper: Hyperparameters
     asked: Quantisation
     vocabulary: Vocabulary
-    library: FindLibrary | None
+    library: Path | None
     progress: Progress
 
 
 def export_adapter(
     checkpoint: Path,
     out: Path,
+    asked: Quantisation,
     *,
     dense: Model | None = None,
     residual: str | None = None,
-    quantisation: str = "q8_0",
-    embedding_type: str | None = None,
-    head_type: str | None = None,
-    library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress,
 ) -> Artifact:
@@ -88,8 +93,8 @@ def export_adapter(
         dense: the model it was made from; without it there is no residual, and the pair computes what the factored
             model computes.
         residual: storage type of the residuals, or "zero" for none. Default: `DEFAULT_RESIDUAL` with `dense`.
-        quantisation: storage type or mix of the factors and of everything that is not factored.
-        embedding_type, head_type, library, force, progress: as `writer.export_gguf` says.
+        asked: types of the factors and of everything that is not factored.
+        force, progress: as `writer.export_gguf` says.
 
     Returns:
         The record of both files: bytes and tensors of both; `parameters` are those of the base, so that bits per weight
@@ -110,9 +115,9 @@ def export_adapter(
         raise InputError(f"{checkpoint}: layout {reader.layout}; an adapter holds two factors")
     model = None if dense is None or residual == NOTHING else _checked(dense, reader)
     hyper = read_hyperparameters(reader.config)
-    asked = Quantisation(quantisation, embedding_type, head_type)
-    job = _Job(reader, gguf_of(reader.config), hyper, asked, vocabulary_of(reader), library, progress)
+    job = _Job(reader, gguf_of(reader.config), hyper, asked, vocabulary_of(reader), None, progress)
     sources, base, adapter = _plan(job, residual)
+    job = replace(job, library=library_for(_encoded(base, adapter, residual), progress))
     for line in (*fallback_lines([*base, *adapter]), *job.vocabulary.notes):
         progress.note(line)
     beside = adapter_path(out)
@@ -125,7 +130,7 @@ def export_adapter(
     return Artifact(
         path=out,
         format="gguf",
-        quantisation=quantisation if residual == NOTHING else residual,
+        quantisation=asked.mix if residual == NOTHING else residual,
         layout=LAYOUT,
         bytes=out.stat().st_size + beside.stat().st_size,
         parameters=sum(prod(record.shape) for record in base),
@@ -217,6 +222,16 @@ def _plan(job: _Job, residual: str) -> tuple[list[Source], tuple[TensorRecord, .
     base = tuple(kept.get(source.name) or _residual_record(source, residual) for source in sources)
     factors = [name for name in shapes if name.endswith((U_SUFFIX, V_SUFFIX))]
     return sources, base, tuple(replace(kept[name], name=_adapter_name(name)) for name in factors)
+
+
+def _encoded(
+    base: tuple[TensorRecord, ...], adapter: tuple[TensorRecord, ...], residual: str
+) -> tuple[TensorRecord, ...]:
+    """The tensors that are encoded: rows of zeros are not."""
+    if residual != NOTHING:
+        return (*base, *adapter)
+    factored = {record.name.removesuffix(A_SUFFIX) for record in adapter}
+    return (*(record for record in base if record.name.removesuffix(".weight") not in factored), *adapter)
 
 
 def _residual_record(source: Source, residual: str) -> TensorRecord:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError, UsageError
-from .ggml_encoder import FindLibrary, ggml_encode
+from .ggml_encoder import ggml_encode
 from .types import INTEGERS, storage_type
 
 GGUF_PY = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
@@ -17,7 +19,7 @@ def encode(
     name: str,
     weights: NDArray[np.float32] | NDArray[np.int32],
     type: str,
-    library: FindLibrary | None = None,
+    library: Path | None = None,
     importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.generic]:
     """Encode one tensor for the file.
@@ -26,7 +28,7 @@ def encode(
         name: for errors.
         weights: float32, any shape; rows along the last axis. A permutation: int32.
         type: one that the rows fit, see `types.fitting_type`.
-        library: finds ggml, for the types that gguf-py does not encode.
+        library: of ggml, where `needs_ggml` says so.
         importance: of each column (n,), for the types that weigh their errors; ggml encodes those then.
 
     Returns:
@@ -34,7 +36,8 @@ def encode(
 
     Raises:
         InputError: an entry is not finite, or does not fit the type's range.
-        UsageError: the type wants ggml, and no library was given; or an importance, and there is none.
+        UsageError: the type needs an importance, and there is none.
+        ValueError: it needs ggml, and no library was given.
     """
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
@@ -45,11 +48,23 @@ def encode(
     check_range(name, values, type)
     if importance is None and storage_type(type).importance:
         raise UsageError(f"tensor {name!r}: {type} wants an importance matrix")
-    if type in GGUF_PY and (importance is None or storage_type(type).block == 1):
+    if not needs_ggml(type, weighed=importance is not None):
         return np.ascontiguousarray(quantize(values, GGMLQuantizationType[type.upper()]))
     if library is None:
-        raise UsageError(f"GGUF type {type} is encoded by llama.cpp's library, which this export was not given")
-    return ggml_encode(library(), values, type, importance)
+        raise ValueError(f"{type} is encoded by ggml, whose library was not given")
+    return ggml_encode(library, values, type, importance)
+
+
+def needs_ggml(type: str, *, weighed: bool) -> bool:
+    """Whether ggml encodes a type, and not gguf-py.
+
+    Args:
+        type: of the tensor.
+        weighed: whether its columns have an importance.
+    """
+    if type == INTEGERS:
+        return False
+    return type not in GGUF_PY or (weighed and storage_type(type).block > 1)
 
 
 def check_range(name: str, values: NDArray[np.float32], type: str) -> None:

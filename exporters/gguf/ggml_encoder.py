@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -11,9 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError, ResourceError
-
-FindLibrary = Callable[[], Path]
-"""Gives the path of a ggml library (`libggml-base`), building it where there is none; called when it is needed."""
 
 
 def ggml_encode(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
@@ -27,8 +26,7 @@ from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
 from .chosen import chosen_types, recorded_forms
-from .encoding import encode
-from .ggml_encoder import FindLibrary
+from .encoding import encode, needs_ggml
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
 from .mixes import CHOSEN, MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records
@@ -68,25 +66,21 @@ class Given:
     Attributes:
         rounded: GGUF name -> file of rows that are encoded already.
         importance: GGUF name -> importance of its columns.
-        library: finds a ggml library.
+        library: of ggml, where a type needs it.
     """
 
     rounded: Mapping[str, Path]
     importance: Mapping[str, NDArray[np.float32]]
-    library: FindLibrary | None
+    library: Path | None
 
 
 def export_gguf(
     checkpoint: Path,
     out: Path,
+    asked: Quantisation,
     *,
-    quantisation: str = "f16",
-    embedding_type: str | None = None,
-    head_type: str | None = None,
     layout: str = "native",
     rounding: Rounding | None = None,
-    forms: Mapping[str, Form] | None = None,
-    library: FindLibrary | None = None,
     force: bool = False,
     progress: Progress,
 ) -> Artifact:
@@ -98,15 +92,12 @@ def export_gguf(
     Args:
         checkpoint: a factored checkpoint or a dense Hugging Face directory.
         out: the file to write.
-        quantisation: a storage type or mix, see `mixes.MIXES`. Norms and biases stay F32; matrices whose rows do not
-            fit a type's blocks get its fallback, and each is reported.
-        embedding_type: of the token embedding, where it is not the mix's.
-        head_type: of the output head, where it is not the mix's; of a tied embedding too.
+        asked: the types; for `mixes.CHOSEN` without any, those of the checkpoint's recipe. Norms and biases stay F32;
+            matrices whose rows do not fit a type's blocks get its fallback, and each is reported. Types that gguf-py
+            does not encode are encoded by llama.cpp's ggml, built once.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
         rounding: what the rounding is told; nothing by default.
-        forms: module -> its types, for the quantisation `mixes.CHOSEN`; by default those of the checkpoint's recipe.
-        library: finds a ggml library; called when a type is met that gguf-py does not encode.
         force: replace an existing file.
         progress: told about stages and fallbacks.
 
@@ -114,21 +105,20 @@ def export_gguf(
         The record of the file. Its layout is "dense" where the file holds no factors.
 
     Raises:
-        UsageError: unknown quantisation or layout, `out` exists, or a type wants a library or an importance, and there
-            is none.
+        UsageError: unknown layout, `out` exists, or a type needs an importance, and there is none.
         InputError: an unsupported family, tensor or tokenizer, or a damaged checkpoint.
-        ResourceError: no space left.
+        ResourceError: no space left, or ggml cannot be built.
     """
     rounding = rounding or Rounding()
-    asked = Quantisation(quantisation, embedding_type, head_type, rounding.said)
+    asked = replace(asked, rounding=rounding.said)
     if layout not in LAYOUTS:
         raise UsageError(f"unknown GGUF layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     if out.is_dir() or (out.exists() and not force):
         raise UsageError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or force"))
     reader = CheckpointReader(checkpoint)
     of = gguf_of(reader.config)
-    if quantisation == CHOSEN:
-        asked = replace(asked, chosen=chosen_types(recorded_forms(reader) if forms is None else forms, of))
+    if asked.mix == CHOSEN and asked.chosen is None:
+        asked = replace(asked, chosen=chosen_types(recorded_forms(reader), of))
     hyperparameters = read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyperparameters, native=native)
@@ -136,21 +126,18 @@ def export_gguf(
     check_shapes(shapes, of, hyperparameters)
     vocabulary = vocabulary_of(reader)
     records = tensor_records(shapes, asked)
-    importance, alpha = rounding.importance(records), ALPHA if quantisation == CHOSEN else 0.0
+    importance, alpha = rounding.importance(records), ALPHA if asked.mix == CHOSEN else 0.0
     for line in (*fallback_lines(records), *vocabulary.notes):
         progress.note(line)
-    if (
-        native
-        and reader.layout == "pivot"
-        and quantisation in MIXES
-        and TYPES[MIXES[quantisation].base].bits < PIVOT_BITS
-    ):
-        progress.note(f"pivot rows lose far more to {quantisation} than two factors do; q8_0 or q6_k suits them")
+    coarse = asked.mix in MIXES and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS
+    if native and reader.layout == "pivot" and coarse:
+        progress.note(f"pivot rows lose far more to {asked.mix} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
+    library = library_for(records, progress, weighed=importance, rounded=rounding.how == "aware")
     with (
         replacing(out, force=force, folder=False) as partial,
-        _rounded_linears(reader, of, records, rounding, out, library, progress, alpha) as rounded,
+        _rounded_linears(reader, records, rounding, out, library, progress, alpha) as rounded,
     ):
         given = Given(rounded, importance, library)
         said = reader.layout if native else "dense"
@@ -161,12 +148,39 @@ def export_gguf(
     return Artifact(
         path=out,
         format="gguf",
-        quantisation=quantisation,
+        quantisation=asked.mix,
         layout="native" if native else "dense",
         bytes=out.stat().st_size,
         parameters=sum(prod(record.shape) for record in records if record.type != INTEGERS),
         tensors=records,
     )
+
+
+def library_for(
+    records: Iterable[TensorRecord], progress: Progress, *, weighed: Collection[str] = (), rounded: bool = False
+) -> Path | None:
+    """llama.cpp's ggml library, built where there is none; None where nothing needs it.
+
+    Args:
+        records: the tensors of a file.
+        progress: told about the build.
+        weighed: names of the tensors whose columns have an importance.
+        rounded: linears are rounded aware of their inputs, which ggml decodes.
+
+    Raises:
+        ResourceError, InputError: as `ensure_runtime` says.
+    """
+    from ..llamacpp.runtime import ggml_library
+
+    blocks = rounded and any(_is_rounded(record) for record in records)
+    if blocks or any(needs_ggml(record.type, weighed=record.name in weighed) for record in records):
+        return ggml_library(progress)
+    return None
+
+
+def _is_rounded(record: TensorRecord) -> bool:
+    """Whether aware rounding encodes a tensor: a matrix of a block, in a type with blocks of weights."""
+    return record.name.startswith("blk.") and len(record.shape) > 1 and TYPES[record.type].block > 1
 
 
 def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[Source]:
@@ -354,28 +368,25 @@ def _encoded(
 @contextmanager
 def _rounded_linears(
     reader: CheckpointReader,
-    of: Gguf,
     records: tuple[TensorRecord, ...],
     rounding: Rounding,
     out: Path,
-    library: FindLibrary | None,
+    library: Path | None,
     progress: Progress,
     alpha: float,
 ) -> Iterator[Mapping[str, Path]]:
     """Files of the linears that aware rounding has encoded; none where the rounding is plain."""
     types = {record.name: record.type for record in records if record.name.startswith("blk.") and len(record.shape) > 1}
-    if rounding.how == "plain" or all(TYPES[type].block == 1 for type in types.values()):
+    if rounding.how == "plain" or library is None or not any(map(_is_rounded, records)):
         yield {}
         return
-    if library is None:
-        raise UsageError("aware rounding is done with llama.cpp's library, which this export was not given")
     from ..rounding.calibrated import open_calibrated
     from .aware import round_linears
 
     blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
     with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
-        yield round_linears(blocks, chunks, types, of, library(), Path(folder), progress, alpha)
+        yield round_linears(blocks, chunks, types, gguf_of(reader.config), library, Path(folder), progress, alpha)
 
 
 def tensor_values(

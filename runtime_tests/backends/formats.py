@@ -5,30 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...converter.core.errors import InputError
+from ...exporters.registry import TARGETS
 
 TORCH, LLAMA_CPP, ONNXRUNTIME, GENAI = "torch", "llama.cpp", "onnxruntime", "onnxruntime-genai"
-RUNTIMES: dict[str, tuple[str, ...]] = {
-    "gguf": (LLAMA_CPP,),
-    "onnx": (ONNXRUNTIME, GENAI),
-    "checkpoint": (TORCH,),
-}
-"""Format of an artifact -> the runtimes that run it."""
+CHECKPOINT = "checkpoint"
+"""The format that is no export: a Hugging Face folder, which torch runs."""
 
 
 def artifact_format(path: Path) -> str:
-    """Tell "gguf" (a .gguf file), "onnx" (a folder with model.onnx) and "checkpoint" (a Hugging Face folder) apart.
+    """The format of an artifact: that of the target that recognizes it, or `CHECKPOINT`.
 
     Raises:
         InputError: missing, or none of these.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a .gguf file, an ONNX folder or a checkpoint folder")
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        return "gguf"
-    if (path / "model.onnx").is_file():
-        return "onnx"
+    for format, target in TARGETS.items():
+        if target.recognizes(path):
+            return format
     if (path / "config.json").is_file():
-        return "checkpoint"
+        return CHECKPOINT
     raise InputError(f"{path}: neither a .gguf file nor a folder with model.onnx or config.json")
 
 
@@ -38,4 +34,5 @@ def backend_names(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: not an artifact.
     """
-    return RUNTIMES[artifact_format(path)]
+    format = artifact_format(path)
+    return (TORCH,) if format == CHECKPOINT else TARGETS[format].runtimes

@@ -3,14 +3,67 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from ...converter.core.errors import UsageError
-from .formats import LLAMA_CPP, ONNXRUNTIME, RUNTIMES, TORCH, backend_names
+from .formats import GENAI, LLAMA_CPP, ONNXRUNTIME, TORCH, backend_names
 from .protocol import Backend
+from .trial import check_survives
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a backend is opened, see `open_backend`."""
+
+    threads: int
+    context: int
+    exact: bool
+    device: str
+    dtype: str
+
+    @property
+    def provider(self) -> str:
+        """Of ONNX Runtime."""
+        return "cuda" if self.device.startswith("cuda") else "cpu"
+
+
+def _torch(path: Path, how: Opening) -> Backend:
+    from .torch_reference import open_torch
+
+    return open_torch(path, device=how.device, dtype=how.dtype, threads=how.threads)
+
+
+def _llama_cpp(path: Path, how: Opening) -> Backend:
+    from .llama_cpp import LlamaCppBackend
+
+    return LlamaCppBackend(path, n_ctx=how.context, threads=how.threads, exact=how.exact)
+
+
+def _onnxruntime(path: Path, how: Opening) -> Backend:
+    from .onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(path, threads=how.threads, provider=how.provider)
+
+
+def _genai(path: Path, how: Opening) -> Backend:
+    from .genai import GenAiBackend
+
+    return GenAiBackend(path, threads=how.threads, provider=how.provider, max_length=how.context)
+
+
+BACKENDS: dict[str, Callable[[Path, Opening], Backend]] = {
+    TORCH: _torch,
+    LLAMA_CPP: _llama_cpp,
+    ONNXRUNTIME: _onnxruntime,
+    GENAI: _genai,
+}
+"""Runtime -> opens an artifact in it. Only that runtime is imported."""
+TRIED = (LLAMA_CPP,)
+"""Runtimes that some files make end the process they are in."""
 
 
 def open_backend(
@@ -41,31 +94,14 @@ def open_backend(
         UsageError: no such runtime (names the nearest), or it does not run this format.
         ResourceError: the runtime is not there, or there is not enough memory.
     """
-    known = sorted({runtime for runtimes in RUNTIMES.values() for runtime in runtimes})
-    if name not in known:
-        near = get_close_matches(name, known, 1)
+    if name not in BACKENDS:
+        near, known = get_close_matches(name, BACKENDS, 1), sorted(BACKENDS)
         raise UsageError(f"unknown backend {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {known}"))
     if name not in backend_names(path):
         raise UsageError(f"{path}: {name} does not run this format; use {' or '.join(backend_names(path))}")
-    if name == TORCH:
-        from .torch_reference import open_torch
-
-        return open_torch(path, device=device, dtype=dtype, threads=threads)
-    if name == LLAMA_CPP:
-        from .llama_cpp import LlamaCppBackend
-        from .trial import check_survives
-
-        if not tried:
-            check_survives(path, name)
-        return LlamaCppBackend(path, n_ctx=context, threads=threads, exact=exact)
-    provider = "cuda" if device.startswith("cuda") else "cpu"
-    if name == ONNXRUNTIME:
-        from .onnxruntime import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend(path, threads=threads, provider=provider)
-    from .genai import GenAiBackend
-
-    return GenAiBackend(path, threads=threads, provider=provider, max_length=context)
+    if name in TRIED and not tried:
+        check_survives(path, name)
+    return BACKENDS[name](path, Opening(threads, context, exact, device, dtype))
 
 
 @contextmanager

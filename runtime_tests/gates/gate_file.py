@@ -12,15 +12,14 @@ from ...converter.core.errors import InputError, UsageError
 from ...converter.core.recipe import nearest
 from ...converter.storage.byte_size import parse_bytes
 from ...converter.storage.documents import parse_yaml, read_yaml_file, shown
-from ...exporters.export import QUANTISATIONS
-from ...exporters.gguf.mixes import CHOSEN
+from ...exporters.registry import TARGETS
+from ..backends.formats import CHECKPOINT
 from ..report.report import Row
 from .gate_metrics import METRICS, RUNS, Context, Metric
 from .gates import Gate, gate
 
 GATES_FILE = "gates.yaml"
 ARTIFACTS = "artifacts"
-CHECKPOINT_TYPES = ("f32", "f16", "bf16")
 Thresholds = Mapping[str, float | None]
 """Metric -> threshold, or None where its gate is off."""
 
@@ -29,27 +28,7 @@ def _lossy(kld: float, change: float) -> dict[str, float]:
     return {"parity.mean_kld": kld, "parity.perplexity_change": change}
 
 
-PARITY_DEFAULTS: dict[tuple[str, str], dict[str, float]] = {
-    ("checkpoint", "f32"): _lossy(1e-6, 1e-3),
-    ("checkpoint", "f16"): _lossy(1e-4, 1e-3),
-    ("checkpoint", "bf16"): _lossy(1e-3, 5e-3),
-    ("gguf", "f32"): _lossy(1e-4, 1e-3),
-    ("gguf", "f16"): _lossy(1e-4, 1e-3),
-    # 8 bits of mantissa where float16 has 11: each weight is rounded 8 times as coarsely, and KLD grows with its square
-    ("gguf", "bf16"): _lossy(1e-3, 5e-3),
-    ("gguf", "q8_0"): _lossy(0.02, 0.02),
-    # Below 8 bits rounding changes the model: these limits tell a lossy file from a broken one
-    **{("gguf", name): _lossy(0.15, 0.15) for name in ("q6_k", "q5_k_m")},
-    **{("gguf", name): _lossy(0.4, 0.5) for name in ("q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k_s")},
-    **{("gguf", name): _lossy(1.2, 2.0) for name in (CHOSEN, "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_m")},
-    **{("gguf", name): _lossy(4.0, 50.0) for name in ("q3_k", "q2_k", "iq3_s", "iq3_xxs")},
-    **{("gguf", name): _lossy(6.0, 200.0) for name in ("iq2_s", "iq2_xs", "iq2_xxs")},
-    ("onnx", "fp32"): _lossy(1e-6, 1e-3),
-    ("onnx", "fp16"): _lossy(1e-4, 1e-3),
-    ("onnx", "int8"): _lossy(0.02, 0.02),
-    ("onnx", "int4"): _lossy(1.2, 2.0),
-    ("onnx", "int4-mix"): _lossy(1.2, 2.0),
-}
+CHECKPOINT_PARITY: dict[str, tuple[float, float]] = {"f32": (1e-6, 1e-3), "f16": (1e-4, 1e-3), "bf16": (1e-3, 5e-3)}
 OTHER_PARITY = _lossy(0.05, 0.05)
 QUALITY_DEFAULTS: dict[str, float] = {
     "artifact.tokenizer": 0,
@@ -105,7 +84,8 @@ class GateSettings:
 
 def parity_defaults(format: str, quantisation: str) -> dict[str, float]:
     """Parity thresholds of a format and type; wide ones for unknown types."""
-    return PARITY_DEFAULTS.get((format, quantisation), OTHER_PARITY)
+    limits = TARGETS[format].parity_limits() if format in TARGETS else CHECKPOINT_PARITY
+    return _lossy(*limits[quantisation]) if quantisation in limits else OTHER_PARITY
 
 
 def gates_of(row: Row, context: Context, settings: GateSettings, *, against_dense: bool) -> tuple[Gate, ...]:
@@ -205,7 +185,10 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
 
 def _artifact(name: Any, where: str) -> tuple[str, str]:
     """ "gguf q8_0" -> ("gguf", "q8_0")."""
-    formats = {**QUANTISATIONS, "gguf": (*QUANTISATIONS["gguf"], CHOSEN), "checkpoint": CHECKPOINT_TYPES}
+    formats = {
+        **{name: tuple(row.parity_limits()) for name, row in TARGETS.items()},
+        CHECKPOINT: tuple(CHECKPOINT_PARITY),
+    }
     format, _, type = str(name).partition(" ")
     if format not in formats:
         raise UsageError(f"{where}: {ARTIFACTS}: unknown format {format!r}{nearest(format, formats)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ...exporters.registry import TARGETS
 from ..timing.speed import Rate
 from .report import Report, Row
 from .words import EXPLAINED, HEADINGS, MISSING, cells, one_line, share_words
@@ -35,7 +36,7 @@ def card(report: Report, path: Path) -> str:
     facts = {
         "license": report.provenance.get("license", "other"),
         "base_model": report.provenance.get("base_model"),
-        "library_name": {"gguf": "llama.cpp", "onnx": "onnxruntime"}.get(rows[-1].format),
+        "library_name": TARGETS[rows[-1].format].library if rows[-1].format in TARGETS else None,
         "tags": TAGS,
     }
     head = yaml.safe_dump({key: value for key, value in facts.items() if value}, sort_keys=False).strip()

@@ -7,6 +7,7 @@ DIR/.work/      one checkpoint and one export at a time
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -21,13 +22,17 @@ from ...converter.machine.device import pick_device
 from ...converter.model.source import Source, open_source
 from ...converter.storage.byte_size import MemoryLimits
 from ...converter.storage.files import remove
-from ...exporters.export import artifact_name
+from ...exporters.budget.sized import planned
+from ...exporters.export import export
+from ...exporters.gguf.mixes import CHOSEN
+from ...exporters.gguf.rounding_choice import Rounding
+from ...exporters.gguf.target import GgufRequest
+from ...exporters.target import ExportRequest
 from ..backends.formats import TORCH, backend_names
 from ..backends.open import open_backend, released
 from ..backends.protocol import Backend
 from ..child import run_child
 from ..environment import library_versions, machine_facts
-from ..exporting import export
 from ..metrics.measure import check_measurable, measure
 from ..metrics.perplexity import Perplexity, perplexity
 from ..metrics.reference_logits import ReferenceLogits
@@ -39,11 +44,10 @@ from ..validate import DEFAULTS, check_windows
 from .compare_results import read_row, restored, text_hashes, write_row
 from .places import check_own_folder, work_folder
 from .sweep_page import sweep_page
-from .sweep_results import PLAIN, Sweep, SweepRow
+from .sweep_results import PLAIN, SIZED, Sweep, SweepRow
 
 ROWS, STATISTICS, WORK = "rows", "statistics", ".work"
 DOCUMENT, PAGE = "sweep.json", "sweep.html"
-Export = tuple[str, str]  # format, type
 
 
 @dataclass(frozen=True)
@@ -65,27 +69,32 @@ class _Job:
         """A model in a runtime."""
         return released(open_backend(path, name, threads=self.evaluation.threads, context=self.context, exact=exact))
 
-    def key(self, recipe: Recipe | None, export: Export | None) -> dict[str, Any]:
+    def key(self, recipe: Recipe | None, export: ExportRequest | None) -> dict[str, Any]:
         """What a row is made from."""
         made = {} if recipe is None else {"recipe": recipe.model_dump(mode="json"), "text_sha256": self.texts}
-        return {**self.origin, **made, "export": " ".join(export or ())}
+        return {**self.origin, **made, "export": "" if export is None else f"{export.format} {export.quantisation}"}
 
-    def file(self, recipe: Recipe | None, export: Export | None) -> Path:
+    def file(self, recipe: Recipe | None, export: ExportRequest | None) -> Path:
         """Where a row is kept."""
         name = PLAIN if recipe is None else f"{recipe.method}-{recipe.retention}"
-        return self.out / ROWS / f"{'-'.join((name, *(export or ())))}.json"
+        if recipe is not None and recipe.sized:
+            name = f"{SIZED}-{recipe.max_bytes or recipe.bits_per_weight}"
+        if export is not None:
+            name += f"-{export.format}-{export.quantisation}"
+        return self.out / ROWS / f"{name}.json"
 
-    def missing(self, recipe: Recipe | None, exports: Sequence[Export]) -> list[Export]:
+    def missing(self, recipe: Recipe | None, exports: Sequence[ExportRequest]) -> list[ExportRequest]:
         """The exports whose rows are not there."""
         return [one for one in exports if read_row(self.file(recipe, one), self.key(recipe, one)) is None]
 
 
 def sweep(
     recipes: Sequence[Recipe],
-    exports: Sequence[Export],
+    exports: Sequence[ExportRequest],
     out: Path,
     *,
     evaluation: Evaluation,
+    sizes: Sequence[Recipe] = (),
     device: str = "auto",
     max_memory: int | None = None,
     max_device_memory: int | None = None,
@@ -98,8 +107,9 @@ def sweep(
 
     Args:
         recipes: from `recipe_grid`: alike but for method and retention.
-        exports: (format, type) pairs.
+        exports: what each is exported as.
         out: the folder to make.
+        sizes: the same with a size each: rank and type of every linear are chosen together, for a GGUF file.
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
         device: of the compression.
         max_memory: bytes that a compression may take.
@@ -118,8 +128,9 @@ def sweep(
     if force:
         for name in (ROWS, STATISTICS, WORK, DOCUMENT, PAGE):
             remove(out / name)
-    todo = {recipe: job.missing(recipe, exports) for recipe in (None, *recipes)}
-    total = sum(map(len, todo.values()))
+    asked = _asked(recipes, exports, sizes)
+    todo = [(recipe, job.missing(recipe, wanted)) for recipe, wanted in asked]
+    total = sum(len(wanted) for _, wanted in todo)
     if total or read_row(job.file(None, None), job.key(None, None)) is None:
         with (
             work_folder(out, WORK, ROWS) as work,
@@ -127,14 +138,23 @@ def sweep(
             _dense(job, work) as dense,
         ):
             advance(1)
-            for recipe, wanted in todo.items():
+            for recipe, wanted in todo:
                 if wanted:
                     _make(job, recipe, wanted, dense, work, advance)
     remove(out / STATISTICS)
-    found = _collected(job, recipes, exports)
+    found = _collected(job, recipes, asked)
     write_json(found.to_json(), out / DOCUMENT)
     write_text(sweep_page(found), out / PAGE)
     return found
+
+
+Asked = Sequence[tuple[Recipe | None, Sequence[ExportRequest]]]
+
+
+def _asked(recipes: Sequence[Recipe], exports: Sequence[ExportRequest], sizes: Sequence[Recipe]) -> Asked:
+    """Recipe -> its exports: plain quantisation first, then every recipe in every type, then every size in its own."""
+    by_size = GgufRequest(CHOSEN, rounding=Rounding("aware"))
+    return [(None, exports), *((recipe, exports) for recipe in recipes), *((size, [by_size]) for size in sizes)]
 
 
 def _prepare(
@@ -183,40 +203,52 @@ def _dense(job: _Job, work: Path) -> Iterator[ReferenceLogits]:
 
 
 def _make(
-    job: _Job, recipe: Recipe | None, exports: Sequence[Export], dense: ReferenceLogits, work: Path, advance: Advance
+    job: _Job,
+    recipe: Recipe | None,
+    exports: Sequence[ExportRequest],
+    dense: ReferenceLogits,
+    work: Path,
+    advance: Advance,
 ) -> None:
     """The missing rows of one recipe; of the dense model without one."""
     checkpoint, kept, seconds = job.source.path, 1.0, 0.0
     if recipe is not None:
+        if recipe.sized:
+            cpu = time.process_time()
+            found = planned(recipe, job.source, job.out / STATISTICS, device=job.device, progress=job.progress)
+            chosen, seconds = found.found.recipe, time.process_time() - cpu
+        else:
+            chosen = recipe
         checkpoint = work / "checkpoint"
         written = work / "recipe.yaml"
-        written.write_text(recipe.to_yaml(), encoding="utf-8")
+        written.write_text(chosen.to_yaml(), encoding="utf-8")
         options = ["--recipe", str(written), "--statistics", str(job.out / STATISTICS), "--device", job.device]
         options += job.limits.options()
         summary, cost = run_child(["compress", "--out", str(checkpoint), "--force", *options], work / "log")
-        kept, seconds = float(summary["retention"]), cost.cpu_seconds
+        kept, seconds = float(summary["retention"]), seconds + cost.cpu_seconds
     try:
-        for format, quantisation in exports:
-            target = work / artifact_name(format, quantisation)
-            made = export(checkpoint, target, format=format, quantisation=quantisation, force=True)
+        for request in exports:
+            target = work / request.name
+            made = export(checkpoint, target, request, force=True)
             name = backend_names(target)[0]
             with job.opened(target, name) as backend:
-                found = measure(backend, job.windows, [dense], SilentProgress(), label=target.name)
+                measured = measure(backend, job.windows, [dense], SilentProgress(), label=target.name)
             row = SweepRow(
-                method=PLAIN if recipe is None else recipe.method,
-                retention=1.0 if recipe is None else recipe.retention,
+                method=PLAIN if recipe is None else SIZED if recipe.sized else recipe.method,
+                retention=1.0 if recipe is None else kept if recipe.sized else recipe.retention,
                 kept=kept,
-                format=format,
-                quantisation=quantisation,
+                format=request.format,
+                quantisation=request.quantisation,
                 backend=name,
                 bytes=made.bytes,
                 bits_per_weight=made.bits_per_weight,
-                perplexity=found.perplexity,
-                quality=found.parities[0],
+                perplexity=measured.perplexity,
+                quality=measured.parities[0],
                 speed=_speed(job, target, name),
                 compress_seconds=seconds,
+                size=None if recipe is None else recipe.max_bytes,
             )
-            write_row(job.file(recipe, (format, quantisation)), job.key(recipe, (format, quantisation)), asdict(row))
+            write_row(job.file(recipe, request), job.key(recipe, request), asdict(row))
             remove(target)
             job.progress.note(f"{row.label}: {row.bytes / 1e6:.1f} MB, KLD {row.kld:.4g}")
             advance(1)
@@ -242,11 +274,11 @@ def _speed(job: _Job, path: Path, name: str) -> Speed | None:
     return speed
 
 
-def _collected(job: _Job, recipes: Sequence[Recipe], exports: Sequence[Export]) -> Sweep:
+def _collected(job: _Job, recipes: Sequence[Recipe], asked: Asked) -> Sweep:
     """Everything asked for, from the rows' files."""
     rows = [
         restored(SweepRow.from_json, found, job.file(recipe, one))
-        for recipe in (None, *recipes)
+        for recipe, exports in asked
         for one in exports
         if (found := read_row(job.file(recipe, one), job.key(recipe, one))) is not None
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..report.html import drawn, fill
 from ..report.svg_chart import Point, Series, line_chart
-from .sweep_results import PLAIN, Sweep, SweepRow, pareto
+from .sweep_results import PLAIN, SIZED, Sweep, SweepRow, pareto
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,7 +82,7 @@ def _decoded(row: SweepRow) -> float:
 
 
 def _label(method: str) -> str:
-    return "plain quantisation" if method == PLAIN else method
+    return {PLAIN: "plain quantisation", SIZED: "rank and type by size"}.get(method, method)
 
 
 def _fronts(
@@ -98,12 +98,15 @@ def _fronts(
 
 def _command(found: Sweep) -> str:
     """The options that make these rows again, but for the recipe's other keys, which the page lists."""
-    own = [row for row in found.rows if row.method != PLAIN]
+    own = [row for row in found.rows if row.method not in (PLAIN, SIZED)]
+    sizes = ",".join(str(row.size) for row in found.rows if row.size is not None)
+    by_size = f"--sizes {sizes} " if sizes else ""
     methods = ",".join(dict.fromkeys(row.method for row in own))
     retentions = ",".join(dict.fromkeys(f"{row.retention:g}" for row in own))
-    types = " ".join(dict.fromkeys(f"--{row.format}-type {row.quantisation}" for row in found.rows))
+    typed = [row for row in found.rows if row.method != SIZED]
+    types = " ".join(dict.fromkeys(f"--{row.format}-type {row.quantisation}" for row in typed))
     formats = " ".join(dict.fromkeys(f"--format {row.format}" for row in found.rows))
     return (
         f"lowrank-export sweep --model {found.source['spec']} --methods {methods} --retention {retentions} "
-        f"{formats} {types} --evaluate {found.evaluation['text']} --out DIR"
+        f"{by_size}{formats} {types} --evaluate {found.evaluation['text']} --out DIR"
     )

@@ -17,6 +17,7 @@ from ..timing.speed import Rate, Speed
 from .compare_results import restored
 
 SCHEMA_VERSION = 1
+SIZED = "size"  # the method of files for which rank and type of every linear were chosen together
 PLAIN = "dense"  # the method of exports of the uncompressed model: plain quantisation
 
 
@@ -34,6 +35,7 @@ class SweepRow:
         quality: divergence from the dense torch model.
         speed: timed alone; None if speed was not asked for.
         compress_seconds: of CPU time; 0 for dense.
+        size: bytes that were asked for, in place of a retention.
     """
 
     method: str
@@ -48,10 +50,13 @@ class SweepRow:
     quality: Parity
     speed: Speed | None
     compress_seconds: float
+    size: int | None = None
 
     @property
     def label(self) -> str:
         """How messages name the row."""
+        if self.size is not None:
+            return f"{self.method} {self.size / 1e6:g} MB, {self.format}"
         size = "" if self.method == PLAIN else f" {self.retention:g}"
         return f"{self.method}{size}, {self.format} {self.quantisation}"
 

@@ -17,13 +17,14 @@ from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning.preparation import prepared
 from lowrank_export.exporters import forecast
-from lowrank_export.exporters.export import QUANTISATIONS, export
-from lowrank_export.exporters.forecast import predict_exports, predict_storage
+from lowrank_export.exporters.export import export
+from lowrank_export.exporters.forecast import bytes_json, forecast_exports, storage_json
 from lowrank_export.exporters.gguf.imatrix import Importance, write_imatrix
 from lowrank_export.exporters.gguf.mixes import MIXES, fallback_lines
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.exporters.onnx.weights.types import OnnxOptions
+from lowrank_export.exporters.registry import TARGETS, requested
 
 SIZES = {"hidden_size": 256, "intermediate_size": 1280, "head_dim": 64}  # large enough for the vocabulary not to count
 
@@ -45,8 +46,8 @@ def models(
 
 def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
     folder, plan = models
-    foretold = predict_exports(CheckpointReader(folder / "dense"), plan)
-    expected = [f"{format} {quantisation}" for format, known in QUANTISATIONS.items() for quantisation in known]
+    foretold = bytes_json(forecast_exports(CheckpointReader(folder / "dense"), plan))
+    expected = [f"{format} {type}" for format, target in TARGETS.items() for type in target.types()]
     assert list(foretold) == expected
     for name, size in foretold.items():
         narrow = name.startswith("onnx")  # where most linears are multiplied out again, in some types all
@@ -54,25 +55,25 @@ def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
 
 
 @pytest.mark.parametrize("model", ["dense", "factored"])
-@pytest.mark.parametrize("quantisation", QUANTISATIONS["gguf"])
-def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, ggml: Path, quantisation: str, model: str) -> None:
+@pytest.mark.parametrize("quantisation", TARGETS["gguf"].types())
+def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: str, model: str) -> None:
     folder, plan = models
-    rounding = None
+    rounding = Rounding()
     if TYPES[MIXES[quantisation].base].importance:
-        stored = export(folder / model, tmp_path / "f32.gguf", format="gguf", quantisation="f32").tensors
+        stored = export(folder / model, tmp_path / "f32.gguf", requested("gguf", "f32")).tensors
         alike = {tensor.name: np.ones(tensor.shape[-1], np.float32) for tensor in stored}
         said = {"architecture": "llama", "text": "", "windows": 1, "window_length": 1, "force": False}
         write_imatrix(Importance(alike, 1), tmp_path / "i.gguf", **said)
         rounding = Rounding(imatrix=tmp_path / "i.gguf")
-    asked = {"quantisation": quantisation, "rounding": rounding, "library": lambda: ggml}
-    made = export(folder / model, tmp_path / "m.gguf", format="gguf", **asked)
+    made = export(folder / model, tmp_path / "m.gguf", requested("gguf", quantisation, rounding=rounding))
     if model == "factored":
         permutations = [tensor.name for tensor in made.tensors if tensor.name.endswith("lowrank_perm")]
         assert len(permutations) == (4 if CheckpointReader(folder / model).layout == "pivot" else 0)  # q, k, v, down
-    predicted = predict_exports(CheckpointReader(folder / "dense"), plan)[f"gguf {quantisation}"][model]
+    foretold = forecast_exports(CheckpointReader(folder / "dense"), plan)
+    predicted = bytes_json(foretold)[f"gguf {quantisation}"][model]
     assert predicted == pytest.approx(made.bytes, rel=0.03)
     if model == "factored":
-        storage = predict_storage(CheckpointReader(folder / "dense"), plan)[f"gguf {quantisation}"]
+        storage = storage_json(foretold)[f"gguf {quantisation}"]
         assert storage["fallbacks"] == fallback_lines(made.tensors)
         assert bool(storage["fallback_share"]) == bool(storage["fallbacks"])
         matrices = [tensor for tensor in made.tensors if len(tensor.shape) > 1]
@@ -81,14 +82,15 @@ def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, ggml: Path, q
     assert predicted < made.bytes  # metadata and vocabulary come on top
 
 
-@pytest.mark.parametrize("quantisation", QUANTISATIONS["onnx"])
+@pytest.mark.parametrize("quantisation", TARGETS["onnx"].types())
 def test_onnx_size(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: str) -> None:
     folder, plan = models
-    made = export(folder / "factored", tmp_path / "onnx", format="onnx", quantisation=quantisation)
+    made = export(folder / "factored", tmp_path / "onnx", requested("onnx", quantisation))
     reader = CheckpointReader(folder / "dense")
-    predicted = predict_exports(reader, plan)[f"onnx {quantisation}"]["factored"]
+    foretold = forecast_exports(reader, plan)[f"onnx {quantisation}"].factored
+    predicted = foretold.bytes
     assert predicted == pytest.approx(made.bytes, rel=0.05)
-    bits = predict_storage(reader, plan)[f"onnx {quantisation}"]["bits_per_weight"]
+    bits = foretold.bits_per_weight
     stored = sum(t.bytes for t in made.tensors if len(t.shape) > 1 and not t.name.endswith("_cache"))
     assert bits == pytest.approx(8 * stored / made.parameters, rel=0.01)
 
@@ -101,8 +103,10 @@ def test_rank_multiple_suits_every_type(monkeypatch: pytest.MonkeyPatch, models:
     recipe = Recipe(model=str(models[0] / "dense"), method="svd")
     source = open_source(recipe.model, SilentProgress())
     for exports in ([("onnx", "int8")], [("onnx", "int4-mix")], [("onnx", "int4"), ("gguf", "q4_k")], []):
-        assert forecast.with_rank_multiple(recipe, source, exports) == recipe
-    assert forecast.with_rank_multiple(recipe, source, [("onnx", "int8")], OnnxOptions(block_size=128)) == recipe
+        requests = [requested(*one) for one in exports]
+        assert forecast.with_rank_multiple(recipe, source, requests) == recipe
+    wide = requested("onnx", "int8", options=OnnxOptions(block_size=128))
+    assert forecast.with_rank_multiple(recipe, source, [wide]) == recipe
     assert asked == [32, 64, 256, 1, 128]
 
 
@@ -114,8 +118,8 @@ def test_head_stored_beside_a_tied_embedding_counts_once(tiny: ModuleType, tmp_p
     recipe = Recipe(model=str(tmp_path / "m"), method="svd", rank_multiple=4)
     with prepared(recipe, device="cpu", progress=SilentProgress()) as job:
         plan = job.plan
-    once = predict_exports(CheckpointReader(tmp_path / "m"), plan)
+    once = forecast_exports(CheckpointReader(tmp_path / "m"), plan)
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
-    assert predict_exports(CheckpointReader(tmp_path / "m"), plan) == once
+    assert forecast_exports(CheckpointReader(tmp_path / "m"), plan) == once

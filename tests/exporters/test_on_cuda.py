@@ -16,11 +16,12 @@ from lowrank_export.converter.core.errors import ResourceError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.loading import load_tokenizer
 from lowrank_export.converter.statistics.calibration import calibrate
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.importance import export_imatrix
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
-from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.exporters.onnx.weights.encoded import aware_matrices
 from lowrank_export.exporters.onnx.weights.types import OnnxOptions
+from lowrank_export.exporters.registry import requested
 
 MERGED = "model.layers.0.mlp.up_proj"
 
@@ -41,12 +42,12 @@ def checkpoint(tiny: ModuleType, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("type", ["q4_0", "iq4_nl"])
-def test_gguf_gives_the_cpus_bytes(checkpoint: Any, tmp_path: Path, ggml: Path, gpu: Any, type: str) -> None:
+def test_gguf_gives_the_cpus_bytes(checkpoint: Any, tmp_path: Path, gpu: Any, type: str) -> None:
     made = []
     for device in ("cpu", "cuda"):
         rounding = Rounding("aware", device=device)
-        given = {"quantisation": type, "library": lambda: ggml, "progress": SilentProgress()}
-        made.append(export_gguf(checkpoint(), tmp_path / f"{device}.gguf", rounding=rounding, **given).path)
+        request = requested("gguf", type, rounding=rounding)
+        made.append(export(checkpoint(), tmp_path / f"{device}.gguf", request).path)
         assert (gpu.memory.peak > 0) == (device == "cuda")
     assert made[0].read_bytes() == made[1].read_bytes()
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from lowrank_export.cli import app
 from lowrank_export.converter.storage.files import cache_folder
 from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 
 ROOM = 300 * 2**20  # bytes of memory that refusing a file may cost, libraries that are imported for it included
 Refused = Callable[..., str]
@@ -28,9 +29,9 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_dense(folder / "dense", "llama")
     tiny.save_factored(folder / "factored", "llama", rank=16)
     tiny.save_factored(folder / "pivot", "llama", rank=16, layout="pivot")
-    export(folder / "factored", folder / "m.gguf", format="gguf")
-    export(folder / "dense", folder / "d.gguf", format="gguf", quantisation="f32")
-    export(folder / "factored", folder / "onnx", format="onnx")
+    export(folder / "factored", folder / "m.gguf", requested("gguf"))
+    export(folder / "dense", folder / "d.gguf", requested("gguf", "f32"))
+    export(folder / "factored", folder / "onnx", requested("onnx"))
     (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
     return folder
 

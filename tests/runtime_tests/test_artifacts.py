@@ -9,6 +9,7 @@ import pytest
 
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.runtime_tests.artifacts import describe
 
 
@@ -27,7 +28,7 @@ def test_gguf(tiny: ModuleType, tmp_path: Path, save: str, quantisation: str) ->
     from lowrank_export.exporters.gguf.writer import export_gguf
 
     getattr(tiny, save)(tmp_path / "m", "qwen2", tied=False)
-    made = export_gguf(tmp_path / "m", tmp_path / "m.gguf", quantisation=quantisation, progress=SilentProgress())
+    made = export_gguf(tmp_path / "m", tmp_path / "m.gguf", Quantisation(quantisation), progress=SilentProgress())
     assert describe(made.path) == made
 
 

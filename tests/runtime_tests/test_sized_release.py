@@ -12,7 +12,8 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.core.recipe import make_recipe
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.storage.byte_size import MemoryLimits
-from lowrank_export.runtime_tests.exporting import export
+from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.sized_release import SIZE_FILE, Settled, settle
 
 QUICK = {"windows": 4, "window_length": 32, "held_out": 1, "gradient_windows": 2}
@@ -27,7 +28,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Path:
 
 def test_the_closer_file_is_shipped(dense: Path, tmp_path: Path) -> None:
     coarse, fine = (
-        export(dense, tmp_path / f"{type}.gguf", format="gguf", quantisation=type, embedding_type=type)
+        export(dense, tmp_path / f"{type}.gguf", requested("gguf", type, embedding_type=type))
         for type in ("q4_0", "q8_0")
     )
     recipe = make_recipe({"model": str(dense), **QUICK, "max_bytes": 10**6}, "test")

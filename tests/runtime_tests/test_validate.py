@@ -14,6 +14,7 @@ import torch
 
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.llamacpp.runtime import find_runtime
 from lowrank_export.runtime_tests import validate as module
 from lowrank_export.runtime_tests.backends.formats import TORCH
@@ -206,7 +207,13 @@ def test_gguf_in_llama_cpp(models: Path, windows: Windows, tmp_path: Path) -> No
     from lowrank_export.exporters.gguf.writer import export_gguf
 
     artifacts = [
-        export_gguf(models / "factored", tmp_path / f"{kind}.gguf", quantisation=kind, progress=SilentProgress())
+        export_gguf(
+            models / "factored",
+            tmp_path / f"{kind}.gguf",
+            Quantisation(kind),
+            Quantisation("f16"),
+            progress=SilentProgress(),
+        )
         for kind in ("f32", "f16", "q8_0")
     ]
     dense = models / "dense"
@@ -222,11 +229,13 @@ def test_gguf_in_llama_cpp(models: Path, windows: Windows, tmp_path: Path) -> No
 @pytest.mark.skipif(find_runtime() is None, reason="the llama.cpp runtime is not built")
 def test_adapter_with_its_base(models: Path, windows: Windows, tmp_path: Path) -> None:
     """With residuals the pair is held to the dense model, without to the factored one; both files count."""
-    from lowrank_export.runtime_tests.exporting import export
+    from lowrank_export.exporters.export import export
+    from lowrank_export.exporters.registry import requested
 
-    common: dict[str, Any] = {"format": "gguf", "layout": "adapter", "quantisation": "q8_0"}
-    zero = export(models / "factored", tmp_path / "zero.gguf", **common)
-    whole = export(models / "factored", tmp_path / "whole.gguf", **common, dense=str(models / "dense"), residual="q5_1")
+    asked = requested("gguf", "q8_0", layout="adapter")
+    zero = export(models / "factored", tmp_path / "zero.gguf", asked)
+    asked = requested("gguf", "q8_0", layout="adapter", dense=str(models / "dense"), residual="q5_1")
+    whole = export(models / "factored", tmp_path / "whole.gguf", asked)
     for artifact, reference, type in ((zero, "factored", "q8_0"), (whole, "dense", "q5_1")):
         report = validate([artifact.path], reference=models / reference, windows=windows, settings=QUICK)
         row = report.rows[-1]

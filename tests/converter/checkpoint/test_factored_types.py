@@ -19,6 +19,7 @@ from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.families.table import FAMILIES
 from lowrank_export.converter.model.loading import load
 from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 
 TOKENS = torch.arange(1, 20)[None]
 AUTO = """
@@ -93,7 +94,7 @@ def test_a_folder_of_before(factored: Path, tmp_path: Path) -> None:
     assert config(folder)["model_type"] == "llama"
     torch.testing.assert_close(logits(load(folder)), logits(load(factored)), rtol=0, atol=0)
     for source in (factored, folder):
-        export(source, tmp_path / f"{source.parent.name}.gguf", format="gguf", quantisation="f32")
+        export(source, tmp_path / f"{source.parent.name}.gguf", requested("gguf", "f32"))
     one, other = (tmp_path / f"{source.parent.name}.gguf" for source in (factored, folder))
     assert one.read_bytes() == other.read_bytes()
 

@@ -16,6 +16,7 @@ from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.families.table import FAMILIES
 from lowrank_export.converter.model.loading import load
 from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 
 Rename = Callable[[str], str]
 RENAMES: dict[str, Rename] = {
@@ -60,7 +61,7 @@ def test_the_model_is_the_same(kind: str, tiny: ModuleType, tmp_path: Path) -> N
     """Torch, and a GGUF file byte for byte, whatever the names begin with."""
     folder = tmp_path / "m"
     model = tiny.save_dense(folder, "llama", blocks=1, tied=False)
-    export(folder, tmp_path / "plain.gguf", format="gguf", quantisation="q8_0")
+    export(folder, tmp_path / "plain.gguf", requested("gguf", "q8_0"))
     tensors = load_file(folder / "model.safetensors")
     stored = {RENAMES[kind](name): tensor for name, tensor in tensors.items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
@@ -70,5 +71,5 @@ def test_the_model_is_the_same(kind: str, tiny: ModuleType, tmp_path: Path) -> N
     tokens = torch.arange(1, 9)[None]
     with torch.no_grad():
         np.testing.assert_array_equal(load(folder)(tokens).logits, model(tokens).logits)
-    export(folder, tmp_path / "renamed.gguf", format="gguf", quantisation="q8_0")
+    export(folder, tmp_path / "renamed.gguf", requested("gguf", "q8_0"))
     assert (tmp_path / "renamed.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()

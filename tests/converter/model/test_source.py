@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model import source
 from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.model.source import Source, open_source
+from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.gguf.writer import export_gguf
 
 SILENT = SilentProgress()
@@ -60,7 +62,7 @@ def test_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("cannot reach the hub\nmany\nmore lines")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(InputError, match=r"^owner/name: no such folder here.*\(cannot reach the hub\)$"):
+    with pytest.raises(InputError, match=r"^--model owner/name: no such folder here.*\(cannot reach the hub\)$"):
         opened("owner/name")
 
 
@@ -109,7 +111,7 @@ def test_fingerprint_follows_weights_and_config(tiny: ModuleType, tmp_path: Path
 def test_gguf_gives_the_same_logits(tiny: ModuleType, tmp_path: Path, cache: Path, family: str, tied: bool) -> None:
     tiny.save_factored(tmp_path / "m", family, rank=16, tied=tied)
     gguf = tmp_path / "tiny.gguf"
-    export_gguf(tmp_path / "m", gguf, quantisation="f32", layout="dense", progress=SILENT)
+    export_gguf(tmp_path / "m", gguf, Quantisation("f32"), layout="dense", progress=SILENT)
     found = opened(gguf)
     assert found.path.is_relative_to(cache) and found.family.model_type == family
     with torch.no_grad():
@@ -125,13 +127,13 @@ def test_gguf_is_converted_once_and_again_when_it_changes(
 ) -> None:
     gguf, converted = tmp_path / "m.gguf", []
 
-    def convert(path: Path, out: Path) -> None:
+    def convert(path: Path, out: Path, named: Path) -> None:
         converted.append(path)
         tiny.save_dense(out, "llama")
 
     monkeypatch.setattr(source, "_convert_gguf", convert)
-    for content in (b"GGUF one", b"GGUF one", b"GGUF two"):
-        gguf.write_bytes(content)
+    for content in (b"one", b"one", b"two"):
+        gguf.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + content)
         opened(gguf)
     assert len(converted) == 2
     assert len(list((cache / "models").iterdir())) == 2
@@ -151,7 +153,7 @@ def test_not_a_gguf(tmp_path: Path, cache: Path, content: bytes, message: str) -
 
 def test_factored_gguf_is_refused(tiny: ModuleType, tmp_path: Path, cache: Path) -> None:
     tiny.save_factored(tmp_path / "m", "llama", rank=8)
-    export_gguf(tmp_path / "m", tmp_path / "m.gguf", quantisation="f32", progress=SILENT)
+    export_gguf(tmp_path / "m", tmp_path / "m.gguf", Quantisation("f32"), progress=SILENT)
     with pytest.raises(InputError, match=r"m\.gguf: is factored already; start from the dense model"):
         opened(tmp_path / "m.gguf")
     assert not list(cache.glob("models/*"))

@@ -21,6 +21,7 @@ from lowrank_export.converter.families.table import family_to_load
 from lowrank_export.converter.model.config_check import check_config
 from lowrank_export.converter.model.loading import load
 from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 
 Tensors = dict[str, Tensor]
 TOKENS = torch.arange(1, 20)[None]
@@ -115,7 +116,7 @@ def test_refused_everywhere(kind: str, tiny: ModuleType, tmp_path: Path) -> None
         checked(folder)
     for format in ("gguf", "onnx"):
         with pytest.raises(InputError, match=needle):
-            export(folder, tmp_path / "out", format=format)
+            export(folder, tmp_path / "out", requested(format))
         assert not (tmp_path / "out").exists()
 
 
@@ -137,7 +138,7 @@ def test_biases_that_config_promises(tiny: ModuleType, tmp_path: Path) -> None:
 def test_derived_tensors_and_zero_biases_are_left_out(tiny: ModuleType, tmp_path: Path) -> None:
     """They change no file."""
     tiny.save_dense(tmp_path / "m", "llama", tied=False)
-    export(tmp_path / "m", tmp_path / "plain.gguf", format="gguf", quantisation="f32")
+    export(tmp_path / "m", tmp_path / "plain.gguf", requested("gguf", "f32"))
     more = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
         "model.rotary_emb.inv_freq": torch.ones(8),
@@ -145,7 +146,7 @@ def test_derived_tensors_and_zero_biases_are_left_out(tiny: ModuleType, tmp_path
     }
     rewrite(tmp_path / "m", lambda tensors: tensors.update(more))
     assert checked(tmp_path / "m") == set(more)
-    export(tmp_path / "m", tmp_path / "more.gguf", format="gguf", quantisation="f32")
+    export(tmp_path / "m", tmp_path / "more.gguf", requested("gguf", "f32"))
     assert (tmp_path / "more.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
 
 
@@ -173,19 +174,19 @@ def test_another_head_than_the_embedding_unties(tiny: ModuleType, tmp_path: Path
     assert CheckpointReader(tmp_path / "m").config["tie_word_embeddings"] is False
     with torch.no_grad():
         np.testing.assert_array_equal(load(tmp_path / "m")(TOKENS).logits, model(TOKENS).logits)
-    export(tmp_path / "m", tmp_path / "m.gguf", format="gguf", quantisation="f32")
+    export(tmp_path / "m", tmp_path / "m.gguf", requested("gguf", "f32"))
     assert outputs(tmp_path / "m.gguf") == {"token_embd.weight", "output.weight"}
-    export(tmp_path / "m", tmp_path / "onnx", format="onnx", quantisation="fp32")  # checks itself against torch
+    export(tmp_path / "m", tmp_path / "onnx", requested("onnx", "fp32"))  # checks itself against torch
 
 
 @pytest.mark.parametrize("type", [torch.float32, torch.float64])
 def test_the_embedding_again_is_tied(type: torch.dtype, tiny: ModuleType, tmp_path: Path) -> None:
     tiny.save_dense(tmp_path / "m", "llama")
-    export(tmp_path / "m", tmp_path / "tied.gguf", format="gguf", quantisation="f32")
+    export(tmp_path / "m", tmp_path / "tied.gguf", requested("gguf", "f32"))
     rewrite(
         tmp_path / "m",
         lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].to(type, copy=True)}),
     )
     assert CheckpointReader(tmp_path / "m").config["tie_word_embeddings"] is True
-    export(tmp_path / "m", tmp_path / "again.gguf", format="gguf", quantisation="f32")
+    export(tmp_path / "m", tmp_path / "again.gguf", requested("gguf", "f32"))
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "tied.gguf").read_bytes()

@@ -19,7 +19,7 @@ from lowrank_export.exporters.budget.costs import read_costs
 from lowrank_export.exporters.budget.gguf_format import GgufFormat
 from lowrank_export.exporters.budget.gguf_size import GgufSize
 from lowrank_export.exporters.budget.sized import Sized, gguf_candidates, sized
-from lowrank_export.exporters.gguf.mixes import CHOSEN
+from lowrank_export.exporters.gguf.mixes import CHOSEN, Quantisation
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.writer import export_gguf
 
@@ -66,9 +66,8 @@ def test_the_file_has_the_bytes_that_were_promised(dense: Path, statistics: Path
         made = export_gguf(
             tmp_path / "ckpt",
             tmp_path / name,
-            quantisation=CHOSEN,
+            Quantisation(CHOSEN),
             rounding=Rounding("aware"),
-            library=lambda: ggml,
             progress=SilentProgress(),
         )
         files.append(made.path.read_bytes())

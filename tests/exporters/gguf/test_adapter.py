@@ -20,6 +20,7 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.adapter import adapter_path, export_adapter, find_adapter
+from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.runtime_tests.artifacts import describe
 
@@ -34,9 +35,11 @@ def folders(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def export(folders: Path, out: Path, *, dense: bool = True, **options: Any) -> Any:
+def export(folders: Path, out: Path, quantisation: str = "q8_0", *, dense: bool = True, **options: Any) -> Any:
     model = open_source(str(folders / "dense"), SilentProgress()) if dense else None
-    return export_adapter(folders / "factored", out, dense=model, **{"progress": SilentProgress(), **options})
+    return export_adapter(
+        folders / "factored", out, Quantisation(quantisation), dense=model, **{"progress": SilentProgress(), **options}
+    )
 
 
 def values(path: Path) -> dict[str, np.ndarray]:
@@ -80,7 +83,7 @@ def test_without_residual_the_base_is_zero_and_small(folders: Path, tmp_path: Pa
 
 def test_wide_rows_of_zeros_take_a_bit_and_an_eighth(tiny: ModuleType, tmp_path: Path) -> None:
     tiny.save_factored(tmp_path / "m", "qwen2", rank=32, hidden_size=128, head_dim=32)
-    made = export_adapter(tmp_path / "m", tmp_path / "m.gguf", progress=SilentProgress())
+    made = export_adapter(tmp_path / "m", tmp_path / "m.gguf", Quantisation("q8_0"), progress=SilentProgress())
     record = next(tensor for tensor in made.tensors if tensor.name == "blk.0.attn_q.weight")
     assert (record.type, record.bytes) == ("q1_0", 128 * 128 * 9 // 64)
 
@@ -99,7 +102,7 @@ def test_metadata(folders: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("residual", ["zero", "q4_0", "q3_k"])
 def test_described_as_it_was_made(folders: Path, tmp_path: Path, ggml: Path, residual: str, quantisation: str) -> None:
     """Both files count; fallbacks of residuals (rows of 64 in 256-wide blocks) and of factors are named."""
-    made = export(folders, tmp_path / "m.gguf", residual=residual, quantisation=quantisation, library=lambda: ggml)
+    made = export(folders, tmp_path / "m.gguf", residual=residual, quantisation=quantisation)
     assert describe(made.path) == made
     assert made.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     wanted = {t.wanted for t in made.tensors if t.name == "blk.0.attn_q.weight"}
@@ -159,7 +162,7 @@ def test_neither_file_is_overwritten(folders: Path, tmp_path: Path, name: str) -
 def test_pivot_rows_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
     tiny.save_factored(tmp_path / "m", "llama", rank=20, layout="pivot")
     with pytest.raises(InputError, match="layout pivot; an adapter holds two factors"):
-        export_adapter(tmp_path / "m", tmp_path / "m.gguf", progress=SilentProgress())
+        export_adapter(tmp_path / "m", tmp_path / "m.gguf", Quantisation("q8_0"), progress=SilentProgress())
 
 
 def test_another_model_is_refused(folders: Path, tiny: ModuleType, tmp_path: Path) -> None:
@@ -167,11 +170,15 @@ def test_another_model_is_refused(folders: Path, tiny: ModuleType, tmp_path: Pat
     (tmp_path / "factored" / "calibration.json").write_text(json.dumps({"source_sha256": "0" * 64}))
     source = open_source(str(folders / "dense"), SilentProgress())
     with pytest.raises(InputError, match="not the model that"):
-        export_adapter(tmp_path / "factored", tmp_path / "m.gguf", dense=source, progress=SilentProgress())
+        export_adapter(
+            tmp_path / "factored", tmp_path / "m.gguf", Quantisation("q8_0"), dense=source, progress=SilentProgress()
+        )
     tiny.save_dense(tmp_path / "wider", "llama", tied=False, intermediate_size=192)
     source = open_source(str(tmp_path / "wider"), SilentProgress())
     with pytest.raises(InputError, match=r"has shape \(192, 64\), not \(160, 64\)|has shape \(64, 192\)"):
-        export_adapter(folders / "factored", tmp_path / "m.gguf", dense=source, progress=SilentProgress())
+        export_adapter(
+            folders / "factored", tmp_path / "m.gguf", Quantisation("q8_0"), dense=source, progress=SilentProgress()
+        )
 
 
 def test_factors_are_those_of_the_checkpoint(folders: Path, tmp_path: Path) -> None:

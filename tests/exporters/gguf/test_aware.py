@@ -24,7 +24,7 @@ from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.gguf import aware
 from lowrank_export.exporters.gguf.aware import rounder
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode
-from lowrank_export.exporters.gguf.mixes import exported_as
+from lowrank_export.exporters.gguf.mixes import Quantisation, exported_as
 from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.exporters.gguf.rounding import round_nearest
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
@@ -130,9 +130,8 @@ def checkpoint(tiny: ModuleType, tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def export(checkpoint: Path, out: Path, ggml: Path, how: str, **options: Any) -> Path:
-    given = {"quantisation": "q4_0", "rounding": Rounding(how), "library": lambda: ggml, "progress": SilentProgress()}
-    return export_gguf(checkpoint, out, **{**given, **options}).path
+def export(checkpoint: Path, out: Path, how: str, type: str = "q4_0") -> Path:
+    return export_gguf(checkpoint, out, Quantisation(type), rounding=Rounding(how), progress=SilentProgress()).path
 
 
 def divergence(checkpoint: Path, file: Path, windows: np.ndarray) -> float:
@@ -155,10 +154,10 @@ def divergence(checkpoint: Path, file: Path, windows: np.ndarray) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def test_a_whole_file(checkpoint: Path, tmp_path: Path, ggml: Path) -> None:
+def test_a_whole_file(checkpoint: Path, tmp_path: Path) -> None:
     from lowrank_export.converter.storage.gguf_header import read_header
 
-    files = {how: export(checkpoint, tmp_path / f"{how}.gguf", ggml, how) for how in ("plain", "aware")}
+    files = {how: export(checkpoint, tmp_path / f"{how}.gguf", how) for how in ("plain", "aware")}
     windows = calibrate(
         str(tmp_path / "notes.txt"), load_tokenizer(checkpoint), windows=6, length=64, held_out=0, seed=5
     ).windows
@@ -170,22 +169,18 @@ def test_a_whole_file(checkpoint: Path, tmp_path: Path, ggml: Path) -> None:
     assert not list(tmp_path.glob(".*"))  # no folder of encoded rows is left
 
 
-def test_types_without_blocks_run_nothing(
-    checkpoint: Path, tmp_path: Path, ggml: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_types_without_blocks_run_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aware, "round_linears", lambda *_: pytest.fail("ran"))
-    found = export(checkpoint, tmp_path / "aware.gguf", ggml, "aware", quantisation="f16")
-    plain = export(checkpoint, tmp_path / "plain.gguf", ggml, "plain", quantisation="f16")
+    found = export(checkpoint, tmp_path / "aware.gguf", "aware", "f16")
+    plain = export(checkpoint, tmp_path / "plain.gguf", "plain", "f16")
     for ours, theirs in zip(GGUFReader(found).tensors, GGUFReader(plain).tensors, strict=True):
         np.testing.assert_array_equal(ours.data, theirs.data)
 
 
-def test_what_aware_rounding_needs(checkpoint: Path, tmp_path: Path, ggml: Path) -> None:
-    with pytest.raises(UsageError, match=r"llama.cpp's library, which this export was not given"):
-        export(checkpoint, tmp_path / "m.gguf", ggml, "aware", library=None)
+def test_what_aware_rounding_needs(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "calibration.json").unlink()
     with pytest.raises(UsageError, match="records no calibration text"):
-        export(checkpoint, tmp_path / "m.gguf", ggml, "aware")
+        export(checkpoint, tmp_path / "m.gguf", "aware")
     assert not (tmp_path / "m.gguf").exists()
 
 

@@ -16,6 +16,7 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.adapter import adapter_path, export_adapter
 from lowrank_export.exporters.gguf.consistency import check_consistency
+from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.artifacts import describe
 
@@ -60,10 +61,35 @@ def files(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     tiny.save_factored(folder / "factored", "llama", rank=20)
     tiny.save_factored(folder / "pivoted", "llama", rank=20, layout="pivot")
     made = {
-        "native": export_gguf(folder / "factored", folder / "native.gguf", progress=SilentProgress()),
-        "dense": export_gguf(folder / "factored", folder / "dense.gguf", layout="dense", progress=SilentProgress()),
-        "pivot": export_gguf(folder / "pivoted", folder / "pivot.gguf", progress=SilentProgress()),
-        "base": export_adapter(folder / "factored", folder / "base.gguf", progress=SilentProgress()),
+        "native": export_gguf(
+            folder / "factored",
+            folder / "native.gguf",
+            Quantisation("f16"),
+            Quantisation("f16"),
+            progress=SilentProgress(),
+        ),
+        "dense": export_gguf(
+            folder / "factored",
+            folder / "dense.gguf",
+            Quantisation("f16"),
+            Quantisation("f16"),
+            layout="dense",
+            progress=SilentProgress(),
+        ),
+        "pivot": export_gguf(
+            folder / "pivoted",
+            folder / "pivot.gguf",
+            Quantisation("f16"),
+            Quantisation("f16"),
+            progress=SilentProgress(),
+        ),
+        "base": export_adapter(
+            folder / "factored",
+            folder / "base.gguf",
+            Quantisation("q8_0"),
+            Quantisation("q8_0"),
+            progress=SilentProgress(),
+        ),
     }
     found = {name: artifact.path for name, artifact in made.items()}
     return {**found, "adapter": adapter_path(found["base"])}

@@ -26,6 +26,7 @@ from lowrank_export.exporters.gguf import writer
 from lowrank_export.exporters.gguf.mixes import MIXES, Quantisation, predict_bytes
 from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.exporters.gguf.writer import export_gguf, verify_file
+from lowrank_export.exporters.llamacpp import runtime
 
 
 class Notes(SilentProgress):
@@ -36,8 +37,9 @@ class Notes(SilentProgress):
         self.lines.append(message)
 
 
-def export(source: Path, out: Path, **options: Any) -> Any:
-    return export_gguf(source, out, **{"progress": SilentProgress(), **options})
+def export(source: Path, out: Path, quantisation: str = "f16", **options: Any) -> Any:
+    types = {name: options.pop(name) for name in ("embedding", "head") if name in options}
+    return export_gguf(source, out, Quantisation(quantisation, **types), **{"progress": SilentProgress(), **options})
 
 
 def values(path: Path) -> dict[str, np.ndarray]:
@@ -154,7 +156,7 @@ def test_record_prediction_and_file_agree(
     request: pytest.FixtureRequest, tmp_path: Path, ggml: Path, quantisation: str, layout: str
 ) -> None:
     source = request.getfixturevalue(layout)  # whose rows are too short for a type that wants an importance
-    artifact = export(source, tmp_path / "m.gguf", quantisation=quantisation, library=lambda: ggml)
+    artifact = export(source, tmp_path / "m.gguf", quantisation=quantisation)
     reader = GGUFReader(artifact.path)
     stored = {tensor.name: (tensor.tensor_type.name.lower(), tensor.n_bytes) for tensor in reader.tensors}
     assert stored == {tensor.name: (tensor.type, tensor.bytes) for tensor in artifact.tensors}
@@ -182,20 +184,24 @@ def test_pivot_rows_in_few_bits_are_warned_of(pivot: Path, tmp_path: Path) -> No
 
 
 def test_embedding_and_head_types(dense: Path, factored: Path, tmp_path: Path) -> None:
-    options = {"quantisation": "f16", "embedding_type": "q8_0", "head_type": "q5_0"}
+    options = {"quantisation": "f16", "embedding": "q8_0", "head": "q5_0"}
     types = {tensor.name: tensor.type for tensor in export(dense, tmp_path / "m.gguf", **options).tensors}
     assert (types["token_embd.weight"], types["output.weight"]) == ("q8_0", "q5_0")
     assert types["blk.0.attn_q.weight"] == "f16"
     with pytest.raises(UsageError, match="one type, not q8_0 and q5_0"):
         export(factored, tmp_path / "tied.gguf", **options)
     with pytest.raises(UsageError, match="unknown GGUF type 'q8'"):
-        export(factored, tmp_path / "tied.gguf", head_type="q8")
+        export(factored, tmp_path / "tied.gguf", head="q8")
     assert not (tmp_path / "tied.gguf").exists()
 
 
-def test_type_without_its_encoder(dense: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="iq4_nl is encoded by llama"):
-        export(dense, tmp_path / "m.gguf", quantisation="iq4_nl", head_type="q8_0")
+def test_type_without_its_encoder(dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_progress: SilentProgress) -> Path:
+        raise ResourceError("no compiler")
+
+    monkeypatch.setattr(runtime, "ggml_library", missing)
+    with pytest.raises(ResourceError, match="no compiler"):
+        export(dense, tmp_path / "m.gguf", quantisation="iq4_nl", head="q8_0")
     assert list(tmp_path.iterdir()) == []
 
 

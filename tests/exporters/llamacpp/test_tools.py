@@ -14,13 +14,14 @@ import pytest
 from lowrank_export.converter.core.errors import ResourceError, UsageError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.exporters.llamacpp import runtime, source, tools
 from lowrank_export.exporters.llamacpp.ladder import Built, Rung
 from lowrank_export.exporters.llamacpp.processor import this_processor
 from lowrank_export.exporters.llamacpp.proof import Proof
 from lowrank_export.exporters.llamacpp.record import write_record
-from lowrank_export.runtime_tests.exporting import export
+from lowrank_export.exporters.registry import requested
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_key_value_heads": 4}
 
@@ -134,7 +135,7 @@ def built() -> Path:
 def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tools")
     tiny.save_factored(folder / "model", "llama", rank=64, **WIDE)
-    return export(folder / "model", folder / "m.gguf", format="gguf", quantisation="f32").path
+    return export(folder / "model", folder / "m.gguf", requested("gguf", "f32")).path
 
 
 def call(tool: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -152,7 +153,7 @@ def test_bench_times_a_factored_file(built: Path, factored: Path) -> None:
 def test_perplexity_of_a_factored_file(built: Path, factored: Path, tiny: ModuleType, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(tiny.TEXT)
-    dense = export(factored.parent / "model", tmp_path / "d.gguf", format="gguf", quantisation="f32", layout="dense")
+    dense = export(factored.parent / "model", tmp_path / "d.gguf", requested("gguf", "f32", layout="dense"))
     found = []
     for path in (factored, dense.path):
         for _ in range(3):  # its figures go through a logging thread that loses lines on a busy machine
@@ -169,7 +170,7 @@ def test_options_give_factors_the_types_of_this_projects_mix(built: Path, factor
     """The options that docs/gguf.md names: without them a mix gives most factors its base type."""
     options = ["--tensor-type", "attn.*lowrank=q6_k", "--tensor-type", "ffn_down.*lowrank=q6_k"]
     call("llama-quantize", *options, factored, tmp_path / "q.gguf", "Q4_K_M", 1)
-    made = export(factored.parent / "model", tmp_path / "o.gguf", format="gguf", quantisation="q4_k_m")
+    made = export(factored.parent / "model", tmp_path / "o.gguf", requested("gguf", "q4_k_m"))
     found = {tensor.name: tensor.type for tensor in read_header(tmp_path / "q.gguf").tensors}
     assert found == {tensor.name: tensor.type for tensor in made.tensors}
 

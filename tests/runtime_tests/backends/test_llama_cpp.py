@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowrank_export.converter.core.errors import InputError
-from lowrank_export.converter.core.progress import SilentProgress
-from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -35,8 +35,8 @@ def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def gguf(source: Path, out: Path, **options: Any) -> Path:
-    return export_gguf(source, out, progress=SilentProgress(), **options).path
+def gguf(source: Path, out: Path, quantisation: str = "f16", **options: Any) -> Path:
+    return export(source, out, requested("gguf", quantisation, **options)).path
 
 
 def logits_of(path: Path, tokens: np.ndarray = TOKENS, **options: Any) -> np.ndarray:

@@ -14,11 +14,12 @@ import torch
 
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
-from lowrank_export.exporters.gguf.mixes import MIXES
+from lowrank_export.exporters.export import export
+from lowrank_export.exporters.gguf.mixes import MIXES, Quantisation
 from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
-from lowrank_export.runtime_tests.exporting import export
 
 TOKENS = np.random.default_rng(0).integers(0, 320, 48).astype(np.int32)
 Q8_0, Q4_K_M = 7, 15
@@ -35,7 +36,7 @@ def layout(request: pytest.FixtureRequest) -> str:
 def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, layout: str) -> Path:
     folder = tmp_path_factory.mktemp("features")
     tiny.save_factored(folder / "model", "qwen2", rank=None if layout == "two-factor" else 31, layout=layout)
-    return export_gguf(folder / "model", folder / "m.gguf", quantisation="f32", progress=SilentProgress()).path
+    return export_gguf(folder / "model", folder / "m.gguf", Quantisation("f32"), progress=SilentProgress()).path
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def wide(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, layout: str
     sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_key_value_heads": 4, "blocks": 4}
     rank = 256 if layout == "two-factor" else 128
     tiny.save_factored(folder / "model", "llama", rank=rank, layout=layout, **sizes)
-    export(folder / "model", folder / "f32.gguf", format="gguf", quantisation="f32")
+    export(folder / "model", folder / "f32.gguf", requested("gguf", "f32"))
     return folder
 
 
@@ -139,7 +140,7 @@ def test_types_that_the_own_quantiser_gives(
     assert found.keys() == before.keys()
     assert all(found[tensor] == "i32" for tensor in before if tensor.endswith("lowrank_perm"))
     if name in PLAIN:
-        made = export(wide / "model", tmp_path / "o.gguf", format="gguf", quantisation=name)
+        made = export(wide / "model", tmp_path / "o.gguf", requested("gguf", name))
         assert found == {tensor.name: tensor.type for tensor in made.tensors}
         return
     base = MIXES[name].base

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from lowrank_export.converter.core.errors import InputError
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.adapter import adapter_path
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.exporters.gguf.types import TYPES
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
-from lowrank_export.runtime_tests.exporting import export
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_key_value_heads": 4}
 VOCABULARY, LENGTHS = 320, (1, 9, 48)
@@ -63,8 +64,8 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: 
     return folder, torch_rows(dense), torch_rows(factored)
 
 
-def make(folder: Path, out: Path, **options: Any) -> Path:
-    return export(folder / "factored", out, format="gguf", **options).path
+def make(folder: Path, out: Path, quantisation: str = "q8_0", **options: Any) -> Path:
+    return export(folder / "factored", out, requested("gguf", quantisation, **options)).path
 
 
 def test_dense_layout_in_every_type(stock: ModuleType, models: Any, tmp_path: Path) -> None:

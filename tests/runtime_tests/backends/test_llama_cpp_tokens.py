@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
 
 
 def same_tokens(source: Path, out: Path, tokeniser: Any) -> None:
-    backend = LlamaCppBackend(export_gguf(source, out, progress=SilentProgress()).path, n_ctx=64)
+    backend = LlamaCppBackend(export_gguf(source, out, Quantisation("f16"), progress=SilentProgress()).path, n_ctx=64)
     for text in TEXTS:
         assert backend.tokenise(text) == tokeniser(text, add_special_tokens=False).input_ids, text
     backend.close()

@@ -13,15 +13,16 @@ import torch
 from gguf import GGUFReader
 
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.imatrix import read_imatrix
 from lowrank_export.exporters.gguf.importance import export_imatrix
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.exporters.llamacpp.runtime import import_llama_cpp
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.artifacts import describe
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
-from lowrank_export.runtime_tests.exporting import export
 
 # 256-wide rows throughout, which every type fits
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_key_value_heads": 4}
@@ -100,8 +101,8 @@ def measured_importance(tiny: ModuleType, checkpoint: Path) -> None:
 def test_logits_of_every_type(model: Any, tmp_path: Path, quantisation: str) -> None:
     layout, checkpoint, reference = model
     wants = TYPES[MIXES[quantisation].base].importance
-    rounding = Rounding(imatrix=checkpoint / IMATRIX) if wants else None
-    made = export(checkpoint, tmp_path / "m.gguf", format="gguf", quantisation=quantisation, rounding=rounding)
+    rounding = Rounding(imatrix=checkpoint / IMATRIX) if wants else Rounding()
+    made = export(checkpoint, tmp_path / "m.gguf", requested("gguf", quantisation, rounding=rounding))
     assert describe(made.path) == made
     base = {tensor.type for tensor in made.tensors if ".ffn_up." in tensor.name and tensor.name.endswith("weight")}
     if layout != "pivot":  # whose C has rows of 128
@@ -112,7 +113,7 @@ def test_logits_of_every_type(model: Any, tmp_path: Path, quantisation: str) -> 
 @pytest.mark.parametrize("quantisation", ["q4_k_m", "iq4_xs", "q2_k"])
 def test_rows_that_do_not_fit_run_in_their_fallback(tiny: ModuleType, tmp_path: Path, quantisation: str) -> None:
     built = tiny.save_factored(tmp_path / "model", "llama", rank=32)
-    made = export(tmp_path / "model", tmp_path / "m.gguf", format="gguf", quantisation=quantisation)
+    made = export(tmp_path / "model", tmp_path / "m.gguf", requested("gguf", quantisation))
     stands_in = {"q4_k_m": {"q5_0", "q8_0"}, "iq4_xs": {"iq4_nl", "q8_0"}, "q2_k": {"iq4_nl", "q8_0"}}[quantisation]
     assert {tensor.type for tensor in made.tensors} == {*stands_in, "f32"}
     assert divergence(torch_logits(built), made.path) < 0.1
@@ -123,7 +124,7 @@ def test_aware_files_run(model: Any, tmp_path: Path, quantisation: str) -> None:
     """Random models have little for it to win on; that it wins is shown in test_aware.py."""
     layout, checkpoint, reference = model
     rounding = Rounding("aware", calibration=str(checkpoint / "notes.txt"))
-    made = export(checkpoint, tmp_path / "m.gguf", format="gguf", quantisation=quantisation, rounding=rounding)
+    made = export(checkpoint, tmp_path / "m.gguf", requested("gguf", quantisation, rounding=rounding))
     assert describe(made.path) == made
     assert divergence(reference, made.path) < 2 * LIMITS[quantisation] * (4 if layout == "pivot" else 1)
 
@@ -148,9 +149,9 @@ def test_dense_files_have_the_types_of_llama_cpp(tiny: ModuleType, tmp_path: Pat
     """Tensor for tensor, and byte for byte."""
     sizes = {"hidden_size": 256, "intermediate_size": 320, "head_dim": 64}
     tiny.save_dense(tmp_path / "model", "llama", tied=tied, blocks=17, **sizes)
-    source = export(tmp_path / "model", tmp_path / "f32.gguf", format="gguf", quantisation="f32").path
+    source = export(tmp_path / "model", tmp_path / "f32.gguf", requested("gguf", "f32")).path
     for quantisation in ("q4_k_m", "q5_k_m", "q4_k_s", "q3_k_m", "q4_0", "q5_1", "q6_k"):
-        made = export(tmp_path / "model", tmp_path / f"{quantisation}.gguf", format="gguf", quantisation=quantisation)
+        made = export(tmp_path / "model", tmp_path / f"{quantisation}.gguf", requested("gguf", quantisation))
         quantised_by_llama_cpp(source, tmp_path / "theirs.gguf", MIXES[quantisation].file_type)
         ours, theirs = ({t.name: t for t in GGUFReader(path).tensors} for path in (made.path, tmp_path / "theirs.gguf"))
         types = {name: (tensor.tensor_type.name, theirs[name].tensor_type.name) for name, tensor in ours.items()}
@@ -165,15 +166,14 @@ def llama(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     tiny.save_dense(folder, "llama", **WIDE)
     measured_importance(tiny, folder)
-    export(folder, folder / "f32.gguf", format="gguf", quantisation="f32")
+    export(folder, folder / "f32.gguf", requested("gguf", "f32"))
     return folder
 
 
 @pytest.mark.parametrize("quantisation", ["q4_0", "q5_1", "iq4_nl", "q4_k", "q6_k", "iq3_s"])
 def test_an_importance_matrix_gives_the_bytes_of_llama_cpp(llama: Path, tmp_path: Path, quantisation: str) -> None:
     imatrix = llama / IMATRIX
-    given = {"format": "gguf", "quantisation": quantisation, "rounding": Rounding(imatrix=imatrix)}
-    made = export(llama, tmp_path / "ours.gguf", **given)
+    made = export(llama, tmp_path / "ours.gguf", requested("gguf", quantisation, rounding=Rounding(imatrix=imatrix)))
     file_type = MIXES[quantisation].file_type
     quantised_by_llama_cpp(llama / "f32.gguf", tmp_path / "theirs.gguf", file_type, read_imatrix(imatrix))
     ours, theirs = ({t.name: t for t in GGUFReader(path).tensors} for path in (made.path, tmp_path / "theirs.gguf"))

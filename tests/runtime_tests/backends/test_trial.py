@@ -11,6 +11,7 @@ import pytest
 
 from lowrank_export.converter.core.errors import InputError, ResourceError
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.exporters.llamacpp import proof, runtime
 from lowrank_export.runtime_tests import child
@@ -39,7 +40,11 @@ llama_cpp.llama_model_load_from_file = dying
 def model(tiny: ModuleType, tmp_path: Path) -> Path:
     tiny.save_dense(tmp_path / "dense", "llama")
     return export_gguf(
-        tmp_path / "dense", tmp_path / "mine-f32.gguf", quantisation="f32", progress=SilentProgress()
+        tmp_path / "dense",
+        tmp_path / "mine-f32.gguf",
+        Quantisation("f32"),
+        Quantisation("f16"),
+        progress=SilentProgress(),
     ).path
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from lowrank_export.converter.core.errors import InputError, UsageError
+from lowrank_export.exporters.registry import TARGETS
+from lowrank_export.exporters.target import ExportTarget
 from lowrank_export.runtime_tests.gates.gate_file import (
     OTHER_PARITY,
-    PARITY_DEFAULTS,
     QUALITY_DEFAULTS,
     GateSettings,
     gates_of,
@@ -98,7 +99,14 @@ def test_gate(value: float, at_least: bool, passed: bool) -> None:
 def test_documented_limits(format: str, quantisation: str, kld: float) -> None:
     assert parity_defaults(format, quantisation)["parity.mean_kld"] == kld
     assert parity_defaults("gguf", "iq1_s") == OTHER_PARITY
-    assert {name for limits in PARITY_DEFAULTS.values() for name in limits} | set(QUALITY_DEFAULTS) <= set(METRICS)
+    assert set(OTHER_PARITY) | set(QUALITY_DEFAULTS) <= set(METRICS)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+def test_every_type_has_its_limits(target: ExportTarget) -> None:
+    assert set(target.parity_limits()) >= set(target.types())
+    for type in target.types():
+        assert parity_defaults(target.format, type) != OTHER_PARITY, type
 
 
 def test_defaults_pass_and_each_fails_alone() -> None:

@@ -13,8 +13,9 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.loading import load_tokenizer
 from lowrank_export.converter.storage.files import cache_folder
 from lowrank_export.converter.texts.corpus import read_text
+from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
-from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.metrics.corpora import llama_cpp_windows
 from lowrank_export.runtime_tests.metrics.measure import measure
 from lowrank_export.runtime_tests.metrics.perplexity import perplexity
@@ -44,7 +45,7 @@ def figure(log: str, name: str) -> float:
 
 def test_same_figures(tool: Path, demo: Path, tmp_path: Path) -> None:
     reference, candidate = (
-        export(demo, tmp_path / f"{kind}.gguf", format="gguf", quantisation=kind).path for kind in ("f16", "q4_0")
+        export(demo, tmp_path / f"{kind}.gguf", requested("gguf", kind)).path for kind in ("f16", "q4_0")
     )
     text = read_text("python-docs", "evaluation")[:CHARACTERS]
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")

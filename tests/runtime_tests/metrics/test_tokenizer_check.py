@@ -12,6 +12,7 @@ import pytest
 
 from lowrank_export.converter.model.loading import load_tokenizer
 from lowrank_export.exporters.export import export
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.open import open_backend
 from lowrank_export.runtime_tests.metrics.tokenizer_check import BEGIN, END, TokenizerCheck, check_tokenizer
 
@@ -62,7 +63,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], tup
     def make(folder: Path) -> tuple[Path, str]:
         quantisation, name = FORMATS[request.param]
         out = tmp_path / f"out.{request.param}"
-        export(folder, out, format=request.param, quantisation=quantisation)
+        export(folder, out, requested(request.param, quantisation))
         return out, name
 
     return make
@@ -113,5 +114,5 @@ def test_another_begin(made: Any, checkpoint: Path, tmp_path: Path) -> None:
 def test_an_added_token_that_the_artifact_reads_as_text(checkpoint: Path, tiny: ModuleType, tmp_path: Path) -> None:
     folder = copied(checkpoint, tmp_path / "m")
     tiny.tokenizer().save_pretrained(folder)
-    export(folder, tmp_path / "m.gguf", format="gguf", quantisation="q8_0")
+    export(folder, tmp_path / "m.gguf", requested("gguf", "q8_0"))
     assert {"<|turn|>", "<tool>"} <= set(check(tmp_path / "m.gguf", "llama.cpp", checkpoint).differing)

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.families.table import gguf_families
+from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.importance import export_imatrix
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.types import TYPES
+from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
-from lowrank_export.runtime_tests.exporting import export
 from lowrank_export.runtime_tests.gates.gate_file import parity_defaults
 from lowrank_export.runtime_tests.metrics.parity import divergence
 
@@ -80,7 +81,7 @@ def exported(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Expo
         folder = checkpoint(family, layout)
         rounding = Rounding(imatrix=imatrix(folder)) if type in TYPES and TYPES[type].importance else None
         path = folder / f"{type}-{settings}.gguf"
-        export(folder / "in", path, format="gguf", quantisation=type, rounding=rounding)
+        export(folder / "in", path, requested("gguf", type, rounding=rounding))
         return path, x86_logits(path, settings)
 
     return make

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from lowrank_export.cli import app
 from lowrank_export.converter.core.errors import ResourceError, UsageError
-from lowrank_export.exporters.memory import plan_export_memory
+from lowrank_export.exporters.gguf.rounding_choice import Rounding
+from lowrank_export.exporters.preflight import plan_export_memory
+from lowrank_export.exporters.registry import requested
 
 WIDE = 60_000  # tokens, so that the embedding is far more than all else
 
@@ -48,12 +50,11 @@ def test_a_limit_below_the_forecast(dense: Path, tmp_path: Path) -> None:
 
 
 def test_what_has_no_forecast_has_no_limit(dense: Path) -> None:
-    for exports, layout, rounding in (
-        ([("onnx", "int8")], "native", "plain"),
-        ([("gguf", "q4_0")], "native", "aware"),
-        ([("gguf", "q8_0")], "adapter", "plain"),
+    for request in (
+        requested("onnx", "int8"),
+        requested("gguf", "q4_0", rounding=Rounding("aware")),
+        requested("gguf", "q8_0", layout="adapter"),
     ):
-        options = {"layout": layout, "rounding": rounding}
-        assert plan_export_memory(dense, exports, (None, None), **options, limit=None) is None
+        assert plan_export_memory(dense, [request], None) is None
         with pytest.raises(UsageError, match="--max-memory"):
-            plan_export_memory(dense, exports, (None, None), **options, limit=10**12)
+            plan_export_memory(dense, [request], 10**12)

@@ -1,0 +1,183 @@
+"""The ONNX row of the table of targets, and what one ONNX export is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...converter.core.errors import UsageError
+from ...converter.core.progress import Progress
+from ..artifact import Artifact
+from ..target import Forecast, Given, TargetOption, checked_type
+from .options import OPTIONS
+
+if TYPE_CHECKING:
+    from .weights.types import OnnxOptions
+
+
+def _defaults() -> OnnxOptions:
+    from .weights.types import OnnxOptions
+
+    return OnnxOptions()
+
+
+@dataclass(frozen=True)
+class OnnxRequest:
+    """One ONNX folder that is asked for.
+
+    Attributes:
+        quantisation: see `weights.types.QUANTISATIONS`.
+        options: how matrices are stored.
+
+    Raises:
+        UsageError: an unknown type.
+    """
+
+    quantisation: str = "int8"
+    options: OnnxOptions = field(default_factory=_defaults)
+
+    format = "onnx"
+
+    def __post_init__(self) -> None:
+        checked_type(OnnxTarget(), self.quantisation)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return f"onnx-{self.quantisation}"
+
+    @property
+    def reads_calibration(self) -> bool:
+        """Aware rounding does."""
+        return self.options.rounding == "aware"
+
+    def check(self) -> None:
+        """Every type can be made of every model."""
+
+    def check_model(self, config: Mapping[str, Any]) -> None:
+        """GenAI's builder or transformers' exporter has to know the family."""
+        from ...converter.families.table import onnx_of
+
+        onnx_of(config)
+
+    def row_multiple(self) -> int:
+        """Whole blocks."""
+        from .weights.types import row_multiple
+
+        return row_multiple(self.quantisation, self.options)
+
+    def of_dense(self, calibration: str) -> OnnxRequest:
+        """Aware rounding runs `calibration`."""
+        from ...converter.statistics.calibration import SELF
+
+        if not self.reads_calibration:
+            return self
+        if calibration == SELF:
+            raise UsageError(f"--onnx-rounding {self.options.rounding}: wants a calibration text, and `{SELF}` is none")
+        return replace(self, options=replace(self.options, calibration=calibration))
+
+    def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
+        """Rows are padded to whole blocks; no type falls back to another."""
+        from .weights.multiplied_out import stored_shapes
+        from .weights.sizes import predict_bytes, rotary_elements, tensor_bytes
+
+        stored = stored_shapes(shapes, self.quantisation, self.options)
+        total = predict_bytes(
+            stored,
+            self.quantisation,
+            tied=bool(config.get("tie_word_embeddings")),
+            rotary_elements=rotary_elements(config),
+            options=self.options,
+        )
+        matrices = {name: shape for name, shape in stored.items() if len(shape) > 1}
+        bytes = sum(tensor_bytes(name, shape, self.quantisation, self.options) for name, shape in matrices.items())
+        return Forecast(total, 8 * bytes / sum(prod(shape) for shape in matrices.values()))
+
+    def peak_memory(self, checkpoint: Path) -> int | None:
+        """Nothing is known of the graph's builders."""
+        return None
+
+    def is_at(self, path: Path) -> bool:
+        """Compared in what the model file says of its type and encoding."""
+        from .contents import written_as
+
+        return written_as(path) == (self.quantisation, self.options.said(self.quantisation))
+
+    def export(self, checkpoint: Path, out: Path, *, force: bool, progress: Progress) -> Artifact:
+        """Write the folder."""
+        from .export import export_onnx
+
+        return export_onnx(
+            checkpoint, out, quantisation=self.quantisation, options=self.options, force=force, progress=progress
+        )
+
+
+class OnnxTarget:
+    """Folders for ONNX Runtime and ONNX Runtime GenAI."""
+
+    format = "onnx"
+    runtimes = ("onnxruntime", "onnxruntime-genai")
+    library = "onnxruntime"
+    options: Mapping[str, TargetOption] = OPTIONS
+
+    def types(self) -> tuple[str, ...]:
+        """Of its matrices."""
+        from .weights.types import QUANTISATIONS
+
+        return ("int8", *(name for name in QUANTISATIONS if name != "int8"))
+
+    def parity_limits(self) -> Mapping[str, tuple[float, float]]:
+        """At 4 bits they tell a lossy folder from a broken one."""
+        return {
+            "fp32": (1e-6, 1e-3),
+            "fp16": (1e-4, 1e-3),
+            "int8": (0.02, 0.02),
+            "int4": (1.2, 2.0),
+            "int4-mix": (1.2, 2.0),
+        }
+
+    def request(self, quantisation: str | None = None, **fields: Any) -> OnnxRequest:
+        """See `OnnxRequest`."""
+        return OnnxRequest(checked_type(self, quantisation), **fields)
+
+    def requests(self, given: Given) -> list[OnnxRequest]:
+        """One per --onnx-type."""
+        from .weights.types import OnnxOptions
+
+        asked = {name: given.values.get(name, option.default) for name, option in OPTIONS.items()}
+        options = OnnxOptions(
+            asked["onnx_block_size"],
+            asked["onnx_symmetric"],
+            asked["onnx_accuracy_level"],
+            asked["onnx_rounding"],
+            given.calibration if asked["onnx_rounding"] == "aware" else None,
+            asked["onnx_factors"],
+            given.device,
+        )
+        return [self.request(type, options=options) for type in asked["onnx_type"] or [None]]
+
+    def sized_request(self, given: Given) -> OnnxRequest | None:
+        """Types are not chosen for a size."""
+        return None
+
+    def recognizes(self, path: Path) -> bool:
+        """By the model in it."""
+        return (path / "model.onnx").is_file()
+
+    def describe(self, path: Path) -> Artifact:
+        """From the graph."""
+        from .describe import describe_onnx
+
+        return describe_onnx(path)
+
+    def check_tools(self) -> None:
+        """One flavour of ONNX Runtime."""
+        from .flavours import check_single_flavour
+
+        check_single_flavour()
+
+    def prepare_runtime(self, progress: Progress) -> None:
+        """It is installed with the package."""

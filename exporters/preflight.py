@@ -1,0 +1,60 @@
+"""Requests held against the machine before the work: memory, by arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..converter.core.errors import ResourceError, UsageError
+from ..converter.machine.memory import peak_memory, resident_memory
+from ..converter.planning.memory_plan import LIBRARIES, MARGIN, gigabytes
+from .target import ExportRequest
+
+
+@dataclass(frozen=True)
+class ExportMemory:
+    """Forecast of this process' peak and the limit on it, in bytes; no limit where nobody set one."""
+
+    forecast: int
+    limit: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, beside the peak of this process so far."""
+        return {"forecast_bytes": self.forecast, "limit_bytes": self.limit, "peak_bytes": peak_memory()}
+
+    def line(self) -> str:
+        """The forecast and the peak so far, in words."""
+        limit = "" if self.limit is None else f", limit {gigabytes(self.limit)}"
+        return f"peak memory {gigabytes(peak_memory())}, forecast {gigabytes(self.forecast)}{limit}"
+
+
+def plan_export_memory(checkpoint: Path, requests: Sequence[ExportRequest], limit: int | None) -> ExportMemory | None:
+    """The forecast of exports, one after another, held against a limit before the work.
+
+    Args:
+        checkpoint: its folder.
+        requests: what is exported.
+        limit: bytes this process may take.
+
+    Returns:
+        None where one of them has no forecast: ONNX, aware rounding, and layout "adapter".
+
+    Raises:
+        UsageError: a limit on such an export.
+        ResourceError: the forecast is beyond the limit.
+    """
+    tensors = [request.peak_memory(checkpoint) for request in requests]
+    known = [bytes for bytes in tensors if bytes is not None]
+    if len(known) < len(tensors):
+        if limit is not None:
+            raise UsageError("--max-memory: of exports, GGUF of layout native or dense, rounded plainly, has a limit")
+        return None
+    found = ExportMemory(resident_memory() + LIBRARIES + round(MARGIN * max(known)), limit)
+    if limit is not None and found.forecast > limit:
+        raise ResourceError(
+            f"--max-memory {gigabytes(limit)}: {checkpoint}: its largest tensor takes the export to about "
+            f"{gigabytes(found.forecast)}; allow that much"
+        )
+    return found

@@ -1,0 +1,238 @@
+"""One export that is asked for, a frozen request; and what makes requests: a target, a row of `registry.TARGETS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..converter.core.errors import UsageError
+from ..converter.core.progress import Progress
+from ..converter.core.recipe import nearest
+from .artifact import Artifact
+
+Scope = Literal["type", "encoding", "artifact"]
+"""Which commands offer an option: all that export; those that write artifacts; `export` alone."""
+SCOPES: Mapping[Scope, tuple[Scope, ...]] = {
+    "type": ("type",),
+    "encoding": ("type", "encoding"),
+    "artifact": ("type", "encoding", "artifact"),
+}
+
+
+@dataclass(frozen=True)
+class TargetOption:
+    """An option of the command line that belongs to a target.
+
+    Attributes:
+        annotation: for Typer: type, help, panel.
+        default: its value where it is not given.
+        scope: the commands that offer it.
+    """
+
+    annotation: Any
+    default: Any = None
+    scope: Scope = "encoding"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was asked for on the command line, or in its place.
+
+    Attributes:
+        values: option -> value; an option that a command does not offer is missing.
+        calibration: the text that rounding runs, where it is not the one that the checkpoint records.
+        device: that it runs on: "auto", "cpu", "cuda".
+    """
+
+    values: Mapping[str, Any]
+    calibration: str | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an export will take.
+
+    Attributes:
+        bytes: of everything the runtime loads, metadata excluded where it cannot be known.
+        bits_per_weight: of all matrices, padding included.
+        fallback_share: of the weights that are stored in another type than they should be, because its blocks do not
+            fit their rows.
+        fallbacks: a line each.
+    """
+
+    bytes: int
+    bits_per_weight: float
+    fallback_share: float = 0.0
+    fallbacks: tuple[str, ...] = ()
+
+    def storage(self) -> dict[str, Any]:
+        """How it is stored, JSON-ready."""
+        shares = {"bits_per_weight": self.bits_per_weight, "fallback_share": self.fallback_share}
+        return {**shares, "fallbacks": list(self.fallbacks)}
+
+
+class ExportRequest(Protocol):
+    """One artifact that is asked for. Frozen and hashable; what contradicts itself is refused when it is made."""
+
+    @property
+    def format(self) -> str:
+        """That of its target."""
+
+    @property
+    def quantisation(self) -> str:
+        """The type or mix of its weights, as reports print it."""
+
+    @property
+    def name(self) -> str:
+        """File or folder name of the artifact inside an output folder."""
+
+    @property
+    def reads_calibration(self) -> bool:
+        """Whether its rounding runs a text."""
+
+    def check(self) -> None:
+        """Refuse what cannot come out well, whatever the model.
+
+        Raises:
+            UsageError: names the option to change.
+        """
+
+    def check_model(self, config: Mapping[str, Any]) -> None:
+        """Refuse a model that the format cannot hold, before any work.
+
+        Args:
+            config: the parsed config.json.
+
+        Raises:
+            InputError: names the format and the families it knows.
+        """
+
+    def row_multiple(self) -> int:
+        """What ranks should be a multiple of for no other type to stand in."""
+
+    def of_dense(self, calibration: str) -> ExportRequest:
+        """The same export of the dense model, whose folder records no text: it is given `calibration`.
+
+        Raises:
+            UsageError: that is no text, and the rounding needs one.
+        """
+
+    def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
+        """What it will take, from shapes alone.
+
+        Args:
+            shapes: tensor name in the checkpoint -> shape; a factored linear as its factors and permutation.
+            config: the parsed config.json.
+        """
+
+    def peak_memory(self, checkpoint: Path) -> int | None:
+        """Bytes of tensors at the peak of the export; None where there is no forecast."""
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the artifact at `path` says that it was made by this very request.
+
+        Raises:
+            InputError: a damaged artifact.
+        """
+
+    def export(self, checkpoint: Path, out: Path, *, force: bool, progress: Progress) -> Artifact:
+        """Make the artifact; it appears whole and checked, or not at all.
+
+        Args:
+            checkpoint: a factored checkpoint or a dense Hugging Face directory.
+            out: the file or folder to make.
+            force: replace what is there.
+            progress: receives stages and notes.
+
+        Raises:
+            UsageError, InputError, ResourceError: see the exporter.
+        """
+
+
+class ExportTarget(Protocol):
+    """A format and everything that depends on it. Imported by the command line: heavy imports stand inside methods."""
+
+    @property
+    def format(self) -> str:
+        """Its name: "gguf"."""
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Names of the backends that run its artifacts, see `runtime_tests/backends/open.py`."""
+
+    @property
+    def library(self) -> str:
+        """What model cards call its library."""
+
+    @property
+    def options(self) -> Mapping[str, TargetOption]:
+        """Its options of the command line, by parameter name."""
+
+    def types(self) -> tuple[str, ...]:
+        """What weights can be stored in; the first is the default."""
+
+    def parity_limits(self) -> Mapping[str, tuple[float, float]]:
+        """Every type that an artifact can say it has -> largest mean KL divergence and relative change of perplexity
+        that a sound one has."""
+
+    def request(self, quantisation: str | None = None, **fields: Any) -> ExportRequest:
+        """One export, from the fields of its request.
+
+        Raises:
+            UsageError: an unknown type, or fields that contradict each other.
+        """
+
+    def requests(self, given: Given) -> Sequence[ExportRequest]:
+        """Every export that options ask for; one in the default type where they name none.
+
+        Raises:
+            UsageError: as `request`.
+        """
+
+    def sized_request(self, given: Given) -> ExportRequest | None:
+        """The export whose types are chosen with the ranks, for a size; None where the format has no such choice.
+
+        Raises:
+            UsageError: options that leave no choice.
+        """
+
+    def recognizes(self, path: Path) -> bool:
+        """Whether a file or folder is an artifact of this format, by its name or by what lies in it."""
+
+    def describe(self, path: Path) -> Artifact:
+        """The record of an artifact, from its headers.
+
+        Raises:
+            InputError: a damaged artifact.
+        """
+
+    def check_tools(self) -> None:
+        """Miss what its exporter and runtimes need now rather than after hours of work.
+
+        Raises:
+            ResourceError: names it.
+        """
+
+    def prepare_runtime(self, progress: Progress) -> None:
+        """Build or find what its runtimes need.
+
+        Raises:
+            ResourceError: it cannot be had.
+        """
+
+
+def checked_type(target: ExportTarget, quantisation: str | None) -> str:
+    """The type to use: the target's first where none was asked for.
+
+    Raises:
+        UsageError: unknown; names the nearest.
+    """
+    known = target.types()
+    if quantisation is None:
+        return known[0]
+    if quantisation not in known:
+        raise UsageError(f"--{target.format}-type {quantisation}: unknown type{nearest(quantisation, known)}")
+    return quantisation
