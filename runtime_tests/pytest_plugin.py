@@ -144,7 +144,7 @@ class Measurement:
         if self._report is None:
             from ..converter.core.progress import SilentProgress
             from ..converter.model.source import open_checkpoint, open_source
-            from .release import Evaluation, load_windows
+            from .evaluation import Evaluation, load_windows
             from .validate import validate
 
             given = self.options
@@ -155,7 +155,7 @@ class Measurement:
             self._report = validate(
                 self.artifacts,
                 reference=reference,
-                dense=None if given.dense is None else open_source(given.dense, SilentProgress()).path,
+                dense=None if given.dense is None else open_source(given.dense, SilentProgress(), "--dense").path,
                 windows=load_windows(evaluation, reference),
                 threads=evaluation.threads,
                 settings=evaluation.settings(),

@@ -144,8 +144,7 @@ def settle(
             statistics,
             name=checkpoint,
             device=device,
-            max_memory=limits.process,
-            max_device_memory=limits.device,
+            limits=limits,
             progress=progress,
         )
         out.mkdir(parents=True, exist_ok=True)

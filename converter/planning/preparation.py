@@ -42,6 +42,7 @@ from ..statistics.moments import GroupMoments, Moment
 from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
+from ..storage.byte_size import NO_LIMITS, MemoryLimits
 from .memory_forecast import Windows
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .ranks import allocate, check_settled, kept_dense, losses_alone, method_of, statistics_kinds
@@ -142,8 +143,7 @@ def prepared(
     device: str,
     statistics: Path | None = None,
     source: Source | None = None,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     scratch: Path | None = None,
     progress: Progress,
     workers: Workers = ALONE,
@@ -155,8 +155,7 @@ def prepared(
         device: "auto", "cpu", "cuda".
         statistics: a folder to keep statistics in; by default a temporary one, removed when the context ends.
         source: the recipe's model, where it is open already.
-        max_memory: bytes that this process may take.
-        max_device_memory: bytes of its GPU that it may take; by default what is free there.
+        limits: memory that this process may take; of its GPU by default what is free there.
         scratch: a folder for activations that do not fit into that; by default the system's.
         progress: told about stages.
         workers: the processes that share the job; all call this alike.
@@ -166,18 +165,15 @@ def prepared(
     """
     check_settled(recipe)
     source = source or open_source(recipe.model, progress)
-    room = Room(max_memory, max_device_memory, scratch or Path(tempfile.gettempdir()))
+    room = Room(limits.process, limits.device, scratch or Path(tempfile.gettempdir()))
     where = pick_device(device, workers)
     with (
         device_errors(where, ADVICE),
         float32_products(where, fast=True),
         _gathered(recipe, source, where, statistics, room, progress, workers) as found,
     ):
-        method, blocks, calibration, store, memory = found
+        method, blocks, calibration, update, store, memory = found
         plan = allocate(recipe, method, blocks, calibration, store, progress, workers)
-        update = None
-        if recipe.update_calibration is not None:
-            update = draw_windows(recipe.update_calibration, recipe, source, blocks, progress, workers)
         yield Job(recipe, method, source, blocks, calibration, update, store, plan, memory, workers)
 
 
@@ -187,8 +183,7 @@ def gather_statistics(
     kinds: Sequence[str] | None = None,
     *,
     device: str,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     progress: Progress,
     workers: Workers = ALONE,
 ) -> tuple[str, ...]:
@@ -199,8 +194,8 @@ def gather_statistics(
         folder: filled; what is there already stays.
         kinds: of statistics; by default all that the method reads.
         device: "auto", "cpu", "cuda".
-        max_memory: bytes that this process may take; activations that do not fit go to a file beside `folder`.
-        max_device_memory: bytes of its GPU that it may take; by default what is free there.
+        limits: memory that this process may take, of its GPU by default what is free there; activations that do not
+            fit go to a file beside `folder`.
         progress: told about stages.
         workers: the processes that share the work; all call this alike.
 
@@ -218,7 +213,7 @@ def gather_statistics(
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
     beside = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    room = Room(max_memory, max_device_memory, beside)
+    room = Room(limits.process, limits.device, beside)
     source = workers.in_turn(lambda: open_source(recipe.model, progress))
     check_same(source, workers)
     where = pick_device(device, workers)
@@ -237,8 +232,7 @@ def dense_statistics(
     *,
     source: Source,
     device: str,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     progress: Progress,
 ) -> Iterator[tuple[BlockSource, Calibration, Statistics]]:
     """The dense model, the windows of a recipe, and the statistics that its method reads; no ranks are chosen.
@@ -248,17 +242,17 @@ def dense_statistics(
         folder: statistics are kept there.
         source: the recipe's model.
         device: "auto", "cpu", "cuda".
-        max_memory, max_device_memory: see `prepared`.
+        limits: see `prepared`.
         progress: told about stages.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
-    where, room = pick_device(device, ALONE), Room(max_memory, max_device_memory, folder.absolute().parent)
+    where, room = pick_device(device, ALONE), Room(limits.process, limits.device, folder.absolute().parent)
     with (
         device_errors(where, ADVICE),
         float32_products(where, fast=True),
-        _gathered(recipe, source, where, folder, room, progress, ALONE) as (_, blocks, calibration, store, _),
+        _gathered(recipe, source, where, folder, room, progress, ALONE) as (_, blocks, calibration, _, store, _),
     ):
         assert calibration is not None
         yield blocks, calibration, store
@@ -274,8 +268,8 @@ def _gathered(
     progress: Progress,
     workers: Workers,
     kinds: Sequence[str] | None = None,
-) -> Iterator[tuple[Method, BlockSource, Calibration | None, Statistics, MemoryPlan]]:
-    """What a recipe names, found, with the statistics that its method reads, or only those of `kinds`."""
+) -> Iterator[tuple[Method, BlockSource, Calibration | None, Calibration | None, Statistics, MemoryPlan]]:
+    """What a recipe names found, texts too, with the statistics that its method reads, or only those of `kinds`."""
     method = method_of(recipe)
     blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
     exempt_loaded()
@@ -283,9 +277,11 @@ def _gathered(
     if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
         sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
         plan_memory(recipe, method, blocks, sampled, room)
-    calibration = None
+    calibration = update = None
     if method.needs_calibration or recipe.refine != "none":
-        calibration = draw_windows(recipe.calibration, recipe, source, blocks, progress, workers)
+        calibration = draw_windows("calibration", recipe, source, blocks, progress, workers)
+    if recipe.update_calibration is not None and kinds is None:
+        update = draw_windows("update_calibration", recipe, source, blocks, progress, workers)
     windows = window_sizes(recipe, calibration, workers)
     memory = plan_memory(recipe, method, blocks, windows, room)
     _try(memory, recipe, method, blocks, windows, progress)
@@ -299,7 +295,7 @@ def _gathered(
             _gather(recipe, chosen, blocks, calibration, store, memory.keep, progress, workers)
             workers.wait()  # for the writer's last file
         release_freed()
-        yield method, blocks, calibration, store, memory
+        yield method, blocks, calibration, update, store, memory
 
 
 def _try(

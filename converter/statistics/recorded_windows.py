@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint.reader import read_json
-from ..core.errors import InputError, UsageError
+from ..core.errors import InputError, UsageError, naming
 from ..core.recipe import make_recipe
 from ..model.loading import load_tokenizer
 from .calibration import SELF, Calibration, Tokens, calibrate
@@ -42,7 +42,9 @@ def recorded_windows(checkpoint: Path, text: str | None = None) -> Tokens:
     if text is not None:
         if text == SELF:
             raise UsageError(f"--calibration {SELF}: is for compressing; {ASK}")
-        return calibrate(text, load_tokenizer(checkpoint), held_out=0, **sizes).windows
+        tokenizer = load_tokenizer(checkpoint)
+        with naming("--calibration"):
+            return calibrate(text, tokenizer, held_out=0, **sizes).windows
     recorded = record.get("text")
     if not recorded:
         raise UsageError(f"{checkpoint}: records no calibration text; {ASK}")
@@ -50,7 +52,11 @@ def recorded_windows(checkpoint: Path, text: str | None = None) -> Tokens:
         raise UsageError(f"{checkpoint}: its calibration windows were sampled from the dense model; {ASK}")
     if str(recorded).startswith("datasets:"):  # the network is for whoever asks for it
         raise UsageError(f"{checkpoint}: was calibrated on {recorded}; to fetch that, give --calibration {recorded}")
-    drawn = calibrate(str(recorded), load_tokenizer(checkpoint), held_out=number("held_out", 0), **sizes)
+    tokenizer, held_out = load_tokenizer(checkpoint), number("held_out", 0)
+    try:
+        drawn = calibrate(str(recorded), tokenizer, held_out=held_out, **sizes)
+    except InputError as error:
+        raise InputError(f"{path} names {error}; or {ASK}") from None
     if not _same(drawn, record):
         raise InputError(f"{checkpoint}: {recorded} is not the text it was calibrated on any more; {ASK}")
     return drawn.windows

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
+from ..core.errors import InputError, naming
 from ..core.progress import Progress
 from ..core.recipe import Recipe
 from ..distributed.workers import ALONE, Workers
@@ -22,17 +23,25 @@ CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small e
 
 
 def draw_windows(
-    text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress, workers: Workers
+    key: Literal["calibration", "update_calibration"],
+    recipe: Recipe,
+    source: Source,
+    blocks: BlockSource,
+    progress: Progress,
+    workers: Workers,
 ) -> Calibration:
-    """Windows of a text; the writer alone reads it.
+    """Windows of the text that the recipe names under a key; the writer alone reads it.
 
     Raises:
         InputError: the text does not give them, or the model attends over fewer tokens.
     """
-    return workers.from_writer(lambda: _drawn(text, recipe, source, blocks, progress))
+    text, option = str(getattr(recipe, key)), "--" + key.replace("_", "-")
+    return workers.from_writer(lambda: _drawn(text, option, recipe, source, blocks, progress))
 
 
-def _drawn(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress) -> Calibration:
+def _drawn(
+    text: str, option: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress
+) -> Calibration:
     tokenizer = load_tokenizer(source.path)
     options = {
         "windows": recipe.windows,
@@ -45,7 +54,8 @@ def _drawn(text: str, recipe: Recipe, source: Source, blocks: BlockSource, progr
         model = load(source.path, device=str(blocks.device), dtype=blocks.dtype)
         drawn = sample_from_model(model, start=int(start or 0), progress=progress, **options)
     else:
-        drawn = calibrate(text, tokenizer, **options)
+        with naming(option):
+            drawn = calibrate(text, tokenizer, **options)
         if drawn.drawn_from is not None:
             progress.note(drawn.drawn_from.said(text))
     if drawn.windows.shape[1] > blocks.window_limit:

@@ -155,6 +155,29 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "lowrank-export"
 
 
+@contextmanager
+def writable_cache() -> Iterator[None]:
+    """Say what may be done where the cache cannot be made or written.
+
+    Raises:
+        ResourceError: names the cache and the variable that moves it.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_cache(folder, error) from None
+    if not os.access(folder, os.W_OK):
+        raise _no_cache(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    yield
+
+
+def _no_cache(folder: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"{folder}: this cache cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
+    )
+
+
 def _occupied(path: Path) -> bool:
     """Whether something is there; a link to nothing counts."""
     return path.exists() or path.is_symlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -44,11 +44,15 @@ class Header:
         metadata: key -> value; an array becomes a list.
         tensors: in the order listed.
         size: of the file in bytes.
+        entries: key -> where its entry, key and value, begins and ends in the file.
+        big_endian: whether its numbers are.
     """
 
     metadata: Mapping[str, Any]
     tensors: tuple[StoredTensor, ...]
     size: int
+    entries: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    big_endian: bool = False
 
 
 def read_header(path: Path) -> Header:
@@ -137,7 +141,9 @@ def _header(cursor: _Cursor, size: int) -> Header:
     tensors = cursor.count(8 + 4 + 4 + 8, "the number of tensors")
     keys = cursor.count(8 + 4 + 1, "the number of metadata keys")
     metadata: dict[str, Any] = {}
+    entries: dict[str, tuple[int, int]] = {}
     for _ in range(keys):
+        begin = cursor.at
         key = cursor.name("a metadata key")
         if not key:
             raise _Damage("a metadata key has no name")
@@ -147,12 +153,14 @@ def _header(cursor: _Cursor, size: int) -> Header:
         if key == ALIGNMENT_KEY and kind != UINT32:
             raise _Damage(f"{ALIGNMENT_KEY} has type {kind}, it must be a u32")
         metadata[key] = _value(cursor, kind, key)
+        entries[key] = begin, cursor.at
     alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if alignment < 1 or alignment & (alignment - 1):
         raise _Damage(f"{ALIGNMENT_KEY} is {alignment!r}, no power of two")
     listed = [_tensor(cursor) for _ in range(tensors)]
     start = -(-cursor.at // alignment) * alignment
-    return Header(metadata, _placed(listed, start, alignment, size), size)
+    placed = _placed(listed, start, alignment, size)
+    return Header(metadata, placed, size, entries, cursor.order == ">")
 
 
 def _value(cursor: _Cursor, kind: int, key: str, depth: int = 0) -> Any:

@@ -181,7 +181,10 @@ def _place(spec: str) -> tuple[Path, str]:
 
 
 def _no_such_text(spec: str) -> InputError:
-    return InputError(f"{spec}: no such text; give a text or .jsonl file, `{PYTHON_DOCS}`, `self` or `datasets:NAME`")
+    here = "" if spec.startswith(("/", "~")) else f" in {Path.cwd()}"
+    return InputError(
+        f"{spec}: no such text{here}; give a text or .jsonl file, `{PYTHON_DOCS}`, `self` or `datasets:NAME`"
+    )
 
 
 def _fields(wanted: str) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ class GgufRequest:
             from ...converter.model.source import open_source
             from .adapter import export_adapter
 
-            dense = None if self.dense is None else open_source(self.dense, progress)
+            dense = None if self.dense is None else open_source(self.dense, progress, "--dense")
             return export_adapter(
                 checkpoint, out, self.asked, dense=dense, residual=self.residual, force=force, progress=progress
             )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...converter.core.errors import InputError, UsageError
+from ...converter.core.errors import InputError, UsageError, naming
 from ...converter.core.recipe import Recipe
 from ...converter.statistics.calibration import text_sha256
 from ...converter.storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
@@ -156,7 +156,11 @@ def text_hashes(recipe: Recipe) -> dict[str, str | None]:
     """
     keys = ("calibration", "update_calibration")
     named = {key: spec for key in keys if (spec := getattr(recipe, key)) is not None}
-    return {key: text_sha256(spec) for key, spec in named.items()}
+    found = {}
+    for key, spec in named.items():
+        with naming("--" + key.replace("_", "-")):
+            found[key] = text_sha256(spec)
+    return found
 
 
 def write_row(path: Path, key: Mapping[str, Any], result: Mapping[str, Any]) -> None:

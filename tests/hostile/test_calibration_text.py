@@ -98,7 +98,7 @@ LINES: dict[str, tuple[str, str]] = {
     "deep list as text": ('{"text": ' + "[" * 500 + "]" * 500 + "}", "line 1: field 'text' is a list"),
     "steering text": ('{"text": ["\\u001b[2J"]}', "line 1: field 'text' is a list"),
     "message of nothing": ('{"text": [{"role": null}]}', "a message whose role or content is no text"),
-    "message that is short": ('{"text": [{"role": "user", "content": "x"}]}', "fewer than one window"),
+    "message": ('{"text": [{"role": "user", "content": "x"}]}', "has no chat template"),
     "nulls alone": ('{"text": null}\n' * 9, "fewer than one window"),
     "half a letter": ('{"text": "\\ud800"}', "half a surrogate pair"),
     "nothing": ("\n\n", "fewer than one window"),

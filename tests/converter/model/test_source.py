@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import zipfile
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("cannot reach the hub\nmany\nmore lines")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(InputError, match=r"^owner/name: no such folder here.*\(cannot reach the hub\)$"):
+    with pytest.raises(InputError, match=r"^--model owner/name: no such folder here.*\(cannot reach the hub\)$"):
         opened("owner/name")
 
 
@@ -126,13 +127,13 @@ def test_gguf_is_converted_once_and_again_when_it_changes(
 ) -> None:
     gguf, converted = tmp_path / "m.gguf", []
 
-    def convert(path: Path, out: Path) -> None:
+    def convert(path: Path, out: Path, named: Path) -> None:
         converted.append(path)
         tiny.save_dense(out, "llama")
 
     monkeypatch.setattr(source, "_convert_gguf", convert)
-    for content in (b"GGUF one", b"GGUF one", b"GGUF two"):
-        gguf.write_bytes(content)
+    for content in (b"one", b"one", b"two"):
+        gguf.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + content)
         opened(gguf)
     assert len(converted) == 2
     assert len(list((cache / "models").iterdir())) == 2

@@ -7,6 +7,7 @@ import gzip
 import json
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -281,7 +282,7 @@ def instruct(tiny: ModuleType) -> Callable[..., Any]:
     """A tokenizer with a chat template."""
 
     def make(template: str | None = TEMPLATE) -> Any:
-        tokenizer = tiny.tokenizer()
+        tokenizer = deepcopy(tiny.tokenizer())
         tokenizer.chat_template = template
         return tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,7 +42,7 @@ def test_rows_are_documents(written: Any, name: str, options: dict[str, Any]) ->
 
 
 def test_conversations_in_rows(written: Any, tiny: ModuleType) -> None:
-    tokenizer = tiny.tokenizer()
+    tokenizer = deepcopy(tiny.tokenizer())
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}{{ m.tool is defined }}: {{ m.content }}\n{% endfor %}"
     )
