@@ -42,7 +42,7 @@ def test_sentencepiece_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     ):
         check_tokenizer_file(tmp_path)
     without(monkeypatch, "sentencepiece", "google.protobuf")
-    with pytest.raises(InputError, match="pip install sentencepiece protobuf$"):
+    with pytest.raises(InputError, match=r"pip install sentencepiece protobuf$"):
         check_tokenizer_file(tmp_path)
 
 
