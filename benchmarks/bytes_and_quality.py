@@ -36,10 +36,10 @@ from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP, TORCH
 from lowrank_export.runtime_tests.backends.open import open_backend
+from lowrank_export.runtime_tests.evaluation import Evaluation, load_windows
 from lowrank_export.runtime_tests.metrics.measure import measure
 from lowrank_export.runtime_tests.metrics.reference_logits import ReferenceLogits
 from lowrank_export.runtime_tests.metrics.windows import Windows
-from lowrank_export.runtime_tests.release import Evaluation, load_windows
 from lowrank_export.runtime_tests.report.report import write_json
 from lowrank_export.runtime_tests.report.svg_chart import STYLE, Point, Series, line_chart
 

@@ -41,10 +41,10 @@ from lowrank_export.runtime_tests.backends.formats import GENAI, ONNXRUNTIME
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
 from lowrank_export.runtime_tests.backends.open import open_backend
 from lowrank_export.runtime_tests.backends.protocol import Backend
+from lowrank_export.runtime_tests.evaluation import Evaluation, load_windows
 from lowrank_export.runtime_tests.metrics.measure import measure
 from lowrank_export.runtime_tests.metrics.reference_logits import ReferenceLogits
 from lowrank_export.runtime_tests.metrics.windows import Windows
-from lowrank_export.runtime_tests.release import Evaluation, load_windows
 from lowrank_export.runtime_tests.report.report import write_json
 from lowrank_export.runtime_tests.timing.speed import Speed
 

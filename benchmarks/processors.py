@@ -21,8 +21,8 @@ import numpy as np
 
 import lowrank_export
 from lowrank_export.runtime_tests.backends.torch_reference import open_torch
+from lowrank_export.runtime_tests.evaluation import Evaluation, load_windows
 from lowrank_export.runtime_tests.metrics.perplexity import token_losses
-from lowrank_export.runtime_tests.release import Evaluation, load_windows
 
 PROCESSORS: dict[str, dict[str, str]] = {
     "this": {},

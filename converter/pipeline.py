@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint.factored_config import factored_config
 from .checkpoint.lowrank_linear import replace_linears
 from .checkpoint.model_card import model_card
 from .checkpoint.writer import CheckpointWriter
@@ -32,6 +33,7 @@ from .model.source import Source, check_same, open_source
 from .planning.preparation import Job, prepared
 from .planning.ranks import check_settled
 from .statistics.last_hidden import last_hidden_states
+from .storage.byte_size import NO_LIMITS, MemoryLimits
 from .storage.files import check_output, replacing
 from .streams import Streams
 from .training.refinement import BATCH_TOKENS, Schedule, refine_model
@@ -61,8 +63,7 @@ def compress(
     device: str = "auto",
     force: bool = False,
     statistics: Path | None = None,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     progress: Progress | None = None,
     workers: Workers = ALONE,
 ) -> Compression:
@@ -75,10 +76,8 @@ def compress(
         force: replace `out` if it exists, and forget an unfinished job of that name and another recipe.
         statistics: a folder where statistics of the dense model are kept for other recipes on the same model and
             calibration text; a temporary one by default.
-        max_memory: bytes that this process may take. Activations that do not fit go to a file beside `out`; the result
-            is the same.
-        max_device_memory: bytes of its GPU that it may take; by default what is free there. What does not fit goes to
-            the machine's memory, or to that file.
+        limits: memory that this process may take, of its GPU by default what is free there. Activations that do not fit
+            go to the machine's memory, or to a file beside `out`; the result is the same.
         progress: told about stages.
         workers: the processes that share the job (machine/joining.py); all call this alike, on a folder that all see,
             and one of them writes.
@@ -104,8 +103,7 @@ def compress(
             device=device,
             statistics=kept,
             source=source,
-            max_memory=max_memory,
-            max_device_memory=max_device_memory,
+            limits=limits,
             scratch=journal.folder,
             progress=progress,
             workers=workers,
@@ -277,7 +275,7 @@ def _config(job: Job) -> dict[str, Any]:
         "retention": job.plan.retention,
         "ranks": job.plan.ranks,
     }
-    return {**job.blocks.reader.config, "dtype": job.recipe.dtype, "quantization_config": lowrank}
+    return factored_config({**job.blocks.reader.config, "dtype": job.recipe.dtype, "quantization_config": lowrank})
 
 
 def _plan_with_losses(job: Job, losses: Mapping[str, FitLoss]) -> dict[str, Any]:

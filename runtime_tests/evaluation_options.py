@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from ..converter.core.option_groups import Command, Option, option_group
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
 
 MEASUREMENT = "Measurement"  # panel of --help
 
@@ -92,3 +98,75 @@ TaskNames = Annotated[
 TaskLimit = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Examples per task. Default: all.", rich_help_panel=MEASUREMENT)
 ]
+EvaluationValues = dict[str, Any]
+"""Values of `evaluation_options`."""
+Scope = Literal["quality", "speed", "job", "gate"]
+"""What a command measures: quality alone; speed too; both, held against thresholds; all that there is."""
+QUALITY: Mapping[str, Option] = {
+    "evaluate": (Evaluate, "python-docs"),
+    "evaluation_windows": (EvaluationWindows, 8),
+    "evaluation_length": (EvaluationLength, 512),
+    "threads": (Threads, None),
+}
+SPEED: Mapping[str, Option] = {**QUALITY, "speed": (Speed, True)}
+JOB: Mapping[str, Option] = {**SPEED, "gates": (Gates, None), "gate": (Gate, None)}
+OPTIONS: Mapping[Scope, Mapping[str, Option]] = {
+    "quality": QUALITY,
+    "speed": SPEED,
+    "job": JOB,
+    "gate": {
+        **JOB,
+        "evaluation_stride": (Stride, None),
+        "llama_windows": (LlamaWindows, False),
+        "prompt_tokens": (PromptTokens, None),
+        "more_threads": (MoreThreads, None),
+        "continuations": (Continuations, 16),
+        "seed": (SampleSeed, 0),
+        "task": (TaskNames, None),
+        "task_limit": (TaskLimit, None),
+    },
+}
+
+
+def evaluation_options(scope: Scope) -> Callable[[Command], Command]:
+    """Give a command the options of measuring; their values reach its parameter `evaluation`."""
+    return option_group("evaluation", lambda: OPTIONS[scope])
+
+
+def chosen_evaluation(values: EvaluationValues) -> Evaluation:
+    """What was asked for; what a command does not offer has its default.
+
+    Raises:
+        UsageError, InputError: thresholds or tasks that there are not.
+    """
+    from .evaluation import Evaluation
+    from .gates.gate_file import chosen_gates
+    from .metrics.tasks import parse_task
+    from .validate import DEFAULTS
+
+    asked: dict[str, Any] = {name: values.get(name, default) for name, (_, default) in OPTIONS["gate"].items()}
+    gates = {"gates": chosen_gates(asked["gates"], asked["gate"] or [])} if "gates" in values else {}
+    return Evaluation(
+        asked["evaluate"],
+        asked["evaluation_windows"],
+        asked["evaluation_length"],
+        asked["threads"] or _cores(),
+        asked["speed"],
+        stride=asked["evaluation_stride"],
+        like_llama_cpp=asked["llama_windows"],
+        prompt_tokens=tuple(asked["prompt_tokens"] or DEFAULTS.prompt_tokens),
+        more_threads=tuple(asked["more_threads"] or ()),
+        continuations=asked["continuations"],
+        seed=asked["seed"],
+        tasks=tuple(parse_task(word) for word in asked["task"] or []),
+        task_limit=asked["task_limit"],
+        **gates,
+    )
+
+
+def _cores() -> int:
+    import os
+
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1

@@ -144,7 +144,7 @@ class Measurement:
         if self._report is None:
             from ..converter.core.progress import SilentProgress
             from ..converter.model.source import open_checkpoint, open_source
-            from .release import Evaluation, load_windows
+            from .evaluation import Evaluation, load_windows
             from .validate import validate
 
             given = self.options

@@ -4,95 +4,34 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..converter.checkpoint.reader import CheckpointReader, read_json
-from ..converter.core.errors import UsageError, naming
+from ..converter.core.errors import UsageError
 from ..converter.core.progress import Progress
 from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
-from ..converter.model.loading import load_tokenizer
 from ..converter.model.source import open_source
 from ..converter.pipeline import compress
-from ..converter.statistics.calibration import read_token_windows
-from ..converter.storage.byte_size import MemoryLimits
+from ..converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ..converter.storage.files import check_output, remove
-from ..converter.texts.corpus import is_windows, read_corpus
 from ..exporters.artifact import Artifact
 from ..exporters.export import export
 from ..exporters.forecast import with_rank_multiple
 from ..exporters.registry import TARGETS
 from ..exporters.target import ExportRequest
 from .artifacts import describe
-from .gates.gate_file import GateSettings
-from .metrics.corpora import evaluation_windows, llama_cpp_windows
+from .evaluation import Evaluation, load_windows
 from .metrics.measure import check_measurable
-from .metrics.tasks import Task
-from .metrics.windows import Windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
 from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
-from .validate import DEFAULTS, Settings, validate
+from .validate import validate
 
 CHECKPOINT = "checkpoint"
 DENSE = "dense"
 REPORT = "report.json"
-NO_LIMITS = MemoryLimits()
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """On which text, and how, a release is measured.
-
-    Attributes:
-        text: as for calibration, or windows (.npy).
-        windows, window_length: how much of it.
-        threads: CPU threads of every runtime, those of `more_threads` besides when speed is timed.
-        speed: whether to time.
-        stride: see `evaluation_windows`.
-        like_llama_cpp: take llama.cpp's own windows.
-        prompt_tokens: lengths of prompts that are timed.
-        continuations: pieces of the text that are continued to measure repetition.
-        seed: of sampled text and tasks.
-        tasks, task_limit: see `Settings`.
-        gates: thresholds that were asked for.
-    """
-
-    text: str = "python-docs"
-    windows: int = 8
-    window_length: int = 512
-    threads: int = 2
-    speed: bool = True
-    stride: int | None = None
-    like_llama_cpp: bool = False
-    prompt_tokens: tuple[int, ...] = DEFAULTS.prompt_tokens
-    more_threads: tuple[int, ...] = ()
-    continuations: int = DEFAULTS.pieces
-    seed: int = 0
-    tasks: tuple[Task, ...] = ()
-    task_limit: int | None = None
-    gates: GateSettings = field(default_factory=GateSettings)
-
-    def settings(self, device: str = "cpu") -> Settings:
-        """How `validate` is to measure."""
-        return Settings(
-            device=device,
-            speed=self.speed,
-            prompt_tokens=self.prompt_tokens,
-            more_threads=self.more_threads,
-            pieces=self.continuations,
-            seed=self.seed,
-            tasks=self.tasks,
-            task_limit=self.task_limit,
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """What reports hold of it besides the windows themselves."""
-        windowing = "llama.cpp" if self.like_llama_cpp else "even" if self.stride is None else f"stride {self.stride}"
-        return {"text": self.text, "windowing": windowing}
 
 
 def release(
@@ -153,8 +92,7 @@ def release(
         out=checkpoint,
         device=device,
         statistics=statistics,
-        max_memory=limits.process,
-        max_device_memory=limits.device,
+        limits=limits,
         progress=progress,
     )
     if not checkpoint.exists():
@@ -197,34 +135,6 @@ def release(
     for file in (SIZE_FILE, HELD_OUT_FILE):
         remove(out / file)
     return report
-
-
-def load_windows(evaluation: Evaluation, model: Path, progress: Progress | None = None) -> Windows:
-    """Evaluation windows for a model folder's tokenizer; says how much the text was.
-
-    Raises:
-        UsageError: options that contradict each other.
-        InputError: the text or tokenizer cannot be used.
-    """
-    if evaluation.like_llama_cpp and evaluation.stride is not None:
-        raise UsageError("llama.cpp's windows have no stride: leave out --evaluation-stride or --llama-windows")
-    tokenizer = load_tokenizer(model)
-    if is_windows(evaluation.text):
-        if evaluation.like_llama_cpp or evaluation.stride is not None:
-            raise UsageError(f"{evaluation.text}: given windows are neither cut by a stride nor like llama.cpp")
-        vocabulary = int(CheckpointReader(model).config["vocab_size"])
-        with naming("--evaluate"):
-            return Windows.whole(read_token_windows(Path(evaluation.text), vocabulary))
-    with naming("--evaluate"):
-        text = read_corpus(evaluation.text, "evaluation", tokenizer)
-    count, length = evaluation.windows, evaluation.window_length
-    if evaluation.like_llama_cpp:
-        windows = llama_cpp_windows(tokenizer, text, windows=count, length=length)
-    else:
-        windows = evaluation_windows(tokenizer, text, windows=count, length=length, stride=evaluation.stride)
-    if progress is not None and windows.drawn_from is not None:
-        progress.note(windows.drawn_from.said(evaluation.text))
-    return windows
 
 
 def _check_place(recipe: Recipe, out: Path, force: bool) -> None:

@@ -21,6 +21,7 @@ from ..exporters.budget.search import Found
 from ..exporters.budget.sized import sized
 from ..exporters.gguf.rounding_choice import Rounding
 from ..exporters.gguf.target import GgufRequest
+from ..exporters.gguf.types import tensor_bytes
 from .backends.formats import LLAMA_CPP, TORCH
 from .backends.open import open_backend
 from .metrics.measure import measure
@@ -106,6 +107,8 @@ class Settled:
         shipped = "plain types are better, and are what is shipped" if worse else "the choice is shipped"
         progress.note(f"held-out KLD {found['chosen']:.4f}, best plain types {found['plain']:.4f}: {shipped}")
         self.facts["shipped"] = "plain" if worse else "chosen"
+        if worse:
+            self.facts.pop("matrices", None)  # of a choice that is not what the report is about
         return worse
 
 
@@ -141,8 +144,7 @@ def settle(
             statistics,
             name=checkpoint,
             device=device,
-            max_memory=limits.process,
-            max_device_memory=limits.device,
+            limits=limits,
             progress=progress,
         )
         out.mkdir(parents=True, exist_ok=True)
@@ -151,6 +153,7 @@ def settle(
             "budget": found.budget,
             "chosen": _facts(found.found),
             "plain": plain and {**_facts(plain.found), "type": plain.type, "rest": plain.rest},
+            "matrices": _matrices(found.found, source),
         }
         kept = {
             "asked": recipe.model_dump(mode="json"),
@@ -186,6 +189,17 @@ def _divergence(
         return found.parities[0].mean_kld
     finally:
         backend.close()
+
+
+def _matrices(found: Found, source: Source) -> dict[str, dict[str, Any]]:
+    """Module -> its form, what that takes in bits per weight of the dense matrix, and its predicted loss."""
+    reader, described = source.reader(), {}
+    for module, form in found.recipe.forms.items():
+        m, n = reader.shape(module + ".weight")
+        shapes = [(m, n)] if form.rank is None else [(m, form.rank), (form.rank, n)]
+        stored = sum(tensor_bytes(shape, type) for shape, type in zip(shapes, form.types, strict=True))
+        described[module] = {"form": str(form), "bits": 8 * stored / (m * n), "loss": found.losses[module]}
+    return described
 
 
 def _facts(found: Found) -> dict[str, Any]:

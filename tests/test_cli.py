@@ -450,3 +450,25 @@ def test_bugs_are_one_line_too(models: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert_one_line(run("inspect", models / "onnx"), 1, "bug: ZeroDivisionError: first second", "LOWRANK_DEBUG")
     monkeypatch.setenv("LOWRANK_DEBUG", "1")
     assert isinstance(run("inspect", models / "onnx").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "1e99GB", "12 parsecs", "9" * 30 + "GB"])
+def test_hostile_sizes(size: str, quick: list[str], empty_folder: Path) -> None:
+    for command in ((), ("plan",)):
+        assert_one_line(run(*command, *quick, "--max-bytes", size), 2, "max_bytes")
+    assert not list(empty_folder.iterdir())
+
+
+def test_a_size_that_nothing_meets(quick: list[str], empty_folder: Path) -> None:
+    """Refused before any work, with the smallest there is."""
+    assert_one_line(
+        run(*quick, "--max-bytes", "1KB"), 2, "max_bytes 1000: the smallest file of this model takes", work_began=True
+    )
+    assert_one_line(
+        run(*quick, "--bits-per-weight", "0.001"), 2, "bits_per_weight 0.001: the smallest file", work_began=True
+    )
+    assert_one_line(run("compress", *quick, "--max-bytes", "1MB", "--out", "c"), 2, "met by a file")
+    assert_one_line(run(*quick, "--max-bytes", "1MB", "--gguf-type", "q8_0"), 2, "chooses its types")
+    assert_one_line(run(*quick, "--max-bytes", "1MB", "--format", "onnx"), 2, "GGUF")
+    assert_one_line(run(*quick, "--max-bytes", "1MB", "--method", "svd"), 2, "loss-aware")
+    assert not list(empty_folder.iterdir())

@@ -7,7 +7,7 @@ from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Any
 
-Command = Callable[..., None]
+Command = Callable[..., Any]
 Option = tuple[Any, Any]
 """Annotation for Typer, and default."""
 
@@ -24,9 +24,9 @@ def option_group(parameter: str, options: Callable[[], Mapping[str, Option]]) ->
         offered = options()
 
         @wraps(command)
-        def parsed(**given: Any) -> None:
+        def parsed(**given: Any) -> Any:
             values = {name: given.pop(name) for name in offered}
-            command(**given, **{parameter: values})
+            return command(**given, **{parameter: values})
 
         parameters: list[Parameter] = []
         for own in signature(command, eval_str=True).parameters.values():

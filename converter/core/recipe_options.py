@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
-from inspect import Parameter, Signature, signature
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import UsageError
+from .option_groups import Command, Option, option_group
 
 if TYPE_CHECKING:
     from .recipe import Recipe
 
 
-def _recipe_option(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, show_default=False, rich_help_panel="Recipe")
+RANKS, TEXT, REFINEMENT, ARITHMETIC = "Ranks and factors", "Calibration", "Refinement", "Arithmetic"  # panels of --help
+
+
+def _recipe_option(help: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:
+    """An option; without a panel it is among those that `--help` shows first."""
+    return typer.Option(*names, help=help, show_default=False, rich_help_panel=panel, metavar=metavar)
 
 
 METHOD_HELP = (
@@ -32,89 +35,105 @@ RECIPE_OPTIONS: dict[str, Any] = {
         float | None, _recipe_option("Kept / original parameters of the linears, in (0, 1]. Default 0.8.")
     ],
     "max_bytes": Annotated[
-        str | None, _recipe_option("In place of --retention: bytes of the file, such as 80MB; see docs/gguf.md.")
+        str | None,
+        _recipe_option("In place of --retention: bytes of the file, such as 80MB; see docs/gguf.md.", metavar="SIZE"),
     ],
     "bits_per_weight": Annotated[
-        float | None, _recipe_option("In place of --retention: bytes of the file, as bits per weight of the model.")
+        float | None,
+        _recipe_option("In place of --retention: bytes of the file, as bits per weight of the model.", panel=RANKS),
     ],
-    "layout": Annotated[str | None, _recipe_option("two-factor (default), or pivot: more rank in the same bytes.")],
-    "min_retention": Annotated[float | None, _recipe_option("Floor of adaCR's retention per block.")],
+    "layout": Annotated[
+        str | None, _recipe_option("two-factor (default), or pivot: more rank in the same bytes.", panel=RANKS)
+    ],
+    "min_retention": Annotated[float | None, _recipe_option("Floor of adaCR's retention per block.", panel=RANKS)],
     "rank_multiple": Annotated[
-        int | None, _recipe_option("Ranks are multiples of this. Default 32; 256 for K-quants of wide models.")
+        int | None,
+        _recipe_option("Ranks are multiples of this. Default 32; 256 for K-quants of wide models.", panel=RANKS),
     ],
-    "keep_dense": Annotated[list[str] | None, _recipe_option("Leave matching linears dense (glob; repeatable).")],
-    "similarity": Annotated[str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.")],
-    "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.")],
-    "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.")],
+    "keep_dense": Annotated[
+        list[str] | None, _recipe_option("Leave matching linears dense (glob; repeatable).", panel=RANKS)
+    ],
+    "similarity": Annotated[
+        str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.", panel=RANKS)
+    ],
+    "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.", panel=RANKS)],
+    "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.", panel=RANKS)],
     "truncation": Annotated[
-        str | None, _recipe_option("two-sided sees loss gradients, one-sided does not. Default: the method's.")
+        str | None,
+        _recipe_option("two-sided sees loss gradients, one-sided does not. Default: the method's.", panel=RANKS),
     ],
-    "allocation": Annotated[str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.")],
-    "gradient_windows": Annotated[int | None, _recipe_option("Windows that gradients are taken over. Default 12.")],
-    "sensitivity_windows": Annotated[int | None, _recipe_option("Windows that asvd and lc-svd measure on. Default 2.")],
+    "allocation": Annotated[
+        str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.", panel=RANKS)
+    ],
+    "gradient_windows": Annotated[
+        int | None, _recipe_option("Windows that gradients are taken over. Default 12.", panel=TEXT)
+    ],
+    "sensitivity_windows": Annotated[
+        int | None, _recipe_option("Windows that asvd and lc-svd measure on. Default 2.", panel=TEXT)
+    ],
     "refine": Annotated[
         str | None,
-        _recipe_option("Gradient descent on the factors: none, block, model. Default: none (lc-svd: block)."),
+        _recipe_option(
+            "Gradient descent on the factors: none, block, model. Default: none (lc-svd: block).", panel=REFINEMENT
+        ),
     ],
-    "refine_epochs": Annotated[int | None, _recipe_option("Passes of the refinement over the windows.")],
-    "refine_rate": Annotated[float | None, _recipe_option("First step of the refinement, relative to each tensor.")],
-    "refine_model_epochs": Annotated[int | None, _recipe_option("Passes over the windows, of the whole model.")],
-    "refine_model_rate": Annotated[float | None, _recipe_option("First step, of the whole model.")],
-    "refine_alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the refinement's target.")],
+    "refine_epochs": Annotated[
+        int | None, _recipe_option("Passes of the refinement over the windows.", panel=REFINEMENT)
+    ],
+    "refine_rate": Annotated[
+        float | None, _recipe_option("First step of the refinement, relative to each tensor.", panel=REFINEMENT)
+    ],
+    "refine_model_epochs": Annotated[
+        int | None, _recipe_option("Passes over the windows, of the whole model.", panel=REFINEMENT)
+    ],
+    "refine_model_rate": Annotated[float | None, _recipe_option("First step, of the whole model.", panel=REFINEMENT)],
+    "refine_alpha": Annotated[
+        float | None, _recipe_option("Weight of the dense output in the refinement's target.", panel=REFINEMENT)
+    ],
     "calibration": Annotated[
         str | None,
-        _recipe_option("Text, FILE#FIELD of records, windows (.npy), python-docs (default), self, datasets:NAME."),
+        _recipe_option(
+            "Text, FILE#FIELD of records, windows (.npy), python-docs (default), self, datasets:NAME.", panel=TEXT
+        ),
     ],
     "update_calibration": Annotated[
         str | None,
-        _recipe_option("Text or windows the compressed model is fitted on, where not those of --calibration."),
+        _recipe_option(
+            "Text or windows the compressed model is fitted on, where not those of --calibration.", panel=TEXT
+        ),
     ],
-    "windows": Annotated[int | None, _recipe_option("Calibration windows. Default 32.")],
-    "window_length": Annotated[int | None, _recipe_option("Tokens per window. Default 1024.")],
-    "held_out": Annotated[int | None, _recipe_option("Further windows that no factor is fitted on. Default 2.")],
-    "calibration_reduction": Annotated[str | None, _recipe_option("moments (default) or stack-of-batch.")],
-    "buckets": Annotated[int | None, _recipe_option("Buckets of stack-of-batch. Default 16.")],
-    "seed": Annotated[int | None, _recipe_option("Of everything random. Default 0.")],
-    "dtype": Annotated[str | None, _recipe_option("float32 (default), float16 or bfloat16.")],
+    "windows": Annotated[int | None, _recipe_option("Calibration windows. Default 32.", panel=TEXT)],
+    "window_length": Annotated[int | None, _recipe_option("Tokens per window. Default 1024.", panel=TEXT)],
+    "held_out": Annotated[
+        int | None, _recipe_option("Further windows that no factor is fitted on. Default 2.", panel=TEXT)
+    ],
+    "calibration_reduction": Annotated[str | None, _recipe_option("moments (default) or stack-of-batch.", panel=TEXT)],
+    "buckets": Annotated[int | None, _recipe_option("Buckets of stack-of-batch. Default 16.", panel=TEXT)],
+    "seed": Annotated[int | None, _recipe_option("Of everything random. Default 0.", panel=ARITHMETIC)],
+    "dtype": Annotated[str | None, _recipe_option("float32 (default), float16 or bfloat16.", panel=ARITHMETIC)],
     "activations": Annotated[
-        str | None, _recipe_option("Forward passes in float32 or bfloat16; auto: bfloat16 where it is faster.")
+        str | None,
+        _recipe_option("Forward passes in float32 or bfloat16; auto: bfloat16 where it is faster.", panel=ARITHMETIC),
     ],
 }
 Given = dict[str, Any]
-"""The recipe keys that were given on the command line."""
+"""Recipe key -> its value on the command line; None, or nothing in a list, where it was not given."""
 RecipeFile = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
         help="Recipe file; options override it. Default: ./recipe.yaml without --model.",
-        rich_help_panel="Recipe",
     ),
 ]
 
 
-def recipe_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command every option of RECIPE_OPTIONS but `without`; those given reach its parameter `given`."""
+def recipe_options(*without: str) -> Callable[[Command], Command]:
+    """Give a command every option of RECIPE_OPTIONS but `without`; their values reach its parameter `given`."""
 
-    def add_to(command: Callable[..., None]) -> Callable[..., None]:
-        offered = {key: option for key, option in RECIPE_OPTIONS.items() if key not in without}
+    def offered() -> Mapping[str, Option]:
+        return {key: (option, None) for key, option in RECIPE_OPTIONS.items() if key not in without}
 
-        @wraps(command)
-        def parsed(**options: Any) -> None:
-            values = {key: options.pop(key) for key in offered}
-            command(**options, given={key: value for key, value in values.items() if value not in (None, [])})
-
-        parameters = []
-        for own in signature(command, eval_str=True).parameters.values():
-            if own.name == "given":
-                added = offered.items()
-                parameters += [Parameter(k, Parameter.KEYWORD_ONLY, default=None, annotation=o) for k, o in added]
-            else:
-                parameters.append(own.replace(kind=Parameter.KEYWORD_ONLY))
-        parsed.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return parsed
-
-    return add_to
+    return option_group("given", offered)
 
 
 def chosen_recipe(path: Path | None, given: Given) -> Recipe:
@@ -128,6 +147,7 @@ def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str
     """The keys of the recipe file, overridden by options, and what errors call them."""
     from .recipe import RECIPE_FILE, read_recipe_values
 
+    given = {key: value for key, value in given.items() if value not in (None, [])}
     default = Path(RECIPE_FILE)
     if path is None and "model" not in given and default.is_file():
         path = default

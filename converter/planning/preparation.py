@@ -42,6 +42,7 @@ from ..statistics.moments import GroupMoments, Moment
 from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
+from ..storage.byte_size import NO_LIMITS, MemoryLimits
 from .memory_forecast import Windows
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .ranks import allocate, check_settled, kept_dense, losses_alone, method_of, statistics_kinds
@@ -142,8 +143,7 @@ def prepared(
     device: str,
     statistics: Path | None = None,
     source: Source | None = None,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     scratch: Path | None = None,
     progress: Progress,
     workers: Workers = ALONE,
@@ -155,8 +155,7 @@ def prepared(
         device: "auto", "cpu", "cuda".
         statistics: a folder to keep statistics in; by default a temporary one, removed when the context ends.
         source: the recipe's model, where it is open already.
-        max_memory: bytes that this process may take.
-        max_device_memory: bytes of its GPU that it may take; by default what is free there.
+        limits: memory that this process may take; of its GPU by default what is free there.
         scratch: a folder for activations that do not fit into that; by default the system's.
         progress: told about stages.
         workers: the processes that share the job; all call this alike.
@@ -166,7 +165,7 @@ def prepared(
     """
     check_settled(recipe)
     source = source or open_source(recipe.model, progress)
-    room = Room(max_memory, max_device_memory, scratch or Path(tempfile.gettempdir()))
+    room = Room(limits.process, limits.device, scratch or Path(tempfile.gettempdir()))
     where = pick_device(device, workers)
     with (
         device_errors(where, ADVICE),
@@ -184,8 +183,7 @@ def gather_statistics(
     kinds: Sequence[str] | None = None,
     *,
     device: str,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     progress: Progress,
     workers: Workers = ALONE,
 ) -> tuple[str, ...]:
@@ -196,8 +194,8 @@ def gather_statistics(
         folder: filled; what is there already stays.
         kinds: of statistics; by default all that the method reads.
         device: "auto", "cpu", "cuda".
-        max_memory: bytes that this process may take; activations that do not fit go to a file beside `folder`.
-        max_device_memory: bytes of its GPU that it may take; by default what is free there.
+        limits: memory that this process may take, of its GPU by default what is free there; activations that do not
+            fit go to a file beside `folder`.
         progress: told about stages.
         workers: the processes that share the work; all call this alike.
 
@@ -215,7 +213,7 @@ def gather_statistics(
             reads = " and ".join(known) or "none"
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
     beside = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    room = Room(max_memory, max_device_memory, beside)
+    room = Room(limits.process, limits.device, beside)
     source = workers.in_turn(lambda: open_source(recipe.model, progress))
     check_same(source, workers)
     where = pick_device(device, workers)
@@ -234,8 +232,7 @@ def dense_statistics(
     *,
     source: Source,
     device: str,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     progress: Progress,
 ) -> Iterator[tuple[BlockSource, Calibration, Statistics]]:
     """The dense model, the windows of a recipe, and the statistics that its method reads; no ranks are chosen.
@@ -245,13 +242,13 @@ def dense_statistics(
         folder: statistics are kept there.
         source: the recipe's model.
         device: "auto", "cpu", "cuda".
-        max_memory, max_device_memory: see `prepared`.
+        limits: see `prepared`.
         progress: told about stages.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.
     """
-    where, room = pick_device(device, ALONE), Room(max_memory, max_device_memory, folder.absolute().parent)
+    where, room = pick_device(device, ALONE), Room(limits.process, limits.device, folder.absolute().parent)
     with (
         device_errors(where, ADVICE),
         float32_products(where, fast=True),

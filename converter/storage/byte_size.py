@@ -30,6 +30,9 @@ class MemoryLimits:
         return [word for option, limit in given.items() if limit is not None for word in (option, str(limit))]
 
 
+NO_LIMITS = MemoryLimits()
+
+
 def memory_limit(text: str | None) -> int | None:
     """The bytes of a --max-memory that was given.
 

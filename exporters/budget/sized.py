@@ -18,6 +18,7 @@ from ...converter.model.source import Source
 from ...converter.planning.preparation import dense_statistics
 from ...converter.planning.ranks import kept_dense
 from ...converter.statistics.calibration import Tokens
+from ...converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ..gguf.types import TYPES
 from ..llamacpp.runtime import ggml_library
 from .costs import Costs, gathered_costs
@@ -68,8 +69,7 @@ def sized(
     *,
     name: str,
     device: str,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     progress: Progress,
 ) -> Sized:
     """Choose what a recipe's size is best spent on, for a GGUF file.
@@ -80,7 +80,7 @@ def sized(
         statistics: a folder where statistics of the dense model, and what its matrices cost, are kept.
         name: of the folder that the file will be exported from.
         device: "auto", "cpu", "cuda".
-        max_memory, max_device_memory: see `pipeline.compress`.
+        limits: see `pipeline.compress`.
         progress: told about stages.
 
     Raises:
@@ -96,8 +96,7 @@ def sized(
         statistics,
         source=source,
         device=device,
-        max_memory=max_memory,
-        max_device_memory=max_device_memory,
+        limits=limits,
         progress=progress,
     ) as (blocks, calibration, store):
         costs = gathered_costs(blocks, torch.from_numpy(calibration.windows), store, kind, progress)
@@ -113,7 +112,7 @@ def planned(
     statistics: Path | None,
     *,
     device: str,
-    limits: tuple[int | None, int | None] = (None, None),
+    limits: MemoryLimits = NO_LIMITS,
     progress: Progress,
 ) -> Sized:
     """What `sized` chooses, for a look.
@@ -123,7 +122,7 @@ def planned(
         source: its model.
         statistics: a folder where they are kept, for the next size; a temporary one by default.
         device: "auto", "cpu", "cuda".
-        limits: bytes that the process may take, and of its GPU.
+        limits: memory that the process may take.
         progress: told about stages.
     """
     with TemporaryDirectory(prefix="lowrank-statistics-") as temporary:
@@ -133,8 +132,7 @@ def planned(
             statistics or Path(temporary),
             name=CHECKPOINT,
             device=device,
-            max_memory=limits[0],
-            max_device_memory=limits[1],
+            limits=limits,
             progress=progress,
         )
 

@@ -20,7 +20,7 @@ OPTIONS: Mapping[str, TargetOption] = {
                 help="q8_0 (default), f32, f16, bf16, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, q3_k, "
                 "q2_k, iq3_s, iq3_xxs, iq2_s, iq2_xs, iq2_xxs, or a mix: q5_k_m, q4_k_m, q4_k_s, q3_k_m; repeatable. "
                 "See docs/gguf.md.",
-                rich_help_panel=PANEL,
+                metavar="NAME",
             ),
         ],
         scope="type",

@@ -18,7 +18,6 @@ OPTIONS: Mapping[str, TargetOption] = {
             typer.Option(
                 help="int8 (default), int4, int4-mix (V in 8 bits, U in 4), fp16, fp32; repeatable. See docs/onnx.md.",
                 metavar="NAME",
-                rich_help_panel=PANEL,
             ),
         ],
         scope="type",

@@ -148,9 +148,10 @@ def _made(report: Report) -> list[str]:
         *(f"- weights of {Path(path).name}: SHA-256 `{sha256}`" for path, sha256 in hashes.items()),
     ]
     parts = ["## How it was made\n\n" + "\n".join(facts)]
-    for title in ("recipe", "calibration"):
+    for title in ("size", "recipe", "calibration"):
         if title in provenance:
-            listed = yaml.safe_dump(dict(provenance[title]), sort_keys=False)
+            told = {key: value for key, value in provenance[title].items() if key != "matrices"}  # the recipe has them
+            listed = yaml.safe_dump(told, sort_keys=False)
             parts.append(f"### {title.capitalize()}\n\n```yaml\n{listed}```")
     return parts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -14,6 +15,8 @@ from .report import LinearRank, Report, Row
 from .svg_chart import Point, Series, line_chart
 from .svg_heat import heat_map
 from .words import EXPLAINED, HEADINGS, cells, one_line
+
+IN_BLOCK = re.compile(r"\.(\d+)\.(.+)$")  # number of a block, and path in it, of a module
 
 
 def report_page(report: Report) -> str:
@@ -73,6 +76,8 @@ def _charts(report: Report) -> list[tuple[str, str]]:
         ("Rank of every linear", _heat(report, lambda item: float(item.rank), "rank")),
         ("Retention of every linear", _heat(report, lambda item: item.retention, "retention")),
         ("Retention by block", _mean_retention(report)),
+        ("Bits per weight of every linear", _size_heat(report, "bits", "bits per weight")),
+        ("Predicted loss of every linear", _size_heat(report, "loss", "predicted loss in nats per token")),
     ]
 
 
@@ -109,6 +114,25 @@ def _heat(report: Report, value: Callable[[LinearRank], float], what: str) -> st
         {(item.linear, item.block): value(item) for item in report.ranks},
         rows=list(dict.fromkeys(item.linear for item in report.ranks)),
         columns=sorted({item.block for item in report.ranks}),
+        title=f"{what} by block and linear",
+        x_label="block",
+    )
+
+
+def _size_heat(report: Report, value: str, what: str) -> str:
+    """What a size was spent on, where one was asked for: of factored and dense linears alike."""
+    matrices = report.provenance.get("size", {}).get("matrices", {})
+    found = {
+        (place[2], int(place[1])): float(facts[value])
+        for module, facts in matrices.items()
+        if (place := IN_BLOCK.search(module))
+    }
+    if not found:
+        return ""
+    return heat_map(
+        found,
+        rows=list(dict.fromkeys(linear for linear, _ in found)),
+        columns=sorted({block for _, block in found}),
         title=f"{what} by block and linear",
         x_label="block",
     )

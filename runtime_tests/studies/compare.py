@@ -22,7 +22,7 @@ from ...converter.model.loading import load_tokenizer
 from ...converter.model.source import Source, open_source
 from ...converter.planning.ranks import statistics_kinds
 from ...converter.statistics.store import Statistics
-from ...converter.storage.byte_size import MemoryLimits
+from ...converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ...converter.storage.files import remove
 from ..artifacts import describe
 from ..backends.formats import TORCH
@@ -30,12 +30,12 @@ from ..backends.open import open_backend, released
 from ..backends.protocol import Backend
 from ..child import Cost, run_child
 from ..environment import library_versions, machine_facts
+from ..evaluation import Evaluation, load_windows
 from ..generation.generation import Sample, sample
 from ..metrics.measure import check_measurable, measure
 from ..metrics.perplexity import perplexity
 from ..metrics.reference_logits import ReferenceLogits
 from ..metrics.windows import Windows
-from ..release import Evaluation, load_windows
 from ..report.report import write_json, write_text
 from ..validate import PROMPT, check_windows
 from .compare_html import page
@@ -104,8 +104,7 @@ def compare(
     evaluation: Evaluation,
     device: str = "auto",
     keep_checkpoints: bool = False,
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -119,8 +118,7 @@ def compare(
         evaluation: text and size of the measurement.
         device: of compression and measurement.
         keep_checkpoints: leave every checkpoint in `out`/checkpoints.
-        max_memory: bytes that a process may take.
-        max_device_memory: bytes of its GPU that it may take; by default what is free there.
+        limits: memory that a process may take; of its GPU by default what is free there.
         force: start over, replacing what is there.
         progress: told about rows.
 
@@ -130,7 +128,6 @@ def compare(
     """
     progress = progress or SilentProgress()
     check_own_folder(out, ROWS)
-    limits = MemoryLimits(max_memory, max_device_memory)
     job = _prepare(recipes, out, evaluation, device, keep_checkpoints, limits, progress)
     if force:
         for name in (ROWS, STATISTICS, CHECKPOINTS, WORK, DOCUMENT, PAGE):

@@ -20,7 +20,7 @@ from ...converter.core.progress import Advance, Progress, SilentProgress
 from ...converter.core.recipe import Recipe, in_common
 from ...converter.machine.device import pick_device
 from ...converter.model.source import Source, open_source
-from ...converter.storage.byte_size import MemoryLimits
+from ...converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ...converter.storage.files import remove
 from ...exporters.budget.sized import planned
 from ...exporters.export import export
@@ -33,11 +33,11 @@ from ..backends.open import open_backend, released
 from ..backends.protocol import Backend
 from ..child import run_child
 from ..environment import library_versions, machine_facts
+from ..evaluation import Evaluation, load_windows
 from ..metrics.measure import check_measurable, measure
 from ..metrics.perplexity import Perplexity, perplexity
 from ..metrics.reference_logits import ReferenceLogits
 from ..metrics.windows import Windows
-from ..release import Evaluation, load_windows
 from ..report.report import write_json, write_text
 from ..timing.speed import Speed, measure_speed
 from ..validate import DEFAULTS, check_windows
@@ -96,8 +96,7 @@ def sweep(
     evaluation: Evaluation,
     sizes: Sequence[Recipe] = (),
     device: str = "auto",
-    max_memory: int | None = None,
-    max_device_memory: int | None = None,
+    limits: MemoryLimits = NO_LIMITS,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Sweep:
@@ -112,8 +111,7 @@ def sweep(
         sizes: the same with a size each: rank and type of every linear are chosen together, for a GGUF file.
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
         device: of the compression.
-        max_memory: bytes that a compression may take.
-        max_device_memory: bytes of its GPU that it may take; by default what is free there.
+        limits: memory that a compression may take; of its GPU by default what is free there.
         force: start over, replacing what is there.
         progress: told about rows.
 
@@ -123,7 +121,6 @@ def sweep(
     """
     progress = progress or SilentProgress()
     check_own_folder(out, ROWS)
-    limits = MemoryLimits(max_memory, max_device_memory)
     job = _prepare(recipes, out, evaluation, device, limits, progress)
     if force:
         for name in (ROWS, STATISTICS, WORK, DOCUMENT, PAGE):

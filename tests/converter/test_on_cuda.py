@@ -32,6 +32,7 @@ from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import memory_plan
 from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, Windows
 from lowrank_export.converter.planning.preparation import gather_statistics
+from lowrank_export.converter.storage.byte_size import MemoryLimits
 from lowrank_export.converter.streams import Streams
 
 MB = 10**6
@@ -252,24 +253,24 @@ def test_both_limits_count(recipe: Any, tmp_path: Path) -> None:
     asked = recipe(method="adasvd", windows=24)
 
     def plan(**limits: int) -> dict[str, Any]:
-        return compress(asked, tmp_path / "out", device="cuda", force=True, **limits).memory
+        return compress(asked, tmp_path / "out", device="cuda", force=True, limits=MemoryLimits(**limits)).memory
 
     free = plan()
     assert (free["activations"], free["limit_bytes"]) == ("in memory", None)
     small = free["device"]["forecast_bytes"]
-    while (found := plan(max_device_memory=small))["activations"] != "on the host":
+    while (found := plan(device=small))["activations"] != "on the host":
         assert found["device"]["limit_bytes"] == small and found["limit_bytes"] is None
         small = found["device"]["forecast_bytes"] - 1
-    both = plan(max_device_memory=small, max_memory=found["forecast_bytes"] - 1)
+    both = plan(process=found["forecast_bytes"] - 1, device=small)
     assert both["activations"] == "on disk" and both["limit_bytes"] == found["forecast_bytes"] - 1
     with pytest.raises(ResourceError, match=r"^--max-memory 1 MB: .* takes about .*; allow that much"):
-        plan(max_memory=1)
+        plan(process=1)
     with pytest.raises(
         ResourceError, match=r"^--max-device-memory 1 MB: .* of cuda, .*allow that much.*; or use --dev"
     ):
-        plan(max_device_memory=1)
+        plan(device=1)
     with pytest.raises(UsageError, match="--max-device-memory: is of a GPU"):
-        compress(asked, tmp_path / "other", device="cpu", max_device_memory=10**9)
+        compress(asked, tmp_path / "other", device="cpu", limits=MemoryLimits(device=10**9))
 
 
 @pytest.mark.usefixtures("no_base", "gpu")
@@ -280,7 +281,7 @@ def test_a_trial_that_takes_more_than_forecast_is_refused(
     with pytest.raises(
         ResourceError, match=r"20 MB: a trial of one block took 30 MB of cuda, .* MB more than forecast"
     ):
-        compress(recipe(), tmp_path / "out", device="cuda", max_device_memory=20 * MB)
+        compress(recipe(), tmp_path / "out", device="cuda", limits=MemoryLimits(device=20 * MB))
     assert not list(tmp_path.iterdir())
 
 

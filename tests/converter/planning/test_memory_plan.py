@@ -27,6 +27,7 @@ from lowrank_export.converter.model.passes import RepeatedPass, SleepingPass
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import memory_plan
 from lowrank_export.converter.planning.memory_forecast import HOLDINGS, ModelShape, Windows, forecast, model_shape
+from lowrank_export.converter.storage.byte_size import MemoryLimits
 from lowrank_export.converter.streams import Streams
 
 
@@ -159,7 +160,7 @@ def test_the_dense_model_has_no_storage(models: Path) -> None:
 
 def test_a_limit_below_the_forecast_is_refused_before_any_work(recipe: Any, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"--max-memory 50 MB: .* takes about .*; allow that much") as refused:
-        compress(recipe(), tmp_path / "out", max_memory=50 * 10**6)
+        compress(recipe(), tmp_path / "out", limits=MemoryLimits(50 * 10**6))
     assert refused.value.exit_code == 5 and not list(tmp_path.iterdir())
 
 
@@ -205,13 +206,13 @@ def test_a_trial_that_takes_more_than_forecast_is_refused(
 ) -> None:
     monkeypatch.setattr(memory_plan, "peak_of", lambda work: 10**12)
     with pytest.raises(ResourceError, match="a trial of one block took 1000"):
-        compress(recipe(), tmp_path / "out", max_memory=10**11)
+        compress(recipe(), tmp_path / "out", limits=MemoryLimits(10**11))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_trial_runs_for_every_method(recipe: Any, tmp_path: Path, method: str) -> None:
-    done = compress(recipe(method=method), tmp_path / "out", max_memory=10**11)
+    done = compress(recipe(method=method), tmp_path / "out", limits=MemoryLimits(10**11))
     assert done.memory["limit_bytes"] == 10**11 and done.memory["activations"] == "in memory"
 
 

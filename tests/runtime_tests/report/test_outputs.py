@@ -169,3 +169,20 @@ def test_written_together_or_refused(report: Report, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--force"):
         check_outputs(tmp_path / "out", force=False)
     check_outputs(tmp_path / "out", force=True)
+
+
+def test_a_size_is_shown(report: Report) -> None:
+    """Bits and predicted loss of every linear as heat maps; figures beside them, matrices not one by one."""
+    matrices = {
+        f"model.layers.{block}.self_attn.{name}": {"form": "q5_0", "bits": 5.5 - block, "loss": 0.01 * (block + 1)}
+        for block in range(2)
+        for name in ("q_proj", "k_proj")
+    }
+    matrices["model.embed_tokens"] = {"form": "q8_0", "bits": 8.5, "loss": 0.0}
+    size = {"budget": 1000, "chosen": {"bytes": 990, "loss": 0.02}, "shipped": "chosen", "matrices": matrices}
+    sized = replace(report, provenance={**report.provenance, "size": size})
+    page = report_page(sized)
+    assert "Bits per weight of every linear" in page and "Predicted loss of every linear" in page
+    assert "self_attn.k_proj, block 1: 4.5" in page and "embed_tokens" not in page
+    assert "size: shipped" in page and "### Size" in markdown(sized) and "q_proj" not in markdown(sized)
+    assert "Bits per weight of every linear" not in report_page(report)

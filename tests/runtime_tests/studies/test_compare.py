@@ -22,8 +22,9 @@ from lowrank_export.cli import app
 from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.converter.core.recipe import recipe_grid
 from lowrank_export.converter.pipeline import compress
+from lowrank_export.converter.storage.byte_size import MemoryLimits
 from lowrank_export.runtime_tests.child import Cost, run_child
-from lowrank_export.runtime_tests.release import Evaluation
+from lowrank_export.runtime_tests.evaluation import Evaluation
 from lowrank_export.runtime_tests.studies import compare as module
 from lowrank_export.runtime_tests.studies.compare import compare
 from lowrank_export.runtime_tests.studies.compare_html import page
@@ -136,7 +137,7 @@ def test_only_missing_rows_are_made(
     assert {path: path.stat().st_mtime_ns for path in (again / "rows").iterdir()} == rows
 
     (again / "rows" / "svd-llm-0.6.json").unlink()
-    found = compare(recipes, again, evaluation=evaluation, max_memory=10**11)
+    found = compare(recipes, again, evaluation=evaluation, limits=MemoryLimits(10**11))
     assert children == [f"{command} svd-llm 0.6 within {10**11}" for command in ("statistics", "compress")]
     after = found.to_json()
     assert [row["measured"] for row in after["rows"]] == [row["measured"] for row in before["rows"]]
