@@ -35,6 +35,12 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_LAZY[name], __name__), name)
 
 
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
+def _register_types(module: ModuleType) -> None:
+    """Register the model types of factored checkpoints as soon as, and only if, transformers' own are there."""
+    from .converter.checkpoint import factored_types  # noqa: F401
+
+
 @wrapt.when_imported("transformers.quantizers.auto")
 def _register(module: ModuleType) -> None:
     """Register the factored checkpoint with transformers as soon as, and only if, transformers is imported."""

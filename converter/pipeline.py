@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint.factored_config import factored_config
 from .checkpoint.lowrank_linear import replace_linears
 from .checkpoint.model_card import model_card
 from .checkpoint.writer import CheckpointWriter
@@ -274,7 +275,7 @@ def _config(job: Job) -> dict[str, Any]:
         "retention": job.plan.retention,
         "ranks": job.plan.ranks,
     }
-    return {**job.blocks.reader.config, "dtype": job.recipe.dtype, "quantization_config": lowrank}
+    return factored_config({**job.blocks.reader.config, "dtype": job.recipe.dtype, "quantization_config": lowrank})
 
 
 def _plan_with_losses(job: Job, losses: Mapping[str, FitLoss]) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def save_factored(
     path: Path, family: str, *, rank: int | None = None, layout: Any = "two-factor", **options: Any
 ) -> PreTrainedModel:
     """Write a factored checkpoint, see `factored`; return the model. The pivot layout wants a rank below every side."""
+    from lowrank_export.converter.checkpoint.factored_types import saved_as_factored
     from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
     from lowrank_export.converter.factors.pivot_block import pivot_block
 
@@ -130,6 +131,7 @@ def save_factored(
         for block in built.model.layers:
             pivot_block(block, KNOWN[family])
     built.config.quantization_config = LowRankConfig(layout=layout, ranks=ranks, retention=1.0, method="svd")
+    saved_as_factored(built.config)
     built.save_pretrained(path)
     tokenizer().save_pretrained(path)
     return built

@@ -11,6 +11,7 @@ from ..families.table import FAMILIES, completed
 from ..storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..storage.links import check_links
 from ..storage.safetensors_header import read_header
+from .factored_config import plain_config
 from .layouts import C_SUFFIX, LAYOUTS, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from .prefixes import Prefix, foreign_prefixes, plain_name
 
@@ -39,7 +40,7 @@ class CheckpointReader:
         check_links(self.path)
         if (self.path / "adapter_config.json").exists():  # transformers would look for the model that it names
             raise InputError(f"{path}: holds an adapter (adapter_config.json); merge it into its model first")
-        self.config: dict[str, Any] = completed(read_json(self.path / "config.json"))
+        self.config: dict[str, Any] = completed(plain_config(read_json(self.path / "config.json")))
         self.lowrank: dict[str, Any] = _lowrank_config(self.config, self.path)
         self.ranks: dict[str, int] = self.lowrank.get("ranks", {})
         shards: dict[str, Path] = {}

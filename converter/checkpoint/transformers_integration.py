@@ -2,8 +2,8 @@
 
 transformers lets a package register a quantisation method by name. `lowrank` swaps the named linears for
 `LowRankLinear` or `PivotLinear` before the weights are read, so the model is never at its full size, and
-`save_pretrained` writes the factors back. Importing this module registers the method; `lowrank_export/__init__.py`
-arranges for that.
+`save_pretrained` writes the factors back. config.json has a `model_type` of its own for each family, see
+`factored_types.py`. Importing this module registers the method; `lowrank_export/__init__.py` arranges for that.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..storage.safetensors_header import read_header
+from .factored_config import METHOD
 from .layouts import LAYOUTS, PERM_SUFFIX
 from .lowrank_linear import replace_linears
-
-METHOD = "lowrank"
 
 
 @register_quantization_config(METHOD)

@@ -67,10 +67,10 @@ def check_types(reader: CheckpointReader, names: Iterable[str]) -> None:
 def _places(reader: CheckpointReader, family: Family) -> tuple[list[str], set[str]]:
     """Names that must be there, and all that may."""
     required = [f"{family.embedding}.weight", f"{family.norm}.weight"]
-    head = f"{family.head}.weight"
+    head = _stored_as(reader, family.head)
     if not reader.config.get("tie_word_embeddings"):
-        required.append(head)
-    allowed = {head}
+        required += head
+    allowed = {*head, family.head + PERM_SUFFIX}
     for block in range(int(reader.config["num_hidden_layers"])):
         for norm in family.norms:
             required.append(f"{family.blocks}.{block}.{norm}.weight")

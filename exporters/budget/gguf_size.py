@@ -17,7 +17,7 @@ from ..gguf.metadata import read_hyperparameters
 from ..gguf.mixes import CHOSEN, Quantisation, records
 from ..gguf.names import gguf_name
 from ..gguf.types import ALIGNMENT, padded
-from ..gguf.writer import open_writer, plan_tensors
+from ..gguf.writer import open_writer, plan_tensors, vocabulary_of
 
 LENGTH, KIND = 8, 4  # bytes before a string or a list, and of a value's kind
 NUMBER = 4
@@ -36,10 +36,11 @@ class GgufSize:
         self._of = gguf_of(reader.config)
         hyper = read_hyperparameters(reader.config)
         self._sources = plan_tensors(reader, self._of, hyper, native=False)
+        vocabulary = vocabulary_of(reader)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "header.gguf"
             asked = Quantisation(CHOSEN, rounding="aware")
-            with closing(open_writer(path, reader, self._of, hyper, asked, layout="dense")) as writer:
+            with closing(open_writer(path, reader, self._of, hyper, asked, vocabulary, layout="dense")) as writer:
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
             self._metadata = path.stat().st_size

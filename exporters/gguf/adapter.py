@@ -36,7 +36,17 @@ from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .shapes import check_shapes
 from .types import TYPES, fitting_type, tensor_bytes
-from .writer import Source, library_for, open_writer, plan_tensors, tensor_values, verify_file, write_tensors
+from .vocabulary import Vocabulary
+from .writer import (
+    Source,
+    library_for,
+    open_writer,
+    plan_tensors,
+    tensor_values,
+    verify_file,
+    vocabulary_of,
+    write_tensors,
+)
 
 LAYOUT = "adapter"
 SUFFIX = ".lora.gguf"
@@ -57,6 +67,7 @@ class _Job:
     of: Gguf
     hyper: Hyperparameters
     asked: Quantisation
+    vocabulary: Vocabulary
     library: Path | None
     progress: Progress
 
@@ -104,10 +115,10 @@ def export_adapter(
         raise InputError(f"{checkpoint}: layout {reader.layout}; an adapter holds two factors")
     model = None if dense is None or residual == NOTHING else _checked(dense, reader)
     hyper = read_hyperparameters(reader.config)
-    job = _Job(reader, gguf_of(reader.config), hyper, asked, None, progress)
+    job = _Job(reader, gguf_of(reader.config), hyper, asked, vocabulary_of(reader), None, progress)
     sources, base, adapter = _plan(job, residual)
     job = replace(job, library=library_for(_encoded(base, adapter, residual), progress))
-    for line in fallback_lines([*base, *adapter]):
+    for line in (*fallback_lines([*base, *adapter]), *job.vocabulary.notes):
         progress.note(line)
     beside = adapter_path(out)
     with replacing(beside, force=force, folder=False) as lora, replacing(out, force=force, folder=False) as partial:
@@ -276,7 +287,7 @@ def _write_base(
     dense: CheckpointReader | None,
     extra: Mapping[str, str],
 ) -> None:
-    with closing(open_writer(path, job.reader, job.of, job.hyper, job.asked, layout=LAYOUT)) as writer:
+    with closing(open_writer(path, job.reader, job.of, job.hyper, job.asked, job.vocabulary, layout=LAYOUT)) as writer:
         for key, value in extra.items():
             writer.add_string(key, value)
         with job.progress.stage("writing the base", len(records)) as advance:

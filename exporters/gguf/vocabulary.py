@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...converter.core.errors import InputError
 from ...converter.model.loading import refusing
 from ...converter.model.tokenizer_trial import check_tokenizer_file
+from ...converter.model.tokens import Tokens, read_tokens
 from ...converter.storage.links import check_links
 from .pretokenisers import pretokeniser_name
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 SPACE = "\u2581"  # sentencepiece's mark for a space
 UNREACHABLE = -1e9  # score of a sentencepiece token that no merge makes
-SPECIAL = ("bos", "eos", "unk", "pad")
+ENDS_BY_TEXT = frozenset(
+    ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>")
+)
+"""Tokens that every llama.cpp takes for the end of a text by their spelling, whatever the file says."""
+MORE_ENDS = ("eot", "eom")
+"""Keys of ends beside the first."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,11 @@ class Vocabulary:
         types: llama.cpp's token type of every id.
         merges: BPE merges, best first; empty for sentencepiece.
         scores: sentencepiece scores; empty for byte-level BPE.
-        special: role (bos, eos, unk, pad) -> id.
+        special: role (bos, eos, unk, pad, eot, eom) -> id.
         add_bos, add_eos: whether encoding a text adds them.
         add_space_prefix: whether encoding puts a space before the text (sentencepiece).
         chat_templates: name -> Jinja template; the usual one is called "default".
+        notes: what of the special tokens the file cannot say, a line each.
     """
 
     model: str
@@ -51,6 +58,7 @@ class Vocabulary:
     add_eos: bool
     add_space_prefix: bool
     chat_templates: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def read_vocabulary(path: Path, rows: int) -> Vocabulary:
@@ -70,11 +78,8 @@ def read_vocabulary(path: Path, rows: int) -> Vocabulary:
     sentencepiece = bool(data["model"].get("byte_fallback"))
     tokens, types = _tokens(data, rows, path)
     ids = {token: index for index, token in enumerate(tokens)}
-    special = {
-        role: index
-        for role in SPECIAL
-        if (text := getattr(tokeniser, f"{role}_token", None)) and (index := ids.get(text)) is not None
-    }
+    stated = read_tokens(path, find=ids.get, rows=rows)
+    special, notes = _special(stated, tokens, default="" if sentencepiece else tokens[11] if rows > 11 else "")
     encoded = tokeniser("a").input_ids
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in data["model"]["merges"]]
     return Vocabulary(
@@ -89,6 +94,7 @@ def read_vocabulary(path: Path, rows: int) -> Vocabulary:
         add_eos=len(encoded) > 1 and encoded[-1] == special.get("eos"),
         add_space_prefix=sentencepiece and _prepends_space(data),
         chat_templates=_chat_templates(tokeniser.chat_template),
+        notes=notes,
     )
 
 
@@ -109,6 +115,26 @@ def add_vocabulary(writer: GGUFWriter, of: Vocabulary) -> None:
     writer.add_add_eos_token(of.add_eos)
     if of.chat_templates:
         writer.add_chat_template([{"name": name, "template": text} for name, text in of.chat_templates.items()])
+
+
+def _special(stated: Tokens, tokens: Sequence[str], default: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Role -> id, and what the file cannot say.
+
+    Args:
+        stated: the folder's special tokens.
+        tokens: text of every id.
+        default: text of the token that llama.cpp takes for the end where a file names none.
+    """
+    first = {"bos": stated.begin, "eos": next(iter(stated.ends), None), "unk": stated.unknown, "pad": stated.pad}
+    others = [end for end in stated.ends[1:] if tokens[end] not in ENDS_BY_TEXT]
+    found = {**first, **dict(zip(MORE_ENDS, others, strict=False))}
+    notes = []
+    if not stated.ends:
+        taken = f"; llama.cpp takes {default!r} for it" if default else ""
+        notes.append(f"no file of the model names a token that ends a text{taken}: add eos_token_id to config.json")
+    if left := others[len(MORE_ENDS) :]:
+        notes.append(f"a GGUF file has no place for these further ends of a text: {[tokens[end] for end in left]}")
+    return {role: index for role, index in found.items() if index is not None}, tuple(notes)
 
 
 def _load(path: Path) -> Any:

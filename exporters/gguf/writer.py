@@ -34,7 +34,7 @@ from .names import gguf_name, interleave_rows, rotary_heads
 from .rounding_choice import Rounding
 from .shapes import check_shapes
 from .types import INTEGERS, TYPES
-from .vocabulary import add_vocabulary, read_vocabulary
+from .vocabulary import Vocabulary, add_vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -124,9 +124,10 @@ def export_gguf(
     sources = plan_tensors(reader, of, hyperparameters, native=native)
     shapes = {source.name: source.shape for source in sources}
     check_shapes(shapes, of, hyperparameters)
+    vocabulary = vocabulary_of(reader)
     records = tensor_records(shapes, asked)
     importance, alpha = rounding.importance(records), ALPHA if asked.mix == CHOSEN else 0.0
-    for line in fallback_lines(records):
+    for line in (*fallback_lines(records), *vocabulary.notes):
         progress.note(line)
     coarse = asked.mix in MIXES and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS
     if native and reader.layout == "pivot" and coarse:
@@ -139,7 +140,8 @@ def export_gguf(
         _rounded_linears(reader, records, rounding, out, library, progress, alpha) as rounded,
     ):
         given = Given(rounded, importance, library)
-        opened = open_writer(partial, reader, of, hyperparameters, asked, layout=reader.layout if native else "dense")
+        said = reader.layout if native else "dense"
+        opened = open_writer(partial, reader, of, hyperparameters, asked, vocabulary, layout=said)
         with closing(opened) as writer, progress.stage(f"writing {out.name}", len(sources)) as advance:
             _write(writer, reader, of, hyperparameters, sources, records, given, advance)
         verify_file(partial, records)
@@ -267,8 +269,20 @@ def _file_order(source: Source) -> tuple[int, int, str]:
     return (0 if parts[0] in ("token_embd", "rope_freqs") else 2), 0, source.name
 
 
+def vocabulary_of(reader: CheckpointReader) -> Vocabulary:
+    """The vocabulary of a checkpoint, with a token per row of its embedding; raises as `read_vocabulary` says."""
+    return read_vocabulary(reader.path, reader.shape("model.embed_tokens.weight")[0])
+
+
 def open_writer(
-    path: Path, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, asked: Quantisation, *, layout: str
+    path: Path,
+    reader: CheckpointReader,
+    of: Gguf,
+    hyper: Hyperparameters,
+    asked: Quantisation,
+    vocabulary: Vocabulary,
+    *,
+    layout: str,
 ) -> GGUFWriter:
     """A writer with all metadata of a model set; `layout` is what a factored checkpoint's file says of itself."""
     from gguf import GGML_QUANT_VERSION, GGUFWriter
@@ -287,7 +301,7 @@ def open_writer(
         writer.add_float32("lowrank.retention", float(reader.lowrank.get("retention", 1.0)))
         writer.add_string("lowrank.method", str(reader.lowrank.get("method", "")))
         writer.add_string("lowrank.recipe", reader.recipe_text)
-    add_vocabulary(writer, read_vocabulary(reader.path, reader.shape("model.embed_tokens.weight")[0]))
+    add_vocabulary(writer, vocabulary)
     return writer
 
 

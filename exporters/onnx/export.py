@@ -10,6 +10,7 @@ from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import UsageError
 from ...converter.families.table import onnx_of
 from ...converter.model.loading import load
+from ...converter.model.tokens import read_tokens
 from ...converter.storage.files import replacing
 from ..artifact import Artifact
 from .builder import genai_builder
@@ -17,6 +18,7 @@ from .check.check_windows import reference_of
 from .check.selfcheck import check_export, tolerance
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, model_facts, tensor_records
 from .flavours import check_single_flavour
+from .special_tokens import state_tokens
 from .traced import torch_exporter
 from .weights.encoded import aware_matrices, encode_model
 from .weights.multiplied_out import multiplied_out, multiply_out
@@ -66,6 +68,7 @@ def export_onnx(
     _check_destination(out, force=force)
     check_single_flavour()
     reader = CheckpointReader(checkpoint)
+    special = read_tokens(checkpoint, rows=int(reader.config["vocab_size"]))
     family = onnx_of(reader.config)
     merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantisation, options)
     rounded = aware_matrices(reader, quantisation, options, merged, progress)
@@ -84,6 +87,7 @@ def export_onnx(
         through = torch_exporter if family.builder is None else genai_builder
         metadata = {**_metadata(reader, quantisation, options, merged), "lowrank.exporter": through.name_and_version()}
         through.build(model, checkpoint, folder, weights=weights, metadata=metadata)
+        state_tokens(folder, special)
         del model, weights, rounded
         advance(1)
         allowed = tolerance(codes=has_codes(quantisation))
@@ -91,6 +95,8 @@ def export_onnx(
         advance(1)
     if merged:
         progress.note(f"{out}: {len(merged)} of {len(reader.ranks)} factored linears are one matmul, which costs less")
+    if not special.ends:
+        progress.note(f"{out}: no file of the model names a token that ends a text: add eos_token_id to config.json")
     tokens = sum(map(len, reference.windows))
     progress.note(f"{out}: {allowed.unit} to torch with these weights, {tokens} tokens, two runtimes {difference:.1e}")
     return Artifact(

@@ -81,6 +81,17 @@ class GenAiBackend:
 
         return [int(token) for token in onnxruntime_genai.Tokenizer(self._model).encode(text)]
 
+    def tokenise_special(self, text: str) -> list[int]:
+        """As `tokenise`: GenAI takes special tokens that are written out for such."""
+        return self.tokenise(text)
+
+    def special_tokens(self) -> tuple[int | None, frozenset[int]]:
+        """The token that begins a text, and all that end one, as GenAI has them."""
+        import onnxruntime_genai
+
+        tokenizer = onnxruntime_genai.Tokenizer(self._model)
+        return int(tokenizer.bos_token_id), frozenset(int(token) for token in tokenizer.eos_token_ids)
+
     def close(self) -> None:
         """Free cache and model."""
         self._generator = None

@@ -100,6 +100,16 @@ class LlamaCppBackend:
             raise InputError("llama.cpp: the text cannot be tokenised")
         return list(ids[:count])
 
+    def tokenise_special(self, text: str) -> list[int]:
+        """As `tokenise`, of a text in which special tokens are written out."""
+        return self.tokenise(text, special=True)
+
+    def special_tokens(self) -> tuple[int | None, frozenset[int]]:
+        """The token that begins a text, None where the file names none, and all that end one, as llama.cpp has them."""
+        ends = (token for token in range(self._vocabulary) if self._api.llama_vocab_is_eog(self._vocab, token))
+        begin = int(self._api.llama_vocab_bos(self._vocab))
+        return (begin if begin >= 0 else None), frozenset(ends)
+
     def close(self) -> None:
         """Free the model and its context; safe to call twice."""
         if self._batch is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError
+from ...converter.model.tokens import tokens_of
 from ..backends.protocol import Backend, Tokens
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ def draw(logits: NDArray[np.float32], uniform: float) -> int:
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids that end a text."""
-    return () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    """Token ids that end a text, as every export has them: see `tokens_of`."""
+    return tokens_of(tokenizer).ends
 
 
 def sample(

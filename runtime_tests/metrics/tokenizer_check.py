@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...converter.checkpoint.reader import read_json
 from ...converter.core.errors import InputError
 from ...converter.model.loading import load_tokenizer
+from ...converter.model.tokens import Tokens, read_tokens, tokens_of
 from ...converter.storage.gguf_header import read_header
 from ..backends.protocol import Backend
 
@@ -28,7 +29,9 @@ PROBES = (
     "https://example.org/path?query=1&other=two#part",
     "UPPER lower MiXeD CamelCase snake_case kebab-case",
 )
-END = "(the token that ends a text)"
+END = "(the tokens that end a text)"
+BEGIN = "(the token that begins a text)"
+ADDED = 256  # added tokens that are asked for
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,47 @@ def check_tokenizer(
     if tokenise is None:
         return None
     differing = [text for text in texts if _without_begin(tokenise(text), reference) != _expected(reference, text)]
-    end = _end_tokens(path)
-    if end and reference.eos_token_id is not None and int(reference.eos_token_id) not in end:
-        differing.append(END)
-    return TokenizerCheck(len(texts) + bool(end), tuple(differing))
+    stated = tokens_of(reference)
+    asked, wrong = _special(backend, path, stated)
+    added = _added(backend, stated, reference)
+    differing += [*wrong, *(text for text, same in added.items() if not same)]
+    return TokenizerCheck(len(texts) + asked + len(added), tuple(differing))
+
+
+def _special(backend: Backend, path: Path, stated: Tokens) -> tuple[int, list[str]]:
+    """How much was asked of the tokens that begin and end a text, and what of it came out otherwise.
+
+    The runtime has to end at every token that the model's files name, and at no token besides that is text. Ends that
+    a runtime adds by their spelling are special tokens of the model.
+    """
+    begin, ends = _as_runtime_has_them(backend, path)
+    if not ends and (not stated.ends or not hasattr(backend, "special_tokens")):
+        return 0, []
+    usual = {stated.added[text] for text in stated.special if text in stated.added}
+    wrong = [] if set(stated.ends) <= ends and ends <= {*stated.ends, *usual} else [END]
+    if stated.begin is None or begin is None:
+        return 1, wrong
+    return 2, wrong + [BEGIN] * (begin != stated.begin)
+
+
+def _as_runtime_has_them(backend: Backend, path: Path) -> tuple[int | None, frozenset[int]]:
+    own: Callable[[], tuple[int | None, frozenset[int]]] | None = getattr(backend, "special_tokens", None)
+    if own is not None:
+        return own()
+    if (path / "config.json").is_file():  # a checkpoint, read by torch
+        found = read_tokens(path)
+        return found.begin, frozenset(found.ends)
+    return None, frozenset(_end_tokens(path))
+
+
+def _added(backend: Backend, stated: Tokens, reference: PreTrainedTokenizerBase) -> dict[str, bool]:
+    """Text of an added token -> whether the runtime reads it as that one token, where the reference does."""
+    own: Callable[[str], list[int]] | None = getattr(backend, "tokenise_special", None)
+    if own is None:
+        return {}
+    chosen = {text: stated.added[text] for text in sorted(stated.added)[:ADDED]}
+    known = {text: index for text, index in chosen.items() if _expected(reference, text) == [index]}
+    return {text: own(text) in ([index], [stated.begin, index]) for text, index in known.items()}
 
 
 def _tokenise(backend: Backend, path: Path) -> Callable[[str], list[int]] | None:

@@ -103,6 +103,8 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
         del config.quantization_config
     config._name_or_path = str(checkpoint)
     config.architectures = [type(model).__name__]
+    if config.eos_token_id is None:
+        config.eos_token_id = 0  # the builder wants one; genai_config.json is told what the files state
     adapt = FAMILIES[config.model_type].onnx.adapt
     if adapt is not None:
         adapt(config)
