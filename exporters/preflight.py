@@ -1,4 +1,4 @@
-"""Requests held against the machine before the work: memory, by arithmetic."""
+"""Requests held against the model and the machine before the work: what they accept, and memory, by arithmetic."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..converter.checkpoint.reader import CheckpointReader
 from ..converter.core.errors import ResourceError, UsageError
+from ..converter.families.table import family_to_load
 from ..converter.machine.memory import peak_memory, resident_memory
+from ..converter.model.config_check import check_config
 from ..converter.planning.memory_plan import LIBRARIES, MARGIN, gigabytes
 from .target import ExportRequest
 
@@ -58,3 +61,23 @@ def plan_export_memory(checkpoint: Path, requests: Sequence[ExportRequest], limi
             f"{gigabytes(found.forecast)}; allow that much"
         )
     return found
+
+
+def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> None:
+    """Ask every export whether it will accept what becomes of a model, before any work on it.
+
+    From config.json, names and shapes of tensors, and the tokenizer's files alone; no weight is read.
+
+    Args:
+        reader: of the dense model, or of the factored checkpoint that is exported.
+        requests: what will be made of it.
+
+    Raises:
+        InputError: one of them would refuse it; the line is its own.
+    """
+    family = family_to_load(reader.config, str(reader.path))
+    if family.groups:
+        check_config(reader, family)
+    for request in requests:
+        request.check_model(reader.config)
+        request.check_source(reader)

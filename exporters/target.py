@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ..converter.checkpoint.reader import CheckpointReader
 from ..converter.core.errors import UsageError
 from ..converter.core.progress import Progress
 from ..converter.core.recipe import nearest
@@ -108,6 +109,16 @@ class ExportRequest(Protocol):
 
         Raises:
             InputError: names the format and the families it knows.
+        """
+
+    def check_source(self, reader: CheckpointReader) -> None:
+        """Refuse a model, dense or factored, by its names, shapes and tokenizer, before any work.
+
+        Args:
+            reader: of the model.
+
+        Raises:
+            InputError: what the export would refuse later.
         """
 
     def row_multiple(self) -> int:

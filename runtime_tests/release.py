@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..converter.checkpoint.reader import CheckpointReader, read_json
+from ..converter.checkpoint.reader import read_json
 from ..converter.core.errors import UsageError
 from ..converter.core.progress import Progress
 from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
@@ -19,6 +19,7 @@ from ..converter.storage.files import check_output, remove
 from ..exporters.artifact import Artifact
 from ..exporters.export import export
 from ..exporters.forecast import with_rank_multiple
+from ..exporters.preflight import check_exports
 from ..exporters.registry import TARGETS
 from ..exporters.target import ExportRequest
 from .artifacts import describe
@@ -85,9 +86,7 @@ def release(
         TARGETS[format].check_tools()
     source = open_source(recipe.model, progress)
     check_measurable(source.reader(), MemoryLimits(limits.process))
-    config = CheckpointReader(source.path).config
-    for request in exports:
-        request.check_model(config)
+    check_exports(source.reader(), exports)
     windows = load_windows(evaluation, source.path, progress)
     if force:
         _clear(out)

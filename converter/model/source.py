@@ -96,7 +96,7 @@ def open_source(spec: str, progress: Progress, option: str = "--model") -> Sourc
         return _from_directory(spec, path)
     if path.is_file():
         if not is_gguf(path):
-            raise InputError(f"{option} {spec}: {_no_model(path)}; {GIVE}")
+            raise InputError(f"{option} {spec}: {_no_model(path)}")
         return _from_directory(spec, _from_gguf(path, progress))
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
         with naming(option):
@@ -111,7 +111,7 @@ def _no_model(path: Path) -> str:
         return "is one file of a model; give the folder that it lies in"
     if re.search(r"(part|split)[-_.]?(\d+(of\d+)?|[a-z])$", path.name):
         return "no model; pieces that were cut from one file are joined with cat"
-    return "not a GGUF file" if path.suffix.lower() == ".gguf" else "not a model"
+    return f"not a GGUF file; {GIVE}" if path.suffix.lower() == ".gguf" else f"not a model; {GIVE}"
 
 
 def open_checkpoint(spec: str, progress: Progress, option: str = "--reference") -> Path:

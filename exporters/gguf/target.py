@@ -16,6 +16,7 @@ from ..target import Forecast, Given, TargetOption, checked_type
 from .options import OPTIONS
 
 if TYPE_CHECKING:
+    from ...converter.checkpoint.reader import CheckpointReader
     from .mixes import Quantisation
     from .rounding_choice import Rounding
 
@@ -102,6 +103,12 @@ class GgufRequest:
         from ...converter.families.table import gguf_of
 
         gguf_of(config)
+
+    def check_source(self, reader: CheckpointReader) -> None:
+        """Settings, tensors, heads and tokenizer have to be such as a GGUF file expresses."""
+        from .writer import check_acceptable
+
+        check_acceptable(reader)
 
     def row_multiple(self) -> int:
         """The larger block of the types of its factors."""

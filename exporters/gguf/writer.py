@@ -183,6 +183,20 @@ def _is_rounded(record: TensorRecord) -> bool:
     return record.name.startswith("blk.") and len(record.shape) > 1 and TYPES[record.type].block > 1
 
 
+def check_acceptable(reader: CheckpointReader) -> None:
+    """Refuse, from headers and texts alone, what writing a checkpoint or what is made of it would refuse.
+
+    Raises:
+        InputError: the family, a setting, a tensor, the size of a head or the tokenizer has no place in a GGUF file.
+    """
+    of, hyper = gguf_of(reader.config), read_hyperparameters(reader.config)
+    shapes = {source.name: source.shape for source in plan_tensors(reader, of, hyper, native=bool(reader.ranks))}
+    check_shapes(shapes, of, hyper)
+    if of.interleaved and hyper.head_dim % 2:
+        raise InputError(f"{reader.path}: heads of {hyper.head_dim} numbers do not split into halves that rotate")
+    vocabulary_of(reader)
+
+
 def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[Source]:
     """Every tensor of the file in the order llama.cpp's own converter writes them: embedding, blocks, head.
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint.reader import CheckpointReader
-from ...converter.core.errors import UsageError
-from ...converter.families.table import onnx_of
-from ...converter.model.loading import load
+from ...converter.core.errors import InputError, UsageError
+from ...converter.families.settings import check_settings
+from ...converter.families.table import family_to_load, onnx_of
+from ...converter.model.loading import load, load_tokenizer, quiet_transformers, refusing
 from ...converter.model.tokens import read_tokens
+from ...converter.storage.documents import shown
 from ...converter.storage.files import replacing
 from ..artifact import Artifact
 from .builder import genai_builder
+from .builder.builder_families import check_head_size, check_rotary
 from .check.check_windows import reference_of
 from .check.selfcheck import check_export, tolerance
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, model_facts, tensor_records
@@ -26,7 +29,7 @@ from .weights.stored import StoredWeights
 from .weights.types import QUANTISATIONS, OnnxOptions, has_codes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ...converter.core.progress import Progress
 
@@ -109,6 +112,39 @@ def export_onnx(
         tensors=tensor_records(out),
         facts=model_facts(out),
     )
+
+
+def check_acceptable(reader: CheckpointReader) -> None:
+    """Refuse, from headers and texts alone, what exporting a checkpoint or what is made of it would refuse.
+
+    Raises:
+        InputError: the family, a setting, the rotary embedding, the size of a head or the tokenizer cannot be exported.
+    """
+    from transformers import AutoConfig
+
+    where = str(reader.path)
+    family = onnx_of(reader.config)
+    check_settings(reader.config, family_to_load(reader.config, where), where, "onnx")
+    with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
+        config = AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+    if family.builder is not None:
+        check_rotary(config, where)
+        check_head_size(config, where)
+    check_token_ids(reader, load_tokenizer(reader.path))
+
+
+def check_token_ids(reader: CheckpointReader, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that gives ids for which the embedding has no row.
+
+    Raises:
+        InputError: names the token.
+    """
+    rows = int(reader.config["vocab_size"])
+    text, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if index >= rows:
+        raise InputError(
+            f"{reader.path}: the tokenizer has token id {index} ({shown(text)}), but the embedding only {rows} rows"
+        )
 
 
 def _load_float32(checkpoint: Path) -> PreTrainedModel:

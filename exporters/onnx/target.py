@@ -15,6 +15,7 @@ from ..target import Forecast, Given, TargetOption, checked_type
 from .options import OPTIONS
 
 if TYPE_CHECKING:
+    from ...converter.checkpoint.reader import CheckpointReader
     from .weights.types import OnnxOptions
 
 
@@ -62,6 +63,12 @@ class OnnxRequest:
         from ...converter.families.table import onnx_of
 
         onnx_of(config)
+
+    def check_source(self, reader: CheckpointReader) -> None:
+        """Settings, rotary embedding, heads and tokenizer have to be such as the graph expresses."""
+        from .export import check_acceptable
+
+        check_acceptable(reader)
 
     def row_multiple(self) -> int:
         """Whole blocks."""

@@ -27,6 +27,7 @@ from ...exporters.export import export
 from ...exporters.gguf.mixes import CHOSEN
 from ...exporters.gguf.rounding_choice import Rounding
 from ...exporters.gguf.target import GgufRequest
+from ...exporters.preflight import check_exports
 from ...exporters.target import ExportRequest
 from ..backends.formats import TORCH, backend_names
 from ..backends.open import open_backend, released
@@ -120,7 +121,7 @@ def sweep(
     """
     progress = progress or SilentProgress()
     check_own_folder(out, ROWS)
-    job = _prepare(recipes, out, evaluation, device, limits, progress)
+    job = _prepare(recipes, exports, out, evaluation, device, limits, progress)
     if force:
         for name in (ROWS, STATISTICS, WORK, DOCUMENT, PAGE):
             remove(out / name)
@@ -155,6 +156,7 @@ def _asked(recipes: Sequence[Recipe], exports: Sequence[ExportRequest]) -> Asked
 
 def _prepare(
     recipes: Sequence[Recipe],
+    exports: Sequence[ExportRequest],
     out: Path,
     evaluation: Evaluation,
     device: str,
@@ -163,6 +165,7 @@ def _prepare(
 ) -> _Job:
     chosen = str(pick_device(device))
     source = open_source(recipes[0].model, progress)
+    check_exports(source.reader(), exports)
     check_measurable(source.reader(), limits, chosen)
     windows = load_windows(evaluation, source.path, progress)
     longest = check_windows(windows, source.reader().config)

@@ -53,6 +53,9 @@ class ToyRequest:
         if config["model_type"] != "llama":
             raise InputError(f"toy knows llama, not {config['model_type']}")
 
+    def check_source(self, reader: CheckpointReader) -> None:
+        pass
+
     def row_multiple(self) -> int:
         return 4
 

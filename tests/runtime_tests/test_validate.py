@@ -211,7 +211,6 @@ def test_gguf_in_llama_cpp(models: Path, windows: Windows, tmp_path: Path) -> No
             models / "factored",
             tmp_path / f"{kind}.gguf",
             Quantisation(kind),
-            Quantisation("f16"),
             progress=SilentProgress(),
         )
         for kind in ("f32", "f16", "q8_0")

@@ -43,7 +43,6 @@ def model(tiny: ModuleType, tmp_path: Path) -> Path:
         tmp_path / "dense",
         tmp_path / "mine-f32.gguf",
         Quantisation("f32"),
-        Quantisation("f16"),
         progress=SilentProgress(),
     ).path
 
