@@ -36,7 +36,7 @@ from .statistics.last_hidden import last_hidden_states
 from .storage.byte_size import NO_LIMITS, MemoryLimits
 from .storage.files import check_output, replacing
 from .streams import Streams
-from .training.refinement import BATCH_TOKENS, Schedule, refine_model
+from .training.refinement import BATCH_TOKENS, Schedule, Teacher, refine_model
 
 
 @dataclass(frozen=True)
@@ -223,10 +223,7 @@ def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progr
     with progress.stage("refining the whole model", schedule.epochs * batches) as advance:
         done = refine_model(
             student,
-            head,
-            windows,
-            wanted,
-            fitted,
+            Teacher(head, windows, wanted, fitted),
             trained=trained,
             schedule=schedule,
             bfloat16=job.blocks.bfloat16,

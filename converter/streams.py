@@ -16,7 +16,7 @@ from .model.block_forward import TappedBlock
 from .model.passes import Pass, RepeatedPass, SleepingPass
 from .planning.preparation import Job
 from .statistics.moments import GroupMoments
-from .training.refinement import Schedule, refine_block
+from .training.refinement import Examples, Schedule, refine_block
 
 
 class Streams:
@@ -118,9 +118,7 @@ class Streams:
         done = refine_block(
             block.float(),
             run,
-            windows,
-            wanted,
-            fitted,
+            Examples(windows, wanted, fitted),
             root=root,
             frozen=self._excluded_parameters(index, block),
             schedule=Schedule(recipe.refine_epochs, recipe.refine_rate, recipe.seed),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..converter.core.errors import UsageError
+from ..converter.core.errors import InputError, UsageError
 from ..converter.core.outcome import Outcome
 from ..converter.core.recipe_options import (
     Given,
@@ -51,16 +51,14 @@ def run(
     device = running["device"]
     requests = chosen_exports(exports, device=device, sized=chosen.sized or bool(chosen.choice))
     from ..converter.core.progress import ConsoleProgress
-    from .release import release
+    from .release import Placement, release
 
     report = release(
         chosen,
         requests,
         out,
         evaluation=chosen_evaluation(evaluation),
-        statistics=statistics,
-        device=device,
-        limits=chosen_limits(running),
+        placement=Placement(device, chosen_limits(running), statistics),
         force=force,
         progress=ConsoleProgress(),
     )
@@ -91,6 +89,7 @@ def validate(
     from .artifacts import find_artifacts
     from .evaluation import load_windows
     from .report.outputs import check_outputs, write_outputs
+    from .validate import DenseModel
     from .validate import validate as run_validate
 
     if out is not None:
@@ -98,18 +97,20 @@ def validate(
     progress = ConsoleProgress()
     found = [one for path in artifacts for one in find_artifacts(path)]
     exported = open_checkpoint(reference, progress)
+    uncompressed = None
+    if dense is not None:
+        uncompressed = DenseModel(open_source(dense, progress, "--dense").path, dense_artifact or [])
+    elif dense_artifact:
+        raise InputError("dense artifacts were given without the dense model they were exported from")
     report = run_validate(
         found,
         reference=exported,
-        dense=None if dense is None else open_source(dense, progress, "--dense").path,
-        dense_artifacts=dense_artifact or [],
+        dense=uncompressed,
         windows=load_windows(asked, exported, progress),
-        threads=asked.threads,
         settings=asked.settings(device),
         gates=asked.gates,
-        provenance={"evaluation": asked.facts()},
         progress=progress,
-    )
+    ).with_provenance({"evaluation": asked.facts()})
     if out is not None:
         write_outputs(report, out)
     return _reported(report)
@@ -189,11 +190,10 @@ def sweep(
     from .studies.sweep_page import render
 
     found = run_sweep(
-        chosen,
+        (*chosen, *by_size),
         requests,
         out,
         evaluation=chosen_evaluation(evaluation),
-        sizes=by_size,
         device=running["device"],
         limits=chosen_limits(running),
         force=force,

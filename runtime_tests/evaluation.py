@@ -55,6 +55,7 @@ class Evaluation:
     def settings(self, device: str = "cpu") -> Settings:
         """How `validate` is to measure."""
         return Settings(
+            threads=self.threads,
             device=device,
             speed=self.speed,
             prompt_tokens=self.prompt_tokens,

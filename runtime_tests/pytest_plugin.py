@@ -145,23 +145,24 @@ class Measurement:
             from ..converter.core.progress import SilentProgress
             from ..converter.model.source import open_checkpoint, open_source
             from .evaluation import Evaluation, load_windows
-            from .validate import validate
+            from .validate import DenseModel, validate
 
             given = self.options
             reference = open_checkpoint(given.reference, SilentProgress())
             evaluation = Evaluation(
                 given.evaluate, given.evaluation_windows, given.evaluation_length, given.gate_threads, given.gate_speed
             )
+            dense = None
+            if given.dense is not None:
+                dense = DenseModel(open_source(given.dense, SilentProgress(), "--dense").path)
             self._report = validate(
                 self.artifacts,
                 reference=reference,
-                dense=None if given.dense is None else open_source(given.dense, SilentProgress(), "--dense").path,
+                dense=dense,
                 windows=load_windows(evaluation, reference),
-                threads=evaluation.threads,
                 settings=evaluation.settings(),
                 gates=self.thresholds,
-                provenance={"evaluation": evaluation.facts()},
-            )
+            ).with_provenance({"evaluation": evaluation.facts()})
         return self._report
 
     def _thresholds(self) -> GateSettings:

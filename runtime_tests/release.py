@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,11 +29,26 @@ from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
 from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
-from .validate import validate
+from .validate import DenseModel, validate
 
 CHECKPOINT = "checkpoint"
 DENSE = "dense"
 REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a compression runs.
+
+    Attributes:
+        device: "auto", "cpu", "cuda".
+        limits: memory that it may take; of its GPU by default what is free there.
+        statistics: a folder where statistics of the dense model are kept, for other recipes and sizes.
+    """
+
+    device: str
+    limits: MemoryLimits = NO_LIMITS
+    statistics: Path | None = None
 
 
 def release(
@@ -41,9 +57,7 @@ def release(
     out: Path,
     *,
     evaluation: Evaluation,
-    statistics: Path | None = None,
-    device: str,
-    limits: MemoryLimits = NO_LIMITS,
+    placement: Placement,
     force: bool,
     progress: Progress,
 ) -> Report:
@@ -56,15 +70,14 @@ def release(
         exports: what to make of it; of the dense model too, whose rounding runs the recipe's calibration text.
         out: the folder to make.
         evaluation: text and size of the measurement.
-        statistics: a folder where statistics of the dense model are kept, for other recipes and sizes.
-        device: of the compression.
-        limits: memory that the compression may take.
+        placement: of the compression.
         force: start over, replacing what is there.
 
     Raises:
         UsageError: `out` holds a finished job or one of another recipe, and `force` is not set.
         InputError, ResourceError: from the stages.
     """
+    device, limits, statistics = placement.device, placement.limits, placement.statistics
     for request in exports:
         request.check()
     of_dense = [request.of_dense(recipe.calibration) for request in exports]
@@ -113,19 +126,18 @@ def release(
         factored,
         reference=checkpoint,
         windows=windows,
-        dense=source.path,
-        dense_artifacts=dense,
-        threads=evaluation.threads,
+        dense=DenseModel(source.path, dense),
         settings=evaluation.settings(),
         gates=evaluation.gates,
         scratch=out,
-        provenance={
+        progress=progress,
+    ).with_provenance(
+        {
             "recipe": recipe.model_dump(mode="json"),
             "calibration": read_json(checkpoint / "calibration.json"),
             "evaluation": evaluation.facts(),
             **({} if size is None else {"size": size.facts}),
-        },
-        progress=progress,
+        }
     )
     write_cards(report, factored)
     write_outputs(report, out)

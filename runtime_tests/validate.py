@@ -53,6 +53,7 @@ class Settings:
     """How to measure.
 
     Attributes:
+        threads: CPU threads of every runtime.
         device: "cpu" or "cuda".
         dtype: dtype of the torch models.
         speed: whether to time prefill and decode, and measure load time and memory.
@@ -67,6 +68,7 @@ class Settings:
         task_limit: examples per task; None for all.
     """
 
+    threads: int = 1
     device: str = "cpu"
     dtype: str = "float32"
     speed: bool = True
@@ -88,11 +90,24 @@ NO_GATES = GateSettings()
 
 
 @dataclass(frozen=True)
+class DenseModel:
+    """The uncompressed model.
+
+    Attributes:
+        path: its folder.
+        artifacts: exports of it; each is shown beside the factored one of its runtime and type, and timed in one run
+            with it.
+    """
+
+    path: Path
+    artifacts: Sequence[Artifact | Path] = ()
+
+
+@dataclass(frozen=True)
 class _Run:
     """What every step of one validation needs."""
 
     settings: Settings
-    threads: int
     windows: Windows
     pieces: Pieces
     tokenizer: PreTrainedTokenizerBase
@@ -105,13 +120,10 @@ def validate(
     *,
     reference: Path,
     windows: Windows,
-    dense: Path | None = None,
-    dense_artifacts: Sequence[Artifact | Path] = (),
-    threads: int = 1,
+    dense: DenseModel | None = None,
     settings: Settings = DEFAULTS,
     gates: GateSettings = NO_GATES,
     scratch: Path | None = None,
-    provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure artifacts in their runtimes against the torch models they come from.
@@ -123,15 +135,11 @@ def validate(
         artifacts: exports of `reference`: GGUF files, ONNX folders, checkpoint folders.
         reference: the factored checkpoint (parity is against it).
         windows: what every runtime is measured on.
-        dense: the uncompressed checkpoint (quality is against it).
-        dense_artifacts: exports of `dense`; each is shown beside the factored one of its runtime and type, and timed in
-            one run with it.
-        threads: CPU threads of every runtime.
-        settings: device, and what speed and text are measured with.
+        dense: the uncompressed model (quality is against it).
+        settings: device, threads, and what speed and text are measured with.
         gates: thresholds; the defaults fill in the rest.
         scratch: folder for recorded logits, 4 bytes x scored predictions x vocabulary for each of the two torch models;
             the system's temporary folder by default. Nothing is left in it.
-        provenance: what else is to be written into the report.
         progress: receives stages.
 
     Raises:
@@ -140,10 +148,8 @@ def validate(
         ResourceError: no room for recorded logits, a runtime that is missing, out of memory.
     """
     candidates = [_described(item) for item in artifacts]
-    beside = [_described(item) for item in dense_artifacts]
-    if beside and dense is None:
-        raise InputError("dense artifacts were given without the dense model they were exported from")
-    run = _prepare(reference, windows, threads, settings, progress or SilentProgress())
+    beside = [] if dense is None else [_described(item) for item in dense.artifacts]
+    run = _prepare(reference, windows, settings, progress or SilentProgress())
     if settings.tasks:
         check_tasks(settings.tasks)
     for format in dict.fromkeys(item.format for item, _ in [*candidates, *beside]):
@@ -154,7 +160,7 @@ def validate(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lowrank-validate-", dir=scratch)))
         dense_logits = dense_row = None
         if dense is not None:
-            dense_logits, dense_row = _torch_row(dense, folder / "dense.f32", DENSE, None, run)
+            dense_logits, dense_row = _torch_row(dense.path, folder / "dense.f32", DENSE, None, run)
             stack.enter_context(dense_logits)
             rows.append(dense_row)
         factored_logits, factored_row = _torch_row(reference, folder / "factored.f32", FACTORED, dense_logits, run)
@@ -169,7 +175,7 @@ def validate(
     torch_rows = rows[:1] if dense_row is None else rows[:2]
     bandwidth = 0.0
     if settings.speed:
-        bandwidth = memory_bandwidth(threads)
+        bandwidth = memory_bandwidth(settings.threads)
         rows = with_speeds(rows, _timing(run, bandwidth), factored=FACTORED, dense=DENSE)
     contexts = {FACTORED: Context(factored_row, dense_row)}
     if dense_row is not None:
@@ -178,8 +184,8 @@ def validate(
     return Report(
         rows=tuple(_ordered(rows)),
         windows=windows.facts(),
-        settings={"threads": threads, **asdict(run.settings)},
-        provenance={**model_provenance(reference), "command": sys.argv[1:], **(provenance or {})},
+        settings=asdict(run.settings),
+        provenance={**model_provenance(reference), "command": sys.argv[1:]},
         versions=library_versions(),
         machine={**machine_facts(), **({"memory_bytes_per_second": round(bandwidth)} if bandwidth else {})},
         ranks=factored_ranks(reference),
@@ -200,7 +206,7 @@ def _described(item: Artifact | Path) -> tuple[Artifact, str]:
         return Artifact(item, kind, "unknown", "unknown", size, 0, ()), str(error)
 
 
-def _prepare(reference: Path, windows: Windows, threads: int, settings: Settings, progress: Progress) -> _Run:
+def _prepare(reference: Path, windows: Windows, settings: Settings, progress: Progress) -> _Run:
     """Check windows and settings against the model's configuration before anything is loaded."""
     from ..converter.checkpoint.reader import CheckpointReader
     from ..converter.model.loading import load_tokenizer
@@ -214,7 +220,7 @@ def _prepare(reference: Path, windows: Windows, threads: int, settings: Settings
     prompts = [cut.shape[1], *(len(tokenizer(text)["input_ids"]) for text in settings.prompts)]
     sampled = max(prompts) + settings.sample_tokens
     context = min(longest, max(windows.length, max(lengths) + decode, sampled, TASK_CONTEXT * bool(settings.tasks)) + 1)
-    return _Run(settings, threads, windows, cut, tokenizer, progress, context)
+    return _Run(settings, windows, cut, tokenizer, progress, context)
 
 
 def check_windows(windows: Windows, config: Mapping[str, Any]) -> int:
@@ -244,7 +250,7 @@ def _opened(
     backend = open_backend(
         path,
         name,
-        threads=threads or run.threads,
+        threads=threads or run.settings.threads,
         context=run.context,
         exact=exact,
         device=settings.device,
@@ -257,7 +263,7 @@ def _timing(run: _Run, bandwidth: float) -> Timing:
     settings = run.settings
     return Timing(
         prompts=settings.prompt_tokens,
-        threads=(run.threads, *(count for count in settings.more_threads if count != run.threads)),
+        threads=(run.settings.threads, *(count for count in settings.more_threads if count != run.settings.threads)),
         decode_tokens=settings.decode_tokens,
         repeats=settings.repeats,
         context=run.context,

@@ -35,8 +35,7 @@ def test_every_runtime_computes_what_the_factored_model_computes(
         artifacts,
         reference=factored_demo,
         windows=load_windows(Evaluation(windows=count, window_length=length), factored_demo),
-        threads=1,
-        settings=Settings(speed=False, pieces=2, sample_tokens=16),
+        settings=Settings(threads=1, speed=False, pieces=2, sample_tokens=16),
         progress=SilentProgress(),
     )
     assert len(report.rows) == 1 + len(types["gguf"]) + 2 * len(types["onnx"])

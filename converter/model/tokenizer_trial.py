@@ -24,8 +24,8 @@ def check_tokenizer_file(folder: Path) -> None:
     """Load a folder's tokenizer.json, where it has one, elsewhere; once per file and process.
 
     Raises:
-        InputError: there is no tokenizer, or one for a package that is not installed, or the process that loaded it
-            was ended by a signal.
+        InputError: there is no tokenizer, a package that reads it is not installed, or the process that loaded it was
+            ended by a signal.
     """
     if (file := folder / FILE).is_file():
         state = file.stat()

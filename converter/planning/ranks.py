@@ -29,7 +29,7 @@ from ..model.source import Source
 from ..statistics.calibration import Calibration
 from ..statistics.sensitivity import block_similarities, loss_energies, stable_ranks
 from ..statistics.store import Statistics
-from ..statistics.truncation_sensitivity import Alone, truncation_losses
+from ..statistics.truncation_sensitivity import Alone, Truncated, truncation_losses
 
 
 def method_of(recipe: Recipe) -> Method:
@@ -197,9 +197,8 @@ def losses_alone(
     together = alone == "block-error"
     retentions = TENTHS if together else measured_retentions(recipe.retention)
     kept = kept_dense(recipe.keep_dense, list(blocks.linear_shapes())) if together else frozenset[str]()
-    return truncation_losses(
-        blocks, windows, retentions, recipe.layout, store, progress, workers, alone=alone, keep_dense=kept
-    )
+    truncated = Truncated(retentions, recipe.layout, kept)
+    return truncation_losses(blocks, windows, truncated, store, progress, workers, alone=alone)
 
 
 def _summed_loss(shape: LinearShape, energies: Tensor, retention: float, calibration: Calibration) -> float:

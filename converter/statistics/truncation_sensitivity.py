@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -29,18 +30,31 @@ in the metric of its Sigma (LC-SVD).
 Variant = tuple[tuple[str, ...], int]  # linears that are truncated, and the number of their retention
 
 
+@dataclass(frozen=True)
+class Truncated:
+    """What linears are truncated to.
+
+    Attributes:
+        retentions: of a linear, below 1.
+        layout: says which rank a retention is.
+        keep_dense: full names of linears that never are.
+    """
+
+    retentions: Sequence[float]
+    layout: Layout
+    keep_dense: Collection[str] = ()
+
+
 @torch.no_grad()
 def truncation_losses(
     blocks: BlockSource,
     windows: Tensor,
-    retentions: Sequence[float],
-    layout: Layout,
+    truncated: Truncated,
     store: Statistics,
     progress: Progress,
     workers: Workers = ALONE,
     *,
     alone: Alone = "sensitivity",
-    keep_dense: Collection[str] = (),
 ) -> tuple[dict[str, list[float]], float]:
     """Full linear name -> mean token loss of the model with it truncated, per retention; and that of the dense model.
 
@@ -55,13 +69,11 @@ def truncation_losses(
     Args:
         blocks: the dense model.
         windows: token ids (N, T).
-        retentions: of the linear, below 1.
-        layout: says which rank a retention is.
+        truncated: which linears, and to what.
         store: read for kind "dense"; filled with kind `alone`.
         progress: told about every block that the variants of a block run through.
         workers: of the job.
         alone: what is truncated at a time.
-        keep_dense: full names of linears that never are.
     """
     count = blocks.block_count
     (stream,) = blocks.embed([windows])
@@ -70,11 +82,11 @@ def truncation_losses(
     with progress.stage(f"loss of truncating each {what} alone", count * (count + 1) // 2) as advance:
         for index in range(count):
             block = blocks.block(index)
-            ranks = _ranks(blocks, block, index, retentions, layout, keep_dense)
+            ranks = _ranks(blocks, block, index, truncated)
             stored = _stored(store, alone, index, blocks, ranks)
             if stored is None:
                 together = [tuple(ranks)] if alone == "block-error" else [(name,) for name in ranks]
-                mine = workers.part([(names, k) for names in together for k in range(len(retentions))])
+                mine = workers.part([(names, k) for names in together for k in range(len(truncated.retentions))])
                 streams = _variants(blocks, block, index, stream, mine, ranks, store, alone)
                 advance(1)
                 for later in range(index + 1, count):
@@ -87,7 +99,7 @@ def truncation_losses(
                 streams.clear()  # before those of the next block are made
                 losses = dict(ChainMap(*measured))
                 found = {
-                    name: torch.tensor([ranks[name], [losses[names, k] for k in range(len(retentions))]])
+                    name: torch.tensor([ranks[name], [losses[names, k] for k in range(len(truncated.retentions))]])
                     for names in together
                     for name in names
                 }
@@ -101,20 +113,15 @@ def truncation_losses(
     return result, _mean_loss(blocks, stream, windows)
 
 
-def _ranks(
-    blocks: BlockSource,
-    block: nn.Module,
-    index: int,
-    retentions: Sequence[float],
-    layout: Layout,
-    keep_dense: Collection[str],
-) -> dict[str, list[int]]:
+def _ranks(blocks: BlockSource, block: nn.Module, index: int, truncated: Truncated) -> dict[str, list[int]]:
     """Linear that is truncated -> its rank at each retention."""
     result = {}
     for name in blocks.family.linears:
-        if blocks.family.linear_name(index, name) not in keep_dense:
+        if blocks.family.linear_name(index, name) not in truncated.keep_dense:
             m, n = block.get_parameter(name + ".weight").shape
-            result[name] = [max(1, int(rank_for(layout, m, n, retention))) for retention in retentions]
+            result[name] = [
+                max(1, int(rank_for(truncated.layout, m, n, retention))) for retention in truncated.retentions
+            ]
     return result
 
 

@@ -147,12 +147,42 @@ def _restore(
     return [state[f"best.{index}"].to(parameter.device) for index, parameter in enumerate(trained)]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What a block is fitted to.
+
+    Attributes:
+        inputs: windows (T, d) of the compressed stream.
+        targets: what the block should give for each, (T, d).
+        fitted: that many windows are trained on, the others tell when to stop.
+    """
+
+    inputs: Sequence[Tensor]
+    targets: Sequence[Tensor]
+    fitted: int
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a model is fitted to.
+
+    Attributes:
+        head: weight (vocabulary, d); logits are its product with hidden states.
+        windows: token ids (N, T).
+        wanted: the dense model's hidden states after its norm, (1, T, d) for each window.
+        fitted: that many windows are trained on, the others tell when to stop.
+    """
+
+    head: Tensor
+    windows: Tensor
+    wanted: Activations | Sequence[Tensor]
+    fitted: int
+
+
 def refine_block(
     block: nn.Module,
     run: Callable[[nn.Module, Tensor], Tensor],
-    inputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    fitted: int,
+    examples: Examples,
     *,
     root: Tensor | None,
     frozen: Sequence[nn.Parameter],
@@ -167,16 +197,15 @@ def refine_block(
     Args:
         block: in float32.
         run: the block's forward over (B, T, d).
-        inputs: windows (T, d) of the compressed stream; this process's.
-        targets: what the block should give for each, (T, d).
-        fitted: that many windows are trained on, the others tell when to stop.
+        examples: this process's.
         root: R (d, d); None weighs all directions alike.
         frozen: parameters that stay as they are.
         schedule: epochs, rate, seed.
         workers: of the job: batches are those of one process, and who has a window of a batch computes its gradient.
     """
+    inputs, targets, fitted = examples.inputs, examples.targets, examples.fitted
     shares = workers.gathered((fitted, len(inputs[0]) if inputs else 0))
-    first, examples = (sum(windows for windows, _ in part) for part in (shares[: workers.index], shares))
+    first, everywhere = (sum(windows for windows, _ in part) for part in (shares[: workers.index], shares))
     size = max(1, BATCH_TOKENS // max(length for _, length in shares))
     metric = None if root is None else root.to(next(block.parameters()).device, torch.float32)
 
@@ -198,17 +227,14 @@ def refine_block(
     fixed = {id(parameter) for parameter in frozen}
     trained = [parameter for parameter in block.parameters() if id(parameter) not in fixed]
     with _gradients_wanted(trained):
-        refined = descend(trained, examples, size, backward, held_out_loss, schedule)
+        refined = descend(trained, everywhere, size, backward, held_out_loss, schedule)
     workers.unify(trained)
     return refined
 
 
 def refine_model(
     student: nn.Module,
-    head: Tensor,
-    windows: Tensor,
-    wanted: Activations,
-    fitted: int,
+    teacher: Teacher,
     *,
     trained: Sequence[nn.Parameter],
     schedule: Schedule,
@@ -224,10 +250,7 @@ def refine_model(
 
     Args:
         student: a transformers causal language model, float32, with the dense model's norm and head.
-        head: weight (vocabulary, d); logits are its product with hidden states.
-        windows: token ids (N, T).
-        wanted: the dense model's hidden states after its norm, (1, T, d) for each window.
-        fitted: that many windows are trained on, the others tell when to stop.
+        teacher: the dense model's head and hidden states.
         trained: parameters of the student that move.
         schedule: epochs, rate, seed.
         bfloat16: whether forwards are autocast to it.
@@ -235,6 +258,7 @@ def refine_model(
         advance: told about steps.
         workers: of the job; the windows of a batch are divided among them.
     """
+    windows, fitted = teacher.windows, teacher.fitted
     size = max(1, BATCH_TOKENS // windows.shape[1])
     device = next(student.parameters()).device
 
@@ -243,7 +267,7 @@ def refine_model(
         tokens = windows[list(chosen)].to(device).long()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             found: Tensor = student.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
-        loss, gradient = _head_divergence(head, found.detach(), torch.cat([wanted[i] for i in chosen]))
+        loss, gradient = _head_divergence(teacher.head, found.detach(), torch.cat([teacher.wanted[i] for i in chosen]))
         return loss, found, gradient
 
     def backward(chosen: list[int]) -> None:

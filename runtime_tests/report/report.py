@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,10 @@ class Report:
     def dense(self) -> Row | None:
         """The dense torch model's row."""
         return next((row for row in self.rows if row.model == "dense" and not row.gates), None)
+
+    def with_provenance(self, facts: Mapping[str, Any]) -> Report:
+        """The same, with more that the caller knows of its origin."""
+        return replace(self, provenance={**self.provenance, **facts})
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data; values that are no finite number become null. See report.schema.json."""

@@ -95,7 +95,6 @@ def sweep(
     out: Path,
     *,
     evaluation: Evaluation,
-    sizes: Sequence[Recipe] = (),
     device: str = "auto",
     limits: MemoryLimits = NO_LIMITS,
     force: bool = False,
@@ -106,10 +105,10 @@ def sweep(
     Rows that are there already, of equal recipe and evaluation, are not made again. Writes sweep.json and sweep.html.
 
     Args:
-        recipes: from `recipe_grid`: alike but for method and retention.
-        exports: what each is exported as.
+        recipes: from `recipe_grid`: alike but for method and retention; those with a size have rank and type of every
+            linear chosen together, for a GGUF file.
+        exports: what each of the others is exported as.
         out: the folder to make.
-        sizes: the same with a size each: rank and type of every linear are chosen together, for a GGUF file.
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
         device: of the compression.
         limits: memory that a compression may take; of its GPU by default what is free there.
@@ -126,7 +125,7 @@ def sweep(
     if force:
         for name in (ROWS, STATISTICS, WORK, DOCUMENT, PAGE):
             remove(out / name)
-    asked = _asked(recipes, exports, sizes)
+    asked = _asked(recipes, exports)
     todo = [(recipe, job.missing(recipe, wanted)) for recipe, wanted in asked]
     total = sum(len(wanted) for _, wanted in todo)
     if total or read_row(job.file(None, None), job.key(None, None)) is None:
@@ -149,10 +148,10 @@ def sweep(
 Asked = Sequence[tuple[Recipe | None, Sequence[ExportRequest]]]
 
 
-def _asked(recipes: Sequence[Recipe], exports: Sequence[ExportRequest], sizes: Sequence[Recipe]) -> Asked:
+def _asked(recipes: Sequence[Recipe], exports: Sequence[ExportRequest]) -> Asked:
     """Recipe -> its exports: plain quantisation first, then every recipe in every type, then every size in its own."""
     by_size = GgufRequest(CHOSEN, rounding=Rounding("aware"))
-    return [(None, exports), *((recipe, exports) for recipe in recipes), *((size, [by_size]) for size in sizes)]
+    return [(None, exports), *((recipe, [by_size] if recipe.sized else exports) for recipe in recipes)]
 
 
 def _prepare(
@@ -286,7 +285,7 @@ def _collected(job: _Job, recipes: Sequence[Recipe], asked: Asked) -> Sweep:
     return Sweep(
         rows=tuple(rows),
         dense=restored(lambda data: Perplexity(**data), dense, job.file(None, None)),
-        recipe=in_common(recipes),
+        recipe=in_common([recipe for recipe in recipes if not recipe.sized]),
         source={"spec": job.source.spec, "sha256": job.origin["source_sha256"], "licence": job.source.licence},
         evaluation={**job.origin["evaluation"], "device": job.device},
         versions=library_versions(),

@@ -22,7 +22,7 @@ from lowrank_export.runtime_tests.metrics.measure import check_measurable
 from lowrank_export.runtime_tests.report.markdown import markdown
 from lowrank_export.runtime_tests.report.report import Report
 from lowrank_export.runtime_tests.timing import timing
-from lowrank_export.runtime_tests.validate import Settings, validate
+from lowrank_export.runtime_tests.validate import DenseModel, Settings, validate
 
 TOKENS = np.arange(24, dtype=np.int32)
 
@@ -54,10 +54,9 @@ def validated(folder: Path, windows: Any, device: str) -> Report:
     return validate(
         [folder / "factored"],
         reference=folder / "factored",
-        dense=folder / "dense",
+        dense=DenseModel(folder / "dense"),
         windows=windows,
-        threads=1,
-        settings=settings,
+        settings=replace(settings, threads=1),
     )
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from lowrank_export.cli import app
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.gguf.mixes import Quantisation
@@ -23,7 +25,7 @@ from lowrank_export.runtime_tests.metrics.corpora import evaluation_windows
 from lowrank_export.runtime_tests.metrics.footprint import Footprint, measure_footprint
 from lowrank_export.runtime_tests.metrics.windows import Windows
 from lowrank_export.runtime_tests.timing import timing
-from lowrank_export.runtime_tests.validate import Settings, validate
+from lowrank_export.runtime_tests.validate import DenseModel, Settings, validate
 
 QUICK = Settings(speed=False, sample_tokens=4)
 TIMED = Settings(prompt_tokens=(8,), decode_tokens=2, repeats=1, sample_tokens=4)
@@ -72,13 +74,11 @@ def test_checkpoints_against_each_other(models: Path, windows: Windows, tmp_path
     report = validate(
         [models / "full"],
         reference=models / "full",
-        dense=models / "dense",
-        dense_artifacts=[models / "dense"],
+        dense=DenseModel(models / "dense", [models / "dense"]),
         windows=windows,
         settings=TIMED,
         scratch=scratch,
-        provenance={"seed": 7},
-    )
+    ).with_provenance({"seed": 7})
     assert list(scratch.iterdir()) == []
     assert [row.model for row in report.rows] == ["dense", "dense", "factored", "factored"]
     reference, candidate = report.rows[2], report.rows[3]
@@ -139,7 +139,7 @@ def test_everything_is_closed_and_removed_on_errors(
 
     monkeypatch.setattr(module, "open_backend", watched)
     with pytest.raises(InputError, match="infinite"):
-        validate([], reference=models / "factored", dense=models / "full", windows=windows, scratch=scratch)
+        validate([], reference=models / "factored", dense=DenseModel(models / "full"), windows=windows, scratch=scratch)
     assert opened == closed == ["full", "factored"]
     report = validate(
         [models / "full", models / "factored", models / "full"],
@@ -166,9 +166,10 @@ def test_unusable_windows(models: Path, windows: Windows, change: Any, message: 
         validate([], reference=models / "full", windows=Windows.whole(change(windows.tokens)), settings=QUICK)
 
 
-def test_dense_artifacts_need_the_dense_model(models: Path, windows: Windows) -> None:
-    with pytest.raises(InputError, match="dense model"):
-        validate([], reference=models / "full", dense_artifacts=[models / "dense"], windows=windows, settings=QUICK)
+def test_dense_artifacts_need_the_dense_model(models: Path) -> None:
+    given = ["validate", models / "full", "--reference", models / "full", "--dense-artifact", models / "dense"]
+    result = CliRunner().invoke(app, list(map(str, given)))
+    assert result.exit_code == InputError.exit_code and "without the dense model" in result.stderr
 
 
 def test_onnx_in_both_runtimes(models: Path, windows: Windows, tmp_path: Path) -> None:
@@ -183,8 +184,7 @@ def test_onnx_in_both_runtimes(models: Path, windows: Windows, tmp_path: Path) -
     report = validate(
         factored,
         reference=models / "factored",
-        dense=models / "dense",
-        dense_artifacts=[dense.path],
+        dense=DenseModel(models / "dense", [dense.path]),
         windows=windows,
         settings=TIMED,
         gates=LOOSE,
@@ -217,7 +217,7 @@ def test_gguf_in_llama_cpp(models: Path, windows: Windows, tmp_path: Path) -> No
     ]
     dense = models / "dense"
     report = validate(
-        artifacts, reference=models / "factored", dense=dense, windows=windows, settings=TIMED, gates=LOOSE
+        artifacts, reference=models / "factored", dense=DenseModel(dense), windows=windows, settings=TIMED, gates=LOOSE
     )
     rows = _rows(report)
     assert report.passed, report.failures

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.statistics.gathering import MEAN_ABS, SIGMA, gather_dense
 from lowrank_export.converter.statistics.store import Statistics
-from lowrank_export.converter.statistics.truncation_sensitivity import Alone, truncation_losses
+from lowrank_export.converter.statistics.truncation_sensitivity import Alone, Truncated, truncation_losses
 
 RETENTIONS = (0.3, 0.8)
 
@@ -35,7 +34,7 @@ def test_losses_are_those_of_the_whole_model_with_one_linear_truncated(
     dense: tuple[torch.nn.Module, BlockSource, Statistics, torch.Tensor],
 ) -> None:
     model, blocks, store, windows = dense
-    found, dense_loss = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress())
+    found, dense_loss = truncation_losses(blocks, windows, Truncated(RETENTIONS, "two-factor"), store, SilentProgress())
     assert dense_loss == pytest.approx(whole_loss(model, windows), rel=1e-5)
     assert len(found) == 3 * len(blocks.family.linears)
     groups = {name: group.name for group in blocks.family.groups for name in group.linears}
@@ -59,8 +58,8 @@ def test_errors_of_blocks_are_those_of_the_whole_model_with_one_block_truncated(
     """All its linears at once, each in the metric of its inputs, but for one that stays dense."""
     model, blocks, store, windows = dense
     kept = blocks.family.linear_name(1, "mlp.down_proj")
-    options: dict[str, Any] = {"alone": "block-error", "keep_dense": {kept}}
-    found, dense_loss = truncation_losses(blocks, windows, RETENTIONS, "two-factor", store, SilentProgress(), **options)
+    truncated = Truncated(RETENTIONS, "two-factor", {kept})
+    found, dense_loss = truncation_losses(blocks, windows, truncated, store, SilentProgress(), alone="block-error")
     assert dense_loss == pytest.approx(whole_loss(model, windows), rel=1e-5)
     assert len(found) == 3 * len(blocks.family.linears) - 1 and kept not in found
     for index in range(3):
@@ -100,7 +99,9 @@ def test_goes_on_after_the_blocks_that_are_there(
     _, blocks, store, windows = dense
 
     def losses(layout: Layout) -> dict[str, list[float]]:
-        return truncation_losses(blocks, windows, RETENTIONS, layout, store, SilentProgress(), alone=alone)[0]
+        return truncation_losses(blocks, windows, Truncated(RETENTIONS, layout), store, SilentProgress(), alone=alone)[
+            0
+        ]
 
     whole = losses("two-factor")
     marked = store.read(alone, 0, blocks.device)

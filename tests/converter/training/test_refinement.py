@@ -19,7 +19,9 @@ from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.statistics.calibration import Calibration, hold_out
 from lowrank_export.converter.training.refinement import (
+    Examples,
     Schedule,
+    Teacher,
     _head_divergence,
     descend,
     refine_block,
@@ -73,7 +75,12 @@ def test_block_moves_towards_its_target_in_the_metric() -> None:
     targets = [wanted(x).detach() for x in inputs]
     root = torch.diag(torch.tensor([100.0, 1, 1, 1, 1, 0.01]))
     done = refine_block(
-        block, lambda b, x: b(x), inputs, targets, 6, root=root, frozen=[block.bias], schedule=Schedule(30, 0.05, 0)
+        block,
+        lambda b, x: b(x),
+        Examples(inputs, targets, 6),
+        root=root,
+        frozen=[block.bias],
+        schedule=Schedule(30, 0.05, 0),
     )
     assert done.after < 0.6 * done.before
     assert torch.equal(block.bias, bias)
@@ -107,7 +114,7 @@ def test_model_comes_closer_to_its_teacher(tiny: ModuleType) -> None:
     with torch.no_grad():
         wanted = [teacher.model(w[None]).last_hidden_state for w in windows]
     head = teacher.lm_head.weight.detach()
-    done = refine_model(student, head, windows, wanted, 4, trained=trained, schedule=Schedule(6, 0.02, 0))
+    done = refine_model(student, Teacher(head, windows, wanted, 4), trained=trained, schedule=Schedule(6, 0.02, 0))
     assert done.after < 0.9 * done.before
     assert all(torch.equal(p, before[name]) for name, p in student.named_parameters() if name in before)
     assert not student.training and all(parameter.grad is None for parameter in student.parameters())
