@@ -48,10 +48,13 @@ def plan(
     from ..converter.planning.preparation import prepared
     from .forecast import bytes_json, forecast_exports, storage_json, with_rank_multiple
     from .plan_table import plan_table
+    from .preflight import refusals
 
     progress, limits, device = ConsoleProgress(), chosen_limits(running), running["device"]
     requests = chosen_exports(exports, sized=chosen.sized)
     source = open_source(chosen.model, progress)
+    for line in refusals(source.reader(), requests):
+        progress.note(line)
     if chosen.sized and not chosen.choice:
         from .budget.size_table import size_json, size_table
         from .budget.sized import planned
@@ -77,17 +80,19 @@ def export(
     force: Force = False,
 ) -> Outcome:
     """Export a checkpoint to GGUF and ONNX."""
+    from ..converter.checkpoint.reader import CheckpointReader
     from ..converter.core.progress import ConsoleProgress
     from ..converter.storage.byte_size import memory_limit
     from ..converter.storage.files import check_output
     from .export import export as run_export
-    from .preflight import plan_export_memory
+    from .preflight import check_exports, plan_export_memory
 
     progress = ConsoleProgress()
     requests = chosen_exports(exports, calibration=calibration, device=device)
     for request in requests:
         check_output(out / request.name, force)
     memory = plan_export_memory(checkpoint, requests, memory_limit(max_memory))
+    check_exports(CheckpointReader(checkpoint), requests)
     artifacts = [
         run_export(checkpoint, out / request.name, request, force=force, progress=progress) for request in requests
     ]

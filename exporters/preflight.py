@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converter.checkpoint.reader import CheckpointReader
-from ..converter.core.errors import ResourceError, UsageError
+from ..converter.core.errors import InputError, ResourceError, UsageError
 from ..converter.families.table import family_to_load
 from ..converter.machine.memory import peak_memory, resident_memory
 from ..converter.model.config_check import check_config
@@ -81,3 +81,15 @@ def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest]) -
     for request in requests:
         request.check_model(reader.config)
         request.check_source(reader)
+
+
+def refusals(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> list[str]:
+    """A line for each export that would refuse what becomes of a model, see `check_exports`."""
+    found = []
+    for request in requests:
+        try:
+            request.check_model(reader.config)
+            request.check_source(reader)
+        except InputError as refused:
+            found.append(f"{request.name}: {refused}")
+    return found

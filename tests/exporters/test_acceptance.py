@@ -12,7 +12,7 @@ import pytest
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.exporters.export import export
-from lowrank_export.exporters.preflight import check_exports
+from lowrank_export.exporters.preflight import check_exports, refusals
 from lowrank_export.exporters.registry import requested
 
 BOTH = ("gguf", "onnx")
@@ -34,8 +34,9 @@ def test_models_are_refused_first(kind: str, tiny: ModuleType, tmp_path: Path) -
         if format not in formats:
             check_exports(reader, [request])
             continue
-        with pytest.raises(InputError, match=needle):
+        with pytest.raises(InputError, match=needle) as refused:
             check_exports(reader, [request])
+        assert refusals(reader, [request]) == [f"{request.name}: {refused.value}"]
         with pytest.raises(InputError, match=needle):
             export(tmp_path / "m", tmp_path / "out", request)
 
