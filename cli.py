@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from .converter import commands as converting
-from .converter.core.errors import LowRankError, ToldError
+from .converter.core.errors import AlreadyReportedError, LowRankError
 from .converter.core.help_page import SHELL, Command, Group
 from .converter.core.outcome import Outcome
 from .converter.storage.printable import printable
@@ -53,9 +53,9 @@ def _job(context: typer.Context, version: bool = False, **given: Any) -> None:
     """Compress, export and validate in one go. Sub-commands do the single steps."""
     if context.invoked_subcommand not in DIVIDED:
         with _one_line_errors():
-            from .converter.distributed.joining import refuse_company
+            from .converter.distributed.joining import require_single_process
 
-            refuse_company(context.invoked_subcommand or "the whole job")
+            require_single_process(context.invoked_subcommand or "the whole job")
     if context.invoked_subcommand is not None:
         return
     if version:
@@ -176,7 +176,7 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except typer.Exit:
         raise
-    except ToldError as error:
+    except AlreadyReportedError as error:
         raise typer.Exit(error.exit_code) from None
     except LowRankError as error:
         _fail(str(error), error.exit_code)

@@ -41,7 +41,7 @@ FITS = (
     (block_fit, ("fit_linear", "truncate", "group_metric", "group_whitener")),
     (sensitivity, ("spectrum", "whiten")),
 )
-EXCHANGES = ((Workers, ("add_up", "gathered", "from_writer", "sent", "unify")),)
+EXCHANGES = ((Workers, ("all_reduce_", "gathered", "broadcast_object", "sent", "broadcast_")),)
 WRITES = ((CheckpointWriter, ("write_shard", "finish")), (Journal, ("save_block",)), (Statistics, ("save",)))
 
 

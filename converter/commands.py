@@ -43,7 +43,7 @@ def compress(
             progress=_progress_of(workers),
             workers=workers,
         )
-    if not workers.writes:
+    if not workers.is_main_process:
         return None
     summary = {key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")}
     line = (
@@ -85,7 +85,7 @@ def statistics(
             progress=_progress_of(workers),
             workers=workers,
         )
-    if not workers.writes:
+    if not workers.is_main_process:
         return None
     said = f"{out}: statistics of kind {' and '.join(kinds)}" if kinds else f"{chosen.method} reads no statistics"
     return Outcome({"path": str(out), "kinds": list(kinds)}, lines=(said,), with_cost=True)
@@ -95,4 +95,4 @@ def _progress_of(workers: Workers) -> Progress:
     """One process of a job reports for all."""
     from .core.progress import ConsoleProgress, SilentProgress
 
-    return ConsoleProgress() if workers.writes else SilentProgress()
+    return ConsoleProgress() if workers.is_main_process else SilentProgress()

@@ -75,7 +75,7 @@ class Journal:
         Raises:
             ResourceError: no space left.
         """
-        if self.workers.writes:
+        if self.workers.is_main_process:
             _save(self._block(index), tensors, {"losses": json.dumps(losses)})
 
     def read_block(self, index: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]] | None:
@@ -103,7 +103,7 @@ class Journal:
         Raises:
             ResourceError: no space left.
         """
-        if self.workers.writes:
+        if self.workers.is_main_process:
             _save(self.folder / REFINEMENT, tensors, {})
 
     def read_refinement(self) -> dict[str, Tensor] | None:
@@ -128,7 +128,7 @@ class Journal:
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """What a file holds where the writer had made it when all came here."""
-        return _read(path) if self.workers.from_writer(path.is_file) else None
+        return _read(path) if self.workers.broadcast_object(path.is_file) else None
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def unfinished(out: Path, workers: Workers = ALONE) -> Iterator[Journal]:
     import filelock
 
     folder = _folder(out)
-    if not workers.writes:
+    if not workers.is_main_process:
         yield Journal(folder, workers)
         return
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):

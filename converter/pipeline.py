@@ -86,15 +86,15 @@ def compress(
         UsageError, InputError, ResourceError: one line each, see converter.core.errors.
     """
     check_settled(recipe)
-    if workers.writes:
+    if workers.is_main_process:
         forget_finished(out)
         check_output(out, force)
     progress = progress or SilentProgress()
-    source = workers.in_turn(lambda: open_source(recipe.model, progress))
+    source = workers.main_process_first(lambda: open_source(recipe.model, progress))
     check_same(source, workers)
     with unfinished(out, workers) as journal:
         where = pick_device(device, workers)
-        if workers.writes:
+        if workers.is_main_process:
             journal.claim(_identity(recipe, source, where), force=force)
         workers.check_shared(journal.folder)
         kept = statistics or journal.statistics
@@ -121,14 +121,14 @@ def _identity(recipe: Recipe, source: Source, device: torch.device) -> dict[str,
 def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Progress) -> Compression:
     """Carry out a prepared job."""
     drawn = {"calibration": job.calibration, "update": job.update_calibration}
-    if job.workers.writes:
+    if job.workers.is_main_process:
         journal.claim_calibration({name: found.record() for name, found in drawn.items() if found is not None})
     if job.recipe.refine != "none":
         progress.note(f"refining blocks: about {_refinement_bytes(job) / 1e9:.1f} GB beside the library and one block")
     started = time.perf_counter()
     losses: dict[str, FitLoss] = {}
     with (
-        replacing(out, force=force, folder=True) if job.workers.writes else nullcontext() as folder,
+        replacing(out, force=force, folder=True) if job.workers.is_main_process else nullcontext() as folder,
         closing(_compressed_blocks(job, journal, losses, progress)) as compressed,
     ):
         blocks: Iterable[tuple[int, nn.Module]] = compressed
@@ -170,7 +170,7 @@ def _compressed_blocks(
                 fitted = streams.compress_block(index, block, progress)
                 journal.save_block(index, block.state_dict(), {name: asdict(loss) for name, loss in fitted.items()})
                 losses |= fitted
-            if job.recipe.layout == "pivot" and (job.workers.writes or job.recipe.refine == "model"):
+            if job.recipe.layout == "pivot" and (job.workers.is_main_process or job.recipe.refine == "model"):
                 pivot_block(block, job.source.family)
             yield index, block
             del block
@@ -208,7 +208,7 @@ def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progr
     _, head = job.blocks.head()
     student = load(checkpoint, device=device, dtype=torch.float32)
     student.set_attn_implementation(job.blocks.attention)
-    job.workers.unify(student.state_dict().values())
+    job.workers.broadcast_(student.state_dict().values())
     kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
     inside = job.source.family.blocks + "."
     trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
@@ -250,7 +250,7 @@ def _write(job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], loss
     for number, name in enumerate(_outside_blocks(job)):
         writer.write_shard(f"rest-{number:05d}", {name: _as_stored(job, name)})
     plan = _plan_with_losses(job, losses)
-    writer.finish(job.blocks.reader, _config(job), _texts(job, plan) if job.workers.writes else {})
+    writer.finish(job.blocks.reader, _config(job), _texts(job, plan) if job.workers.is_main_process else {})
 
 
 def _outside_blocks(job: Job) -> list[str]:

@@ -13,7 +13,7 @@ from .families.family import InputGroup
 from .machine.memory import release_freed
 from .model.activations import Activations
 from .model.block_forward import TappedBlock
-from .model.passes import Pass, RepeatedPass, SleepingPass
+from .model.passes import Pass, RecomputedPass, SuspendedPass
 from .planning.preparation import Job
 from .statistics.moments import GroupMoments
 from .training.refinement import Examples, Schedule, refine_block
@@ -95,7 +95,7 @@ class Streams:
             self._advance(self.dense, self.job.blocks.block(index))
 
     def _pass(self, block: nn.Module, stream: Activations) -> Pass:
-        return (RepeatedPass if self.job.memory.repeats else SleepingPass)(self.job.blocks.run, block, stream)
+        return (RecomputedPass if self.job.memory.repeats else SuspendedPass)(self.job.blocks.run, block, stream)
 
     def _advance(self, stream: Activations, block: nn.Module) -> None:
         """Carry a stream through a block."""
@@ -157,8 +157,8 @@ class Streams:
         weight: Tensor = tapped.linear(group.linears[0]).weight  # type: ignore[assignment]
         outputs, features = weight.shape
         for moment in (found.compressed, found.drift, found.stacked, found.held_out):
-            moment.add_up((features, features), workers, device)
-        found.output_drift.add_up((outputs, features), workers, device)
+            moment.all_reduce_((features, features), workers, device)
+        found.output_drift.all_reduce_((outputs, features), workers, device)
 
 
 def _narrow(dense: TappedBlock | None, group: InputGroup) -> Tensor | None:

@@ -40,7 +40,7 @@ class WorkerLostError(ResourceError):
     """Another process of this job (`torchrun`) is gone."""
 
 
-class ToldError(LowRankError):
+class AlreadyReportedError(LowRankError):
     """Another process of this job has said what went wrong; this one ends without a word."""
 
     def __init__(self, exit_code: int) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import LowRankError, ToldError, UsageError, WorkerLostError
+from ..core.errors import AlreadyReportedError, LowRankError, UsageError, WorkerLostError
 
 if TYPE_CHECKING:
     from .workers import Workers
@@ -19,7 +19,7 @@ PATIENCE = timedelta(hours=2)
 """Longer than the longest wait for one that lives: while the writer samples a text, or one process factors a linear on
 a CPU. A process that died is noticed at once, by its closed connections and by torchrun."""
 
-PATIENCE_WITH_A_WORD = 30
+FIRST_RANK_GRACE_SECONDS = 30
 """Seconds that the others give the first to say what is wrong."""
 
 
@@ -29,17 +29,17 @@ def started() -> int:
     return int(count) if "RANK" in os.environ and count.isdigit() else 1
 
 
-def refuse_company(command: str) -> None:
+def require_single_process(command: str) -> None:
     """For what one process does.
 
     Raises:
-        UsageError: torchrun started several; ToldError in all but the first of them.
+        UsageError: torchrun started several; AlreadyReportedError in all but the first of them.
     """
     if started() > 1:
         if os.environ["RANK"] != "0":
             with suppress(KeyboardInterrupt):  # torchrun ends all when one has ended: the first has to speak before
-                time.sleep(PATIENCE_WITH_A_WORD)
-            raise ToldError(UsageError.exit_code)
+                time.sleep(FIRST_RANK_GRACE_SECONDS)
+            raise AlreadyReportedError(UsageError.exit_code)
         raise UsageError(f"{command}: is the work of one process; torchrun is for compress and statistics")
 
 
@@ -119,7 +119,7 @@ def _reported_once(store: Any) -> Iterator[None]:
         with suppress(Exception):  # its host may be what is gone
             first = store.add("failed", 1) == 1
         if not first:
-            raise ToldError(error.exit_code if isinstance(error, LowRankError) else 1) from None
+            raise AlreadyReportedError(error.exit_code if isinstance(error, LowRankError) else 1) from None
         if told:
             raise WorkerLostError(
                 "told to stop, because another worker of this job is gone or the job was cancelled; "

@@ -46,7 +46,7 @@ class Workers:
     local_index: int = 0
 
     @property
-    def writes(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process is the one that writes and speaks."""
         return self.index == 0
 
@@ -69,7 +69,7 @@ class Workers:
             load[owners[key]] += costs[key]
         return owners
 
-    def add_up(self, tensor: Tensor) -> None:
+    def all_reduce_(self, tensor: Tensor) -> None:
         """The sum over all processes, in place; on the job's device."""
         if self.count > 1:
             import torch.distributed as dist
@@ -92,13 +92,13 @@ class Workers:
             dist.all_gather_object(found, value)
         return found
 
-    def from_writer(self, make: Callable[[], T]) -> T:
+    def broadcast_object(self, make: Callable[[], T]) -> T:
         """What the writer makes, for all. Picklable; tensors on the CPU."""
         if self.count == 1:
             return make()
         import torch.distributed as dist
 
-        found: list[Any] = [make() if self.writes else None]
+        found: list[Any] = [make() if self.is_main_process else None]
         with _connected():
             dist.broadcast_object_list(found, src=0)
         made: T = found[0]
@@ -135,7 +135,7 @@ class Workers:
                 dist.broadcast(tensors[name].view(-1).view(torch.uint8), src=source)
         return Parcel(tensors, facts)
 
-    def unify(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Give all the writer's values, in place; on the job's device."""
         if self.count > 1:
             import torch.distributed as dist
@@ -146,7 +146,7 @@ class Workers:
                     dist.broadcast(values.view(-1).view(torch.uint8), src=0)
                 tensor.detach().copy_(values)
 
-    def in_turn(self, make: Callable[[], T]) -> T:
+    def main_process_first(self, make: Callable[[], T]) -> T:
         """Every process makes its own, one after the other: the first fills a cache, the others find it."""
         made: T | None = None
         for turn in range(self.count):

@@ -34,7 +34,7 @@ class Pass(Protocol):
         ...
 
 
-class SleepingPass:
+class SuspendedPass:
     """One forward per chunk, which sleeps at each group: what a forward keeps alive of all windows is in memory."""
 
     def __init__(self, run: Run, block: nn.Module, chunks: Activations) -> None:
@@ -54,7 +54,7 @@ class SleepingPass:
             forward.abandon()
 
 
-class RepeatedPass:
+class RecomputedPass:
     """A forward from the block's start per chunk and group: what it keeps alive of one chunk is in memory."""
 
     def __init__(self, run: Run, block: nn.Module, chunks: Activations) -> None:

@@ -214,7 +214,7 @@ def gather_statistics(
             raise UsageError(f"kind {kind!r}: method {recipe.method} reads statistics of kind {reads}")
     beside = next(parent for parent in folder.absolute().parents if parent.is_dir())
     room = Room(limits.process, limits.device, beside)
-    source = workers.in_turn(lambda: open_source(recipe.model, progress))
+    source = workers.main_process_first(lambda: open_source(recipe.model, progress))
     check_same(source, workers)
     where = pick_device(device, workers)
     with (
@@ -287,7 +287,7 @@ def _gathered(
     _try(memory, recipe, method, blocks, windows, progress)
     with open_statistics(None if calibration is None else folder, workers) as store:
         if calibration is not None:
-            if folder is not None and workers.writes:
+            if folder is not None and workers.is_main_process:
                 store.claim(_identity(recipe, blocks, source, calibration))
             if folder is not None:
                 workers.check_shared(folder / IDENTITY)

@@ -96,7 +96,7 @@ def allocate(
     counted = [shape for shape in shapes if shape.name not in keep_dense]
     wanted, importance = _wanted(recipe, method, blocks, calibration, store, progress, workers, counted)
     retentions = dict(zip([shape.name for shape in counted], wanted, strict=True))
-    return workers.from_writer(  # one plan, even where machines round differently
+    return workers.broadcast_object(  # one plan, even where machines round differently
         lambda: round_ranks(
             shapes,
             [retentions.get(shape.name, 1.0) for shape in shapes],

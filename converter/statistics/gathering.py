@@ -65,9 +65,9 @@ def gather_dense(
                         mean_abs[group.name] += x.abs().float().sum(dim=0)
                 streams[chunk] = forward.finish()
             for name, size in features.items():
-                workers.add_up(mean_abs[name])
+                workers.all_reduce_(mean_abs[name])
                 for moment in (fitted[name], kept[name]):
-                    moment.add_up((size, size), workers, blocks.device)
+                    moment.all_reduce_((size, size), workers, blocks.device)
             del moment  # the largest, which would stay beside the next block's
             found = _means(fitted, SIGMA) | _means(kept, HELD_OUT)
             found |= {MEAN_ABS + name: total / tokens for name, total in mean_abs.items()}
@@ -115,7 +115,7 @@ def gather_gradients(
     with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress, keep, workers)) as passed:
         for index in passed:
             for name, size in sizes.items():
-                moments.setdefault(name, Moment()).add_up((size, size), workers, blocks.device)
+                moments.setdefault(name, Moment()).all_reduce_((size, size), workers, blocks.device)
             store.save("gradients", index, _means(moments))
             release_freed()
 
@@ -154,7 +154,7 @@ def gather_fisher(
     with closing(backward_blocks(blocks, windows, "data", 0, observe, progress, keep, workers)) as passed:
         for index in passed:
             for total in rows.values():
-                workers.add_up(total)
+                workers.all_reduce_(total)
             store.save("fisher", index, {ROWS + name: total / len(windows) for name, total in rows.items()})
             for total in rows.values():
                 total.zero_()

@@ -71,7 +71,7 @@ class Moment:
             self.total += product
         self.tokens += tokens
 
-    def add_up(self, shape: tuple[int, int], workers: Workers, device: torch.device) -> None:
+    def all_reduce_(self, shape: tuple[int, int], workers: Workers, device: torch.device) -> None:
         """Add what the other processes of the job saw; every process then has the sum.
 
         Where only the upper triangle holds, little more than that is sent.
@@ -92,7 +92,7 @@ class Moment:
         for start in range(0, shape[0], SENT_ROWS):
             part = self.total[start : start + SENT_ROWS, start if self.triangular else 0 :]
             sent = part.contiguous()
-            workers.add_up(sent)
+            workers.all_reduce_(sent)
             part.copy_(sent)
 
     def mean(self) -> Tensor:

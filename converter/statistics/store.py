@@ -55,7 +55,7 @@ class Statistics:
 
     def has(self, kind: Kind, blocks: int) -> bool:
         """Whether every one of `blocks` blocks has its file of this kind."""
-        return self.workers.from_writer(lambda: all(self._file(kind, index).is_file() for index in range(blocks)))
+        return self.workers.broadcast_object(lambda: all(self._file(kind, index).is_file() for index in range(blocks)))
 
     def save(self, kind: Kind, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep a block's tensors.
@@ -65,7 +65,7 @@ class Statistics:
         """
         from safetensors.torch import save_file
 
-        if not self.workers.writes:
+        if not self.workers.is_main_process:
             return
         with replacing(self._file(kind, index), force=True, folder=False) as beside:
             save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, beside)

@@ -36,7 +36,7 @@ def draw_windows(
         InputError: the text does not give them, or the model attends over fewer tokens.
     """
     text, option = str(getattr(recipe, key)), "--" + key.replace("_", "-")
-    return workers.from_writer(lambda: _drawn(text, option, recipe, source, blocks, progress))
+    return workers.broadcast_object(lambda: _drawn(text, option, recipe, source, blocks, progress))
 
 
 def _drawn(

@@ -228,7 +228,7 @@ def refine_block(
     trained = [parameter for parameter in block.parameters() if id(parameter) not in fixed]
     with _gradients_wanted(trained):
         refined = descend(trained, everywhere, size, backward, held_out_loss, schedule)
-    workers.unify(trained)
+    workers.broadcast_(trained)
     return refined
 
 
@@ -298,7 +298,7 @@ def _add_up_gradients(trained: Sequence[nn.Parameter], workers: Workers) -> None
     if workers.count > 1:
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
-            workers.add_up(parameter.grad)
+            workers.all_reduce_(parameter.grad)
 
 
 def _mean(losses: Sequence[float], workers: Workers) -> float:

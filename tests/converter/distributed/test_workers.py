@@ -40,15 +40,15 @@ def test_owners_are_near_the_best_balance(costs: list[float], count: int) -> Non
 
 def test_alone_everything_is_as_it_was() -> None:
     tensor = torch.randn(3, 2)
-    assert ALONE.writes and ALONE.gathered(5) == [5] and ALONE.totals([1.5, 2]) == [1.5, 2]
-    assert ALONE.from_writer(lambda: "text") == "text" and ALONE.in_turn(lambda: 3) == 3
+    assert ALONE.is_main_process and ALONE.gathered(5) == [5] and ALONE.totals([1.5, 2]) == [1.5, 2]
+    assert ALONE.broadcast_object(lambda: "text") == "text" and ALONE.main_process_first(lambda: 3) == 3
     assert ALONE.sent(Parcel({"x": tensor}, "said"), 0, CPU).tensors["x"] is tensor
     kept = tensor.clone()
-    ALONE.add_up(tensor)
-    ALONE.unify([tensor])
+    ALONE.all_reduce_(tensor)
+    ALONE.broadcast_([tensor])
     assert torch.equal(tensor, kept)
     moment = Moment()
-    moment.add_up(2, ALONE, CPU)
+    moment.all_reduce_(2, ALONE, CPU)
     assert moment.total is None
 
 

@@ -23,7 +23,7 @@ from lowrank_export.converter.families.table import family_of
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.model.block_forward import TappedBlock
 from lowrank_export.converter.model.blocks import BlockSource
-from lowrank_export.converter.model.passes import RepeatedPass, SleepingPass
+from lowrank_export.converter.model.passes import RecomputedPass, SuspendedPass
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import memory_plan
 from lowrank_export.converter.planning.memory_forecast import HOLDINGS, ModelShape, Windows, forecast, model_shape
@@ -331,7 +331,7 @@ def test_a_pass_that_is_repeated_reads_what_one_that_sleeps_reads(models: Path) 
         plain = [blocks.run(blocks.block(0), x) for x in chunks]
         passes = [
             kind(blocks.run, TappedBlock(blocks.block(0), family).block, chunks)
-            for kind in (SleepingPass, RepeatedPass)
+            for kind in (SuspendedPass, RecomputedPass)
         ]
         for group in range(len(family.groups)):
             for chunk in range(2):
