@@ -140,7 +140,7 @@ def _made(report: Report) -> list[str]:
     facts = [
         f"- command: `{command}`",
         f"- measured on {windows['count']} windows of {windows['length']} tokens, {windows['predicted_tokens']} "
-        f"predictions, SHA-256 `{windows['sha256']}`, text {_inline(provenance.get('evaluation', {}))}",
+        f"predictions, SHA-256 `{windows['sha256']}`, text {_inline({**provenance.get('evaluation', {}), **windows.get('drawn_from', {})})}",
         f"- seed of sampled text {report.settings.get('seed', 0)}, {report.settings.get('threads')} threads",
         *(f"- {key.replace('_', ' ')}: {provenance[key]}" for key in ("base_model", "license") if key in provenance),
         f"- machine: {_inline(report.machine)}",
