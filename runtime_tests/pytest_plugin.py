@@ -23,30 +23,32 @@ HERE = Path(__file__).resolve().parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options that matter of `lowrank-export validate`, under the same names."""
+    """The options that matter of `lowrank-export validate`, under the same names with `--lowrank-` before them."""
     group = parser.getgroup("lowrank-export", "release gate of compressed models (lowrank-export)")
-    group.addoption("--artifact", action="append", type=Path, help=".gguf file, ONNX or checkpoint folder")
-    group.addoption("--reference", help="the checkpoint the artifacts were exported from")
-    group.addoption("--dense", help="the uncompressed model")
-    group.addoption("--gates", type=Path, help="thresholds; default: ./gates.yaml if it is there")
-    group.addoption("--gate", action="append", default=[], metavar="NAME=VALUE", help="one threshold")
-    group.addoption("--evaluate", default="python-docs", help="text that is measured on")
-    group.addoption("--evaluation-windows", type=int, default=8, help="windows measured")
-    group.addoption("--evaluation-length", type=int, default=512, help="tokens per window")
-    group.addoption("--gate-threads", type=int, default=os.cpu_count() or 1, help="CPU threads of the runtimes")
-    group.addoption("--gate-speed", action="store_true", help="time prefill and decode too")
+    group.addoption("--lowrank-artifact", action="append", type=Path, help=".gguf file, ONNX or checkpoint folder")
+    group.addoption("--lowrank-reference", help="the checkpoint the artifacts were exported from")
+    group.addoption("--lowrank-dense", help="the uncompressed model")
+    group.addoption("--lowrank-gates", type=Path, help="thresholds; default: ./gates.yaml if it is there")
+    group.addoption("--lowrank-gate", action="append", default=[], metavar="NAME=VALUE", help="one threshold")
+    group.addoption("--lowrank-evaluate", default="python-docs", help="text that is measured on")
+    group.addoption("--lowrank-evaluation-windows", type=int, default=8, help="windows measured")
+    group.addoption("--lowrank-evaluation-length", type=int, default=512, help="tokens per window")
+    group.addoption("--lowrank-threads", type=int, default=os.cpu_count() or 1, help="CPU threads of the runtimes")
+    group.addoption("--lowrank-speed", action="store_true", help="time prefill and decode too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a bad call before anything is collected."""
-    if config.getoption("artifact", None) and not config.getoption("reference"):
-        raise pytest.UsageError("--artifact needs --reference: the checkpoint the artifacts were exported from")
+    if config.getoption("lowrank_artifact", None) and not config.getoption("lowrank_reference"):
+        raise pytest.UsageError(
+            "--lowrank-artifact needs --lowrank-reference: the checkpoint the artifacts were exported from"
+        )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     """Stand in for this package's folders: their modules are no tests, and the gates are no modules."""
-    if not parent.config.getoption("artifact", None):
+    if not parent.config.getoption("lowrank_artifact", None):
         return None
     found = path.resolve()
     if found == HERE:
@@ -111,7 +113,7 @@ class Measurement:
         from .artifacts import find_artifacts
 
         self.options = config.option
-        self.artifacts = [found for path in self.options.artifact for found in find_artifacts(path)]
+        self.artifacts = [found for path in self.options.lowrank_artifact for found in find_artifacts(path)]
         self.thresholds = self._thresholds()
         self._report: Report | None = None
 
@@ -148,13 +150,17 @@ class Measurement:
             from .validate import DenseModel, validate
 
             given = self.options
-            reference = open_checkpoint(given.reference, SilentProgress())
+            reference = open_checkpoint(given.lowrank_reference, SilentProgress())
             evaluation = Evaluation(
-                given.evaluate, given.evaluation_windows, given.evaluation_length, given.gate_threads, given.gate_speed
+                given.lowrank_evaluate,
+                given.lowrank_evaluation_windows,
+                given.lowrank_evaluation_length,
+                given.lowrank_threads,
+                given.lowrank_speed,
             )
             dense = None
-            if given.dense is not None:
-                dense = DenseModel(open_source(given.dense, SilentProgress(), "--dense").path)
+            if given.lowrank_dense is not None:
+                dense = DenseModel(open_source(given.lowrank_dense, SilentProgress(), "--lowrank-dense").path)
             self._report = validate(
                 self.artifacts,
                 reference=reference,
@@ -168,4 +174,4 @@ class Measurement:
     def _thresholds(self) -> GateSettings:
         from .gates.gate_file import chosen_gates
 
-        return chosen_gates(self.options.gates, self.options.gate)
+        return chosen_gates(self.options.lowrank_gates, self.options.lowrank_gate)

@@ -39,8 +39,9 @@ from ..metrics.windows import Windows
 from ..report.report import write_json, write_text
 from ..validate import PROMPT, check_windows
 from .compare_html import page
-from .compare_results import Comparison, Gathering, Measurement, Row, T, read_row, restored, text_hashes, write_row
+from .compare_results import Comparison, Gathering, Measurement, Row
 from .places import check_own_folder, work_folder
+from .rows import T, read_row, restored, text_hashes, write_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

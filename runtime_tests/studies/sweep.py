@@ -42,8 +42,8 @@ from ..metrics.windows import Windows
 from ..report.report import write_json, write_text
 from ..timing.speed import Speed, measure_speed
 from ..validate import DEFAULTS, check_windows
-from .compare_results import read_row, restored, text_hashes, write_row
 from .places import check_own_folder, work_folder
+from .rows import read_row, restored, text_hashes, write_row
 from .sweep_page import sweep_page
 from .sweep_results import PLAIN, SIZED, Sweep, SweepRow
 

@@ -14,7 +14,7 @@ from ..metrics.parity import Parity
 from ..metrics.perplexity import Perplexity
 from ..report.report import finite
 from ..timing.speed import Rate, Speed
-from .compare_results import restored
+from .rows import restored
 
 SCHEMA_VERSION = 1
 SIZED = "size"  # the method of files for which rank and type of every linear were chosen together

@@ -235,7 +235,7 @@ def test_claims_of_statistics(job: list[Any], unfinished: Path, refused: Refused
 )
 def test_rows_of_a_comparison(tmp_path: Path, content: str) -> None:
     from lowrank_export.converter.core.errors import UsageError
-    from lowrank_export.runtime_tests.studies.compare_results import read_row
+    from lowrank_export.runtime_tests.studies.rows import read_row
 
     (path := tmp_path / "row.json").write_text(content)
     with pytest.raises(UsageError) as error:
@@ -247,7 +247,8 @@ def test_rows_of_a_comparison(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("value", [None, [], {}, "x", {"a": [1]}])
 def test_values_of_a_comparison(comparison_row: dict[str, Any], tmp_path: Path, key: str, value: Any) -> None:
     from lowrank_export.converter.core.errors import UsageError
-    from lowrank_export.runtime_tests.studies.compare_results import Row, restored
+    from lowrank_export.runtime_tests.studies.compare_results import Row
+    from lowrank_export.runtime_tests.studies.rows import restored
 
     assert restored(Row.from_json, comparison_row, tmp_path).method == "svd"
     if (key, value) == ("method", "x"):

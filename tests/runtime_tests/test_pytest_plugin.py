@@ -34,9 +34,25 @@ def run(folder: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_gates_are_test_cases(models: Path, tmp_path: Path) -> None:
-    artifacts = [part for name in ("good", "other", "cut") for part in ("--artifact", models / name)]
-    measured = ["--evaluate", models / "text.txt", "--evaluation-windows", 2, "--evaluation-length", 32]
-    options = [*artifacts, "--reference", models / "full", *measured, "--gate-threads", 1, "--junitxml", "junit.xml"]
+    artifacts = [part for name in ("good", "other", "cut") for part in ("--lowrank-artifact", models / name)]
+    measured = [
+        "--lowrank-evaluate",
+        models / "text.txt",
+        "--lowrank-evaluation-windows",
+        2,
+        "--lowrank-evaluation-length",
+        32,
+    ]
+    options = [
+        *artifacts,
+        "--lowrank-reference",
+        models / "full",
+        *measured,
+        "--lowrank-threads",
+        1,
+        "--junitxml",
+        "junit.xml",
+    ]
     done = run(tmp_path, "--pyargs", "lowrank_export.runtime_tests", *options)
     assert done.returncode == 1, done.stdout + done.stderr
     cases = {case.get("name"): case for case in ElementTree.parse(tmp_path / "junit.xml").getroot().iter("testcase")}
@@ -59,9 +75,13 @@ def test_gates_are_test_cases(models: Path, tmp_path: Path) -> None:
     ("options", "code", "message"),
     [
         ([], 5, "no tests"),
-        (["--artifact", "none.gguf"], 4, "--artifact needs --reference"),
-        (["--artifact", "none.gguf", "--reference", "x"], 2, "none.gguf: no such file or folder"),
-        (["--artifact", "text.txt", "--reference", "x", "--gate", "parity.mean=1"], 2, "text.txt: neither a .gguf"),
+        (["--lowrank-artifact", "none.gguf"], 4, "--lowrank-artifact needs --lowrank-reference"),
+        (["--lowrank-artifact", "none.gguf", "--lowrank-reference", "x"], 2, "none.gguf: no such file or folder"),
+        (
+            ["--lowrank-artifact", "text.txt", "--lowrank-reference", "x", "--lowrank-gate", "parity.mean=1"],
+            2,
+            "text.txt: neither a .gguf",
+        ),
     ],
 )
 def test_bad_calls(models: Path, options: list[str], code: int, message: str) -> None:

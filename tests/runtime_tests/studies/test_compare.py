@@ -28,8 +28,9 @@ from lowrank_export.runtime_tests.evaluation import Evaluation
 from lowrank_export.runtime_tests.studies import compare as module
 from lowrank_export.runtime_tests.studies.compare import compare
 from lowrank_export.runtime_tests.studies.compare_html import page
-from lowrank_export.runtime_tests.studies.compare_results import Comparison, Row, read_row, write_row
+from lowrank_export.runtime_tests.studies.compare_results import Comparison, Row
 from lowrank_export.runtime_tests.studies.compare_table import render, samples
+from lowrank_export.runtime_tests.studies.rows import read_row, write_row
 
 Child = Callable[[Sequence[str], Path], tuple[dict[str, Any], Cost]]
 METHODS, RETENTIONS = ("svd-llm", "loss-aware"), (0.8, 0.6)
@@ -226,7 +227,7 @@ def test_rows_hold_what_is_no_number(tmp_path: Path) -> None:
 
 
 def test_a_childs_error_is_passed_on(options: list[str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^/none/at/all: no such folder"):
+    with pytest.raises(InputError, match=r"^--model /none/at/all: no such folder"):
         run_child(["compress", "--model", "/none/at/all", "--out", str(tmp_path / "out")], tmp_path / "log")
     wanted = ["--methods", "svd", "--retention", "0.01", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, ["compare", *options, *wanted])
