@@ -135,12 +135,13 @@ def _tasks(rows: Iterable[Row]) -> list[str]:
 def _made(report: Report) -> list[str]:
     """How the figures came about."""
     windows, provenance = report.windows, report.provenance
+    text = {**provenance.get("evaluation", {}), **windows.get("drawn_from", {})}
     hashes = {row.path: row.sha256 for row in report.rows}
     command = shlex.join(["lowrank-export", *map(str, provenance.get("command", []))])
     facts = [
         f"- command: `{command}`",
         f"- measured on {windows['count']} windows of {windows['length']} tokens, {windows['predicted_tokens']} "
-        f"predictions, SHA-256 `{windows['sha256']}`, text {_inline(provenance.get('evaluation', {}))}",
+        f"predictions, SHA-256 `{windows['sha256']}`, text {_inline(text)}",
         f"- seed of sampled text {report.settings.get('seed', 0)}, {report.settings.get('threads')} threads",
         *(f"- {key.replace('_', ' ')}: {provenance[key]}" for key in ("base_model", "license") if key in provenance),
         f"- machine: {_inline(report.machine)}",

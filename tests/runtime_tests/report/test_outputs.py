@@ -95,6 +95,11 @@ def test_markdown(report: Report) -> None:
         assert not re.search("[\x00-\x08\x1b]", made)
 
 
+def test_how_much_the_text_was_stands_beside_it(report: Report) -> None:
+    counted = {**report.windows, "drawn_from": {"documents": 31, "tokens": 6814, "skipped": 32}}
+    assert "documents 31, tokens 6814, skipped 32" in markdown(replace(report, windows=counted))
+
+
 def test_card(report: Report, tmp_path: Path) -> None:
     path = Path(report.rows[-1].path)
     text = card(report, path)
