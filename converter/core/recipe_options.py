@@ -145,7 +145,7 @@ def chosen_recipe(path: Path | None, given: Given) -> Recipe:
 
 def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str]:
     """The keys of the recipe file, overridden by options, and what errors call them."""
-    from .recipe import RECIPE_FILE, read_recipe_values
+    from .recipe import RECIPE_FILE, SIZES, read_recipe_values
 
     given = {key: value for key, value in given.items() if value not in (None, [])}
     default = Path(RECIPE_FILE)
@@ -154,6 +154,11 @@ def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str
     if path is None and "model" not in given:
         raise UsageError(f"nothing to do: give --model (try `--model demo`), or put a {RECIPE_FILE} in this folder")
     values = read_recipe_values(path) if path is not None else {}
+    size = sorted(SIZES & given.keys())
+    if size and "retention" in given:
+        raise UsageError(f"--retention: --{size[0].replace('_', '-')} is given in its place; give one of the two")
+    if size or "retention" in given:  # the file's size and what was chosen for it give way
+        values = {key: value for key, value in values.items() if key not in SIZES}
     return {**values, **given}, str(path) if path is not None and not given else "command line"
 
 
