@@ -75,16 +75,19 @@ def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest]) -
     Raises:
         InputError: one of them would refuse it; the line is its own.
     """
-    family = family_to_load(reader.config, str(reader.path))
-    if family.groups:
-        check_config(reader, family)
+    _check_described(reader)
     for request in requests:
         request.check_model(reader.config)
         request.check_source(reader)
 
 
 def refusals(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> list[str]:
-    """A line for each export that would refuse what becomes of a model, see `check_exports`."""
+    """A line for each export that would refuse what becomes of a model, see `check_exports`.
+
+    Raises:
+        InputError: the model is not what its config.json says.
+    """
+    _check_described(reader)
     found = []
     for request in requests:
         try:
@@ -93,3 +96,9 @@ def refusals(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> lis
         except InputError as refused:
             found.append(f"{request.name}: {refused}")
     return found
+
+
+def _check_described(reader: CheckpointReader) -> None:
+    family = family_to_load(reader.config, str(reader.path))
+    if family.groups:
+        check_config(reader, family)

@@ -68,6 +68,8 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
         )
     except KeyError as error:
         raise InputError(f"config.json lacks {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"config.json holds something that is not a number: {error}") from None
     if config.get("hidden_act", "silu") != "silu":
         raise InputError(f"GGUF export supports the silu activation; this model has {config['hidden_act']!r}")
     if found.rope_type not in ("default", "linear", "yarn", "llama3"):
