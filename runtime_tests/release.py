@@ -25,11 +25,12 @@ from ..exporters.target import ExportRequest
 from .artifacts import describe
 from .evaluation import Evaluation, load_windows
 from .metrics.measure import check_measurable
+from .metrics.tasks import check_tasks
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
 from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
-from .validate import DenseModel, validate
+from .validate import DenseModel, check_windows, validate
 
 CHECKPOINT = "checkpoint"
 DENSE = "dense"
@@ -88,6 +89,9 @@ def release(
     check_measurable(source.reader(), MemoryLimits(limits.process))
     check_exports(source.reader(), exports)
     windows = load_windows(evaluation, source.path, progress)
+    check_windows(windows, source.reader().config)
+    if evaluation.tasks:
+        check_tasks(evaluation.tasks)
     if force:
         _clear(out)
     checkpoint, size = out / CHECKPOINT, None

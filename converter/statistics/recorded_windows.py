@@ -14,12 +14,13 @@ RECORD = "calibration.json"
 ASK = "give a text with --calibration"
 
 
-def recorded_windows(checkpoint: Path, text: str | None = None) -> Tokens:
+def recorded_windows(checkpoint: Path, text: str | None = None, rows: int | None = None) -> Tokens:
     """Token windows (N, T) int32 that a checkpoint was calibrated on, or as many of another text.
 
     Args:
         checkpoint: its folder; calibration.json there says which text, how many windows, how long, and their hash.
         text: instead of the recorded one, as for the recipe's `calibration`; windows held out are not drawn.
+        rows: of the model's embedding, see `calibrate`.
 
     Raises:
         UsageError: nothing is recorded, or windows that were sampled from the dense model, and no text is given.
@@ -44,7 +45,7 @@ def recorded_windows(checkpoint: Path, text: str | None = None) -> Tokens:
             raise UsageError(f"--calibration {SELF}: is for compressing; {ASK}")
         tokenizer = load_tokenizer(checkpoint)
         with naming("--calibration"):
-            return calibrate(text, tokenizer, held_out=0, **sizes).windows
+            return calibrate(text, tokenizer, held_out=0, rows=rows, **sizes).windows
     recorded = record.get("text")
     if not recorded:
         raise UsageError(f"{checkpoint}: records no calibration text; {ASK}")
@@ -54,7 +55,7 @@ def recorded_windows(checkpoint: Path, text: str | None = None) -> Tokens:
         raise UsageError(f"{checkpoint}: was calibrated on {recorded}; to fetch that, give --calibration {recorded}")
     tokenizer, held_out = load_tokenizer(checkpoint), number("held_out", 0)
     try:
-        drawn = calibrate(str(recorded), tokenizer, held_out=held_out, **sizes)
+        drawn = calibrate(str(recorded), tokenizer, held_out=held_out, rows=rows, **sizes)
     except InputError as error:
         raise InputError(f"{path} names {error}; or {ASK}") from None
     if not _same(drawn, record):

@@ -55,7 +55,7 @@ def _drawn(
         drawn = sample_from_model(model, start=int(start or 0), progress=progress, **options)
     else:
         with naming(option):
-            drawn = calibrate(text, tokenizer, **options)
+            drawn = calibrate(text, tokenizer, rows=int(blocks.reader.config["vocab_size"]), **options)
         if drawn.drawn_from is not None:
             progress.note(drawn.drawn_from.said(text))
     if drawn.windows.shape[1] > blocks.window_limit:

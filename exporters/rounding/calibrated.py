@@ -28,7 +28,7 @@ def open_calibrated(
         UsageError, ResourceError: as `pick_device` says.
     """
     where = pick_device(device)
-    windows = torch.from_numpy(recorded_windows(reader.path, text))
+    windows = torch.from_numpy(recorded_windows(reader.path, text, int(reader.config["vocab_size"])))
     blocks = BlockSource(reader, family_of(reader.config, str(reader.path)), where, torch.float32)
     windows = windows[:, : blocks.window_limit]  # of a dense model nobody has said how long windows should be
     size = max(1, CHUNK_TOKENS // windows.shape[1])

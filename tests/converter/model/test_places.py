@@ -48,9 +48,7 @@ def whole(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("cuts", [(3,), (1, 2, 9), (0,)])
-def test_parts_are_the_whole_file(
-    whole: Path, tmp_path: Path, cuts: tuple[int, ...], gguf_files: ModuleType
-) -> None:
+def test_parts_are_the_whole_file(whole: Path, tmp_path: Path, cuts: tuple[int, ...], gguf_files: ModuleType) -> None:
     parts = gguf_files.split(whole, tmp_path, cuts)
     assert all(list(gguf_parts(part)) == parts for part in parts)
     join_parts(parts, tmp_path / "joined")
