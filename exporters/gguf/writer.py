@@ -25,10 +25,11 @@ from ...converter.model.config_check import check_config
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
-from .chosen import chosen_types, recorded_forms
+from ..chosen import ALPHA, CHOSEN, recorded_forms
+from .chosen import chosen_types
 from .encoding import encode, needs_ggml
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
-from .mixes import CHOSEN, MIXES, Quantisation, fallback_lines
+from .mixes import MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records
 from .names import gguf_name, interleave_rows, rotary_heads
 from .rounding_choice import Rounding
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 LAYOUTS = ("native", "dense")
 LOWRANK_VERSIONS = {"two-factor": 1, "pivot": 2}
 ROPE_FREQUENCIES = "rope_freqs.weight"
-ALPHA = 0.4  # of aware rounding in chosen types, as of the fit that they are chosen for
 PIVOT_BITS = 6.5  # below, C amplifies the rounding of P and its own beyond use: docs/gguf.md
 
 
@@ -92,7 +92,7 @@ def export_gguf(
     Args:
         checkpoint: a factored checkpoint or a dense Hugging Face directory.
         out: the file to write.
-        asked: the types; for `mixes.CHOSEN` without any, those of the checkpoint's recipe. Norms and biases stay F32;
+        asked: the types; for `chosen.CHOSEN` without any, those of the checkpoint's recipe. Norms and biases stay F32;
             matrices whose rows do not fit a type's blocks get its fallback, and each is reported. Types that gguf-py
             does not encode are encoded by llama.cpp's ggml, built once.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
