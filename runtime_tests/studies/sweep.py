@@ -29,8 +29,8 @@ from ..evaluation import Evaluation
 from ..metrics.measure import measure
 from ..metrics.perplexity import Perplexity, perplexity
 from ..metrics.reference_logits import ReferenceLogits
+from ..settings import DEFAULTS
 from ..timing.speed import Speed, measure_speed
-from ..validate import DEFAULTS
 from .grid import Grid, open_grid
 from .rows import read_row, restored, write_row
 from .sweep_page import sweep_page
