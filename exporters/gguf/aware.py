@@ -18,6 +18,7 @@ from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
 from ...converter.model.blocks import BlockSource
 from ..artifact import TensorRecord
+from ..chosen import ALPHA
 from ..rounding import aware
 from ..rounding.aware import C, P, Round, U, V
 from ..rounding.calibrated import open_calibrated
@@ -27,7 +28,6 @@ from .rounding import PLAIN, Rows, round_rows
 from .rounding_choice import Rounding
 
 PARTS = (U, V, P, C, aware.WEIGHT)
-ALPHA = 0.4  # of aware rounding in chosen types, as of the fit that they are chosen for
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ...converter.families.table import gguf_of
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
-from ..chosen import ALPHA, CHOSEN, recorded_forms
+from ..chosen import CHOSEN, recorded_forms
 from .chosen import chosen_types
 from .encoding import encode, needs_ggml
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters
