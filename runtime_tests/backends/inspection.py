@@ -13,7 +13,7 @@ from ...converter.core.errors import InputError
 from ...converter.families.table import factored_architectures
 from ...converter.model.gguf_parts import gguf_parts, read_whole
 from ...converter.storage.gguf_header import StoredTensor, read_header
-from ...exporters.gguf.adapter import find_adapter
+from ...exporters.gguf.adapter_files import find_adapter
 from ...exporters.gguf.types import INTEGERS
 
 
