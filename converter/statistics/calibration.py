@@ -87,9 +87,10 @@ def calibrate(
     corpus = read_corpus(spec, "calibration", tokenizer)
     tokens = tokenize(tokenizer, corpus.text)
     if len(tokens) and int(tokens.max()) >= rows:
+        last = int(tokens.max())
         raise InputError(
-            f"{spec}: holds token {int(tokens.max())} ({shown(tokenizer.convert_ids_to_tokens(int(tokens.max())))}), but "
-            f"the model's embedding only {rows} rows; take the tokenizer that the model was made with"
+            f"{spec}: holds token {last} ({shown(tokenizer.convert_ids_to_tokens(last))}), but the "
+            f"model's embedding only {rows} rows; take the tokenizer that the model was made with"
         )
     drawn = draw_windows(tokens, windows + held_out, length, seed, spec)
     counts = Counts(corpus.documents, len(tokens), corpus.skipped)
