@@ -28,11 +28,12 @@ from .artifacts import describe
 from .evaluation import Evaluation, load_windows
 from .metrics.measure import check_measurable
 from .metrics.tasks import check_tasks
+from .metrics.windows import check_windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
 from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
-from .validate import DenseModel, check_windows, validate
+from .validate import DenseModel, validate
 
 DENSE = "dense"
 REPORT = "report.json"
