@@ -13,6 +13,16 @@ from ...converter.statistics.recorded_windows import recorded_windows
 from ...converter.statistics.window_chunks import CHUNK_TOKENS
 
 
+def check_calibrated(reader: CheckpointReader, text: str | None) -> None:
+    """Refuse what `open_calibrated` would.
+
+    Raises:
+        UsageError, InputError: as `recorded_windows` says.
+    """
+    family_of(reader.config, str(reader.path))
+    recorded_windows(reader.path, text, int(reader.config["vocab_size"]))
+
+
 def open_calibrated(
     reader: CheckpointReader, text: str | None, device: str = "cpu"
 ) -> tuple[BlockSource, list[Tensor]]:

@@ -58,6 +58,9 @@ class ToyRequest:
     def check_source(self, reader: CheckpointReader) -> None:
         pass
 
+    def check_checkpoint(self, reader: CheckpointReader) -> None:
+        pass
+
     def row_multiple(self) -> int:
         return 4
 
