@@ -60,9 +60,9 @@ class Reference:
         attention: of every block.
         context: positions the model knows.
         texts: what the windows are the beginnings of; the last may be a repetition.
-        tokens: the checkpoint's tokenisation of each text, without special tokens.
+        tokens: the checkpoint's tokenization of each text, without special tokens.
         begin: the token put before a text, if the tokenizer knows one.
-        decoded: each tokenisation as text again.
+        decoded: each tokenization as text again.
     """
 
     windows: tuple[NDArray[np.int32], ...]
