@@ -15,9 +15,9 @@ from ..allocation.candidate_cut import TENTHS, measured_retentions
 from ..core.recipe import Recipe
 from ..methods import Method
 from ..model.blocks import BlockSource
-from ..statistics.calibration import SELF
 from ..statistics.gradients import CHUNK_WINDOWS
 from ..statistics.gradients import HEAD_ROWS as GRADIENT_ROWS
+from ..statistics.mixture import samples
 from ..statistics.sensitivity import IMPORTANCE_WINDOWS
 from ..storage.safetensors_header import WIDTHS
 from ..training.refinement import BATCH_TOKENS
@@ -223,7 +223,7 @@ class _Sizes:
         if method.needs_compressed_stream or refines:
             streams = 2 if method.aligned or refines else 1
         stages = {}
-        if recipe.calibration == SELF:
+        if samples(recipe.calibration):
             stages["sampling calibration text from the whole model"] = Stage(self.sampling())
         if not {"dense", "sensitivity", "block-error"}.isdisjoint(method.statistics):
             stages["activations of the dense model"] = Stage(self.dense_moments(), stream)

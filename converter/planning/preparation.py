@@ -27,7 +27,7 @@ from ..methods import Method
 from ..model.activations import Keep
 from ..model.blocks import BlockSource
 from ..model.source import Source, check_same, open_source
-from ..statistics.calibration import SELF, Calibration
+from ..statistics.calibration import Calibration
 from ..statistics.gathering import (
     GRADIENT,
     HELD_OUT,
@@ -38,6 +38,7 @@ from ..statistics.gathering import (
     gather_fisher,
     gather_gradients,
 )
+from ..statistics.mixture import samples
 from ..statistics.moments import GroupMoments, Moment
 from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
@@ -274,7 +275,7 @@ def _gathered(
     blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
     exempt_loaded()
     kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
-    if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
+    if samples(recipe.calibration):  # the model is sampled as a whole: refused before that
         sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
         plan_memory(recipe, method, blocks, sampled, room)
     calibration = update = None

@@ -118,12 +118,8 @@ class GgufRequest:
 
     def of_dense(self, calibration: str) -> GgufRequest:
         """Aware rounding runs `calibration`."""
-        from ...converter.statistics.calibration import SELF
-
         if not self.reads_calibration:
             return self
-        if calibration == SELF:
-            raise UsageError(f"--gguf-rounding {self.rounding.how}: wants a calibration text, and `{SELF}` is none")
         return replace(self, rounding=replace(self.rounding, calibration=calibration))
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:

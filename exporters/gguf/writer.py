@@ -397,7 +397,7 @@ def _rounded_linears(
     from ..rounding.calibrated import open_calibrated
     from .aware import round_linears
 
-    blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device)
+    blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device, progress)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
     with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
         yield round_linears(blocks, chunks, types, gguf_of(reader.config), library, Path(folder), progress, alpha)

@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.core.errors import UsageError
 from ...converter.core.progress import Progress
 from ..artifact import Artifact
 from ..target import Forecast, Given, TargetOption, checked_type
@@ -78,12 +77,8 @@ class OnnxRequest:
 
     def of_dense(self, calibration: str) -> OnnxRequest:
         """Aware rounding runs `calibration`."""
-        from ...converter.statistics.calibration import SELF
-
         if not self.reads_calibration:
             return self
-        if calibration == SELF:
-            raise UsageError(f"--onnx-rounding {self.options.rounding}: wants a calibration text, and `{SELF}` is none")
         return replace(self, options=replace(self.options, calibration=calibration))
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
