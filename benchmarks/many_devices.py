@@ -25,7 +25,8 @@ from lowrank_export.converter.factors.factorisation import spectrum
 from lowrank_export.converter.factors.fit import fit_linear, group_metric
 from lowrank_export.converter.factors.whitening import gradient_metric, whiten
 from lowrank_export.converter.methods import METHODS
-from lowrank_export.converter.planning.memory_forecast import HOLDINGS, ModelShape, Windows, forecast
+from lowrank_export.converter.planning.memory_forecast import HOLDINGS, forecast
+from lowrank_export.converter.planning.model_shape import ModelShape, Windows
 from lowrank_export.converter.statistics.moments import GroupMoments, Moment, upper_gram
 
 METHOD = "loss-aware"

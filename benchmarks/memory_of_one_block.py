@@ -108,7 +108,8 @@ def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
     from lowrank_export.converter.families.table import FAMILIES
     from lowrank_export.converter.methods import METHODS
     from lowrank_export.converter.planning.host_forecast import host_forecast
-    from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, ModelShape, Windows, forecast
+    from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, forecast
+    from lowrank_export.converter.planning.model_shape import ModelShape, Windows
 
     width, inner, family = options.width, options.inner, FAMILIES["llama"]
     wide = ("mlp.gate_proj", "mlp.up_proj")

@@ -16,7 +16,7 @@ from .factors.fit import FitLoss, GroupMetric, align_dense, fit_linear, group_me
 from .factors.whitening import OutputRoot, Whitener
 from .families.family import InputGroup
 from .model.block_forward import TappedBlock
-from .planning.preparation import Job
+from .planning.job import Job
 from .statistics.moments import GroupMoments
 
 

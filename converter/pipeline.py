@@ -31,14 +31,16 @@ from .machine.device import pick_device
 from .machine.memory import release_freed
 from .model.loading import load
 from .model.source import Source, check_same, open_source
-from .planning.preparation import Job, prepared
+from .planning.job import Job
+from .planning.preparation import prepared
 from .planning.ranks import check_settled
 from .statistics.last_hidden import last_hidden_states
 from .statistics.recorded_windows import SAMPLED
 from .storage.byte_size import NO_LIMITS, MemoryLimits
 from .storage.files import check_output, replacing
 from .streams import Streams
-from .training.refinement import BATCH_TOKENS, Schedule, Teacher, refine_model
+from .training.descent import Schedule
+from .training.refinement import BATCH_TOKENS, Teacher, refine_model
 
 
 @dataclass(frozen=True)

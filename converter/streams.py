@@ -14,9 +14,10 @@ from .machine.memory import release_freed
 from .model.activations import Activations
 from .model.block_forward import TappedBlock
 from .model.passes import Pass, RecomputedPass, SuspendedPass
-from .planning.preparation import Job
+from .planning.job import Job
 from .statistics.moments import GroupMoments
-from .training.refinement import Examples, Schedule, refine_block
+from .training.descent import Schedule
+from .training.refinement import Examples, refine_block
 
 
 class Streams:

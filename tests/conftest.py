@@ -115,10 +115,10 @@ def _another_processor() -> Iterator[None]:
     if wanted is None:
         yield
         return
-    from lowrank_export.converter.planning import preparation
+    from lowrank_export.converter.planning import gathered
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "computes_bfloat16", lambda device: wanted == "1")
+        patch.setattr(gathered, "computes_bfloat16", lambda device: wanted == "1")
         yield
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .memory_forecast import FLOAT, Holding, ModelShape, Stage, Windows
+from .memory_forecast import Holding, Stage
+from .model_shape import FLOAT, ModelShape, Windows
 
 
 def host_forecast(shape: ModelShape, windows: Windows, stages: Mapping[str, Stage], holding: Holding) -> dict[str, int]:

@@ -22,8 +22,9 @@ from ..methods import Method
 from ..model.activations import Keep, OnDisk, OnHost, in_memory
 from ..model.blocks import BlockSource
 from .host_forecast import host_forecast
-from .memory_forecast import COPYING, GPU_HOLDINGS, HOLDINGS, Holding, ModelShape, Windows, forecast, model_shape
+from .memory_forecast import COPYING, GPU_HOLDINGS, HOLDINGS, Holding, forecast
 from .memory_trial import trial_of_a_block
+from .model_shape import ModelShape, Windows, model_shape
 
 MARGIN = 1.1  # of the tensors: what allocator and libraries lose
 LIBRARIES = 100 * 10**6  # bytes: code and buffers that the first products load

@@ -15,7 +15,7 @@ from ..model.activations import in_memory
 from ..model.block_forward import StoppedForward, TappedBlock
 from ..model.blocks import BlockSource
 from ..statistics.moments import GroupMoments, Moment
-from .memory_forecast import Windows, model_shape
+from .model_shape import Windows, model_shape
 
 
 @torch.no_grad()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import monotonic
 
 import torch
 from torch import Tensor, nn
@@ -15,136 +13,10 @@ from ..core.progress import Advance
 from ..distributed.workers import ALONE, Workers
 from ..journal import Journal
 from ..model.activations import Activations
+from .descent import Objective, Refined, Schedule, descend
 
 BATCH_TOKENS = 1024  # small batches: a step costs as much as its tokens, and more steps go farther
-BETAS = (0.9, 0.95)
-PATIENCE = 3  # epochs without a better held-out loss
-SAVE_SECONDS = 600  # between states kept within an epoch: four times the parameters on the disk
 HEAD_ROWS = 256  # tokens whose logits are in memory at once
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast.
-
-    Attributes:
-        epochs: at most.
-        rate: of the first step; a tensor moves by `rate` times its RMS. Falls to zero along a cosine.
-        seed: of the order of windows.
-    """
-
-    epochs: int
-    rate: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Refined:
-    """Held-out loss before and after, and the epochs that took."""
-
-    before: float
-    after: float
-    epochs: int
-
-
-def descend(
-    trained: Sequence[nn.Parameter],
-    examples: int,
-    batch: int,
-    backward: Callable[[list[int]], None],
-    held_out_loss: Callable[[], float],
-    schedule: Schedule,
-    journal: Journal | None = None,
-    advance: Advance = lambda steps: None,
-) -> Refined:
-    """Adam with cosine decay, in place; the parameters of the epoch with the least held-out loss are kept.
-
-    Args:
-        trained: parameters, float32.
-        examples: number of training examples.
-        batch: examples per step.
-        backward: given the numbers of a batch's examples, adds gradients to the parameters.
-        held_out_loss: of the parameters as they are.
-        schedule: epochs, rate, seed.
-        journal: keeps the state after every epoch and every SAVE_SECONDS, and gives it back to a job that goes on.
-        advance: told about steps.
-    """
-    groups = [{"params": [p], "scale": float(p.detach().square().mean().sqrt())} for p in trained]
-    optimiser = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(schedule.seed)
-    per_epoch = -(-examples // batch)
-    steps = schedule.epochs * per_epoch
-    step = stale = epoch = 0
-    if journal is not None and (state := journal.read_refinement()) is not None:
-        try:
-            kept = _restore(state, trained, optimiser)
-            before, best = (float(value) for value in state["losses"])
-            epoch, step, stale = (int(value) for value in state["counts"])
-        except (KeyError, RuntimeError, TypeError, ValueError):
-            raise journal.refinement_damage() from None
-        if not 0 <= epoch <= schedule.epochs or not 0 <= step - epoch * per_epoch <= per_epoch:
-            raise journal.refinement_damage()
-        for _ in range(epoch):
-            torch.randperm(examples, generator=generator)
-        advance(step)
-    else:
-        best = before = held_out_loss()
-        kept = [parameter.detach().clone() for parameter in trained]
-
-    saved = monotonic()
-
-    def save() -> None:
-        nonlocal saved
-        if journal is not None:
-            counts, losses = torch.tensor([epoch, step, stale]), torch.tensor([before, best], dtype=torch.float64)
-            journal.save_refinement({**_state(trained, optimiser, kept), "counts": counts, "losses": losses})
-        saved = monotonic()
-
-    while epoch < schedule.epochs and stale < PATIENCE:
-        order = torch.randperm(examples, generator=generator).tolist()
-        for start in range((step - epoch * per_epoch) * batch, examples, batch):
-            for group in optimiser.param_groups:
-                group["lr"] = group["scale"] * schedule.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimiser.zero_grad(set_to_none=True)
-            with torch.enable_grad():
-                backward(order[start : start + batch])
-            optimiser.step()
-            step += 1
-            advance(1)
-            if monotonic() - saved > SAVE_SECONDS:
-                save()
-        now = held_out_loss()
-        epoch += 1
-        stale += 1
-        if now < best:
-            best, stale = now, 0
-            kept = [parameter.detach().clone() for parameter in trained]
-        save()
-    with torch.no_grad():
-        for parameter, value in zip(trained, kept, strict=True):
-            parameter.copy_(value)
-    return Refined(before, best, epoch)
-
-
-def _state(trained: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, kept: list[Tensor]) -> dict[str, Tensor]:
-    """Parameters as they are, those of the best epoch, and the optimiser's moments."""
-    tensors: dict[str, Tensor] = {}
-    for index, (parameter, best) in enumerate(zip(trained, kept, strict=True)):
-        tensors |= {f"now.{index}": parameter, f"best.{index}": best}
-        tensors |= {f"{name}.{index}": value for name, value in optimiser.state[parameter].items()}
-    return tensors
-
-
-@torch.no_grad()
-def _restore(
-    state: Mapping[str, Tensor], trained: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
-) -> list[Tensor]:
-    """Put a kept state back; returns the parameters of the best epoch."""
-    for index, parameter in enumerate(trained):
-        parameter.copy_(state[f"now.{index}"])
-        moments = {name: state[f"{name}.{index}"].to(parameter.device) for name in ("exp_avg", "exp_avg_sq")}
-        optimiser.state[parameter] = {"step": state[f"step.{index}"], **moments}
-    return [state[f"best.{index}"].to(parameter.device) for index, parameter in enumerate(trained)]
 
 
 @dataclass(frozen=True)
@@ -227,7 +99,7 @@ def refine_block(
     fixed = {id(parameter) for parameter in frozen}
     trained = [parameter for parameter in block.parameters() if id(parameter) not in fixed]
     with _gradients_wanted(trained):
-        refined = descend(trained, everywhere, size, backward, held_out_loss, schedule)
+        refined = descend(trained, Objective(everywhere, size, backward, held_out_loss), schedule)
     workers.broadcast_(trained)
     return refined
 
@@ -287,7 +159,7 @@ def refine_model(
         parameter.requires_grad_(False)
     try:
         with _gradients_wanted(trained):
-            return descend(trained, fitted, size, backward, held_out_loss, schedule, journal, advance)
+            return descend(trained, Objective(fitted, size, backward, held_out_loss), schedule, journal, advance)
     finally:
         student.eval()
         student.activation_checkpointing_disable()  # type: ignore[operator]

@@ -16,7 +16,7 @@ from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.journal import Journal, unfinished
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.streams import Streams
-from lowrank_export.converter.training import refinement
+from lowrank_export.converter.training import descent, refinement
 
 JOBS: dict[str, dict[str, Any]] = {
     "no stream": {"method": "svd-llm"},
@@ -126,7 +126,7 @@ def test_a_refinement_goes_on_within_an_epoch(
     monkeypatch.setattr(refinement, "BATCH_TOKENS", 64)
     asked = recipe(**JOBS["refined model"])
     compress(asked, tmp_path / "whole")
-    monkeypatch.setattr(refinement, "SAVE_SECONDS", -1)  # after every step
+    monkeypatch.setattr(descent, "SAVE_SECONDS", -1)  # after every step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(patch, steps, Journal, "save_refinement")
         compress(asked, tmp_path / "cut")

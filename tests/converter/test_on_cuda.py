@@ -30,7 +30,8 @@ from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import memory_plan
-from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, Windows
+from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS
+from lowrank_export.converter.planning.model_shape import Windows
 from lowrank_export.converter.planning.preparation import gather_statistics
 from lowrank_export.converter.storage.byte_size import MemoryLimits
 from lowrank_export.converter.streams import Streams

@@ -26,7 +26,8 @@ from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.passes import RecomputedPass, SuspendedPass
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import memory_plan
-from lowrank_export.converter.planning.memory_forecast import HOLDINGS, ModelShape, Windows, forecast, model_shape
+from lowrank_export.converter.planning.memory_forecast import HOLDINGS, forecast
+from lowrank_export.converter.planning.model_shape import ModelShape, Windows, model_shape
 from lowrank_export.converter.storage.byte_size import MemoryLimits
 from lowrank_export.converter.streams import Streams
 

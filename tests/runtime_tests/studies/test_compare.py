@@ -26,6 +26,7 @@ from lowrank_export.converter.storage.byte_size import MemoryLimits
 from lowrank_export.runtime_tests.child import Cost, run_child
 from lowrank_export.runtime_tests.evaluation import Evaluation
 from lowrank_export.runtime_tests.studies import compare as module
+from lowrank_export.runtime_tests.studies import grid
 from lowrank_export.runtime_tests.studies.compare import compare
 from lowrank_export.runtime_tests.studies.compare_html import page
 from lowrank_export.runtime_tests.studies.compare_results import Comparison, Row
@@ -77,7 +78,7 @@ def finished(options: list[str], child_here: Child, tmp_path_factory: pytest.Tem
         return (run_child if asked(arguments) in apart else child_here)(arguments, log)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "run_child", run_some)
+        patch.setattr(grid, "run_child", run_some)
         result = CliRunner().invoke(app, ["compare", "--out", str(out), *wanted, *options, "--json"])
     assert result.exit_code == 0, result.stderr
     return out, result
@@ -100,7 +101,7 @@ def children(child_here: Child, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             ran[-1] += f" within {arguments[arguments.index('--max-memory') + 1]}"
         return child_here(arguments, log)
 
-    monkeypatch.setattr(module, "run_child", here)
+    monkeypatch.setattr(grid, "run_child", here)
     return ran
 
 

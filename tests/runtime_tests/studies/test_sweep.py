@@ -17,7 +17,7 @@ from lowrank_export.cli import app
 from lowrank_export.converter.core.errors import GateError, InputError, UsageError
 from lowrank_export.runtime_tests.metrics.parity import Parity
 from lowrank_export.runtime_tests.metrics.perplexity import Perplexity
-from lowrank_export.runtime_tests.studies import sweep as module
+from lowrank_export.runtime_tests.studies import grid as module
 from lowrank_export.runtime_tests.studies.sweep_results import Limits, SweepRow, pareto, read_rows, recommend
 from lowrank_export.runtime_tests.timing.speed import Rate, Speed
 
