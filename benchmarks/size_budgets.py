@@ -27,8 +27,8 @@ from lowrank_export.converter.model.source import Source, open_source
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.budget.sized import Sized, planned
+from lowrank_export.exporters.chosen import CHOSEN
 from lowrank_export.exporters.export import export
-from lowrank_export.exporters.gguf.mixes import CHOSEN
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP, TORCH
@@ -42,6 +42,7 @@ from lowrank_export.runtime_tests.report.report import write_json
 SIZES = ("91.7MB", "85.8MB", "79.8MB", "67.9MB")
 KINDS = ("joint", "types", "plain")
 PROGRESS: Progress = ConsoleProgress()
+REQUEST = requested("gguf", CHOSEN, rounding=Rounding("aware"))
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def run(source: Source, size: str, kind: str, texts: dict[str, str], options: ar
     recipe = make_recipe(wanted, "benchmark")
     started = time.process_time()
     try:
-        found = planned(recipe, source, options.out / "statistics", device="cpu", progress=PROGRESS)
+        found = planned(recipe, source, options.out / "statistics", REQUEST, device="cpu", progress=PROGRESS)
     except UsageError as none:
         print(f"{size} {kind}: {none}")
         return None
@@ -146,7 +147,7 @@ def make(source: Source, recipe: Recipe, found: Sized, kind: str, options: argpa
     return export(
         checkpoint,
         out.with_suffix(".gguf"),
-        requested("gguf", CHOSEN, rounding=Rounding("aware")),
+        REQUEST,
         force=True,
         progress=PROGRESS,
     )

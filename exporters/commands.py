@@ -59,7 +59,7 @@ def plan(
         from .budget.size_table import size_json, size_table
         from .budget.sized import planned
 
-        found = planned(chosen, source, statistics, device=device, limits=limits, progress=progress)
+        found = planned(chosen, source, statistics, requests[0], device=device, limits=limits, progress=progress)
         return Outcome(size_json(found, source.family), size_table(found, source.family))
     chosen = with_rank_multiple(chosen, source, requests)
     with prepared(chosen, device=device, limits=limits, source=source, progress=progress) as job:

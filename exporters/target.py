@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..converter.checkpoint.reader import CheckpointReader
 from ..converter.core.errors import UsageError
 from ..converter.core.progress import Progress
 from ..converter.core.recipe import nearest
 from .artifact import Artifact
+
+if TYPE_CHECKING:
+    from ..converter.budget.forms import Form
+    from .budget.format import Format
 
 Scope = Literal["type", "encoding", "artifact"]
 """Which commands offer an option: all that export; those that write artifacts; `export` alone."""
@@ -129,6 +133,35 @@ class ExportRequest(Protocol):
 
         Raises:
             UsageError: that is no text, and the rounding needs one.
+        """
+
+    def check_choice(self, forms: Mapping[str, Form]) -> None:
+        """Refuse a recipe's choice that was made for another format.
+
+        Args:
+            forms: module -> what it becomes.
+
+        Raises:
+            UsageError: names a type that the format lacks.
+        """
+
+    def budget(self, progress: Progress) -> Format:
+        """Its format as a choice of types under a budget of bytes sees it; of requests in chosen types alone.
+
+        Args:
+            progress: told about tools that are built for it.
+
+        Raises:
+            ResourceError: they cannot be had.
+        """
+
+    def plain(self, linears: str, rest: str, *, tied: bool) -> ExportRequest:
+        """The export in plain types that a choice is held against, rounded the same way.
+
+        Args:
+            linears: type of all linears.
+            rest: of embedding and head.
+            tied: whether they are one matrix.
         """
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:

@@ -16,7 +16,7 @@ from .gates.gate_file import GateSettings
 from .metrics.corpora import evaluation_windows, llama_cpp_windows
 from .metrics.tasks import Task
 from .metrics.windows import Windows
-from .validate import DEFAULTS, Settings
+from .settings import DEFAULTS, Settings
 
 
 @dataclass(frozen=True)

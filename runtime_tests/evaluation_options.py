@@ -142,7 +142,7 @@ def chosen_evaluation(values: EvaluationValues) -> Evaluation:
     from .evaluation import Evaluation
     from .gates.gate_file import chosen_gates
     from .metrics.tasks import parse_task
-    from .validate import DEFAULTS
+    from .settings import DEFAULTS
 
     asked: dict[str, Any] = {name: values.get(name, default) for name, (_, default) in OPTIONS["gate"].items()}
     gates = {"gates": chosen_gates(asked["gates"], asked["gate"] or [])} if "gates" in values else {}

@@ -17,6 +17,8 @@ from ..converter.pipeline import compress
 from ..converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ..converter.storage.files import check_output, remove
 from ..exporters.artifact import Artifact
+from ..exporters.budget.sized import CHECKPOINT
+from ..exporters.chosen import CHOSEN
 from ..exporters.export import export
 from ..exporters.forecast import with_rank_multiple
 from ..exporters.preflight import check_exports
@@ -31,7 +33,6 @@ from .report.report import Report
 from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
 from .validate import DenseModel, validate
 
-CHECKPOINT = "checkpoint"
 DENSE = "dense"
 REPORT = "report.json"
 
@@ -80,6 +81,8 @@ def release(
     device, limits, statistics = placement.device, placement.limits, placement.statistics
     for request in exports:
         request.check()
+        if request.quantisation == CHOSEN:
+            request.check_choice(recipe.forms)
     of_dense = [request.of_dense(recipe.calibration) for request in exports]
     _check_place(recipe, out, force)
     for format in dict.fromkeys(request.format for request in exports):
@@ -94,9 +97,11 @@ def release(
     if recipe.sized and not recipe.choice:
         statistics = statistics or out / STATISTICS  # the choice and the fit read the same
         size = settle(
-            recipe, source, out, CHECKPOINT, statistics=statistics, device=device, limits=limits, progress=progress
+            recipe, source, exports[0], out, statistics=statistics, device=device, limits=limits, progress=progress
         )
         recipe = size.recipe
+        if checkpoint.exists() and read_recipe(checkpoint / RECIPE_FILE).choice not in size.choices:
+            raise UsageError(f"{out}: holds an unfinished job of another format or choice; add --force to start over")
     elif not recipe.choice:
         recipe = with_rank_multiple(recipe, source, exports)
     make = partial(
@@ -113,7 +118,7 @@ def release(
         raise UsageError(f"{out}: holds an unfinished job of another {recipe.model}; add --force to start over")
     if recipe.choice:  # what a size has to beat, in place of the dense model in the same type
         plain = None if size is None else size.plain
-        of_dense = [] if plain is None else [plain.request(device).of_dense(recipe.calibration)]
+        of_dense = [] if plain is None else [plain.request(exports[0]).of_dense(recipe.calibration)]
     factored = [_export(checkpoint, out, request, progress) for request in exports]
     dense = [_export(source.path, out / DENSE, request, progress) for request in of_dense]
     if size is not None and size.plain is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from ..converter.statistics.calibration import Tokens
 from ..converter.storage.byte_size import MemoryLimits
 from ..converter.storage.files import replacing
 from ..exporters.artifact import Artifact
+from ..exporters.budget.format import Format
 from ..exporters.budget.search import Found
 from ..exporters.budget.sized import sized
-from ..exporters.gguf.rounding_choice import Rounding
-from ..exporters.gguf.target import GgufRequest
-from ..exporters.gguf.types import tensor_bytes
-from .backends.formats import LLAMA_CPP, TORCH
+from ..exporters.target import ExportRequest
+from .backends.formats import TORCH, backend_names
 from .backends.open import open_backend
 from .metrics.measure import measure
 from .metrics.reference_logits import ReferenceLogits
@@ -49,14 +49,13 @@ class Plain:
     tied: bool
     recipe: Recipe
 
-    def request(self, device: str) -> GgufRequest:
+    def request(self, chosen: ExportRequest) -> ExportRequest:
         """Its export, rounded as the choice is.
 
         Args:
-            device: that rounding runs its text on.
+            chosen: the export of the choice.
         """
-        head = None if self.tied else self.rest
-        return GgufRequest(self.type, self.rest, head, rounding=Rounding("aware", device=device))
+        return chosen.plain(self.type, self.rest, tied=self.tied)
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,16 @@ class Settled:
     plain: Plain | None
     held_out: Tokens
 
+    @property
+    def choices(self) -> list[Mapping[str, str]]:
+        """Those that the job's checkpoint can be of."""
+        return [recipe.choice for recipe in (self.recipe, self.plain and self.plain.recipe) if recipe]
+
     def beaten(self, chosen: Artifact, plain: Artifact, dense: Path, threads: int, progress: Progress) -> bool:
         """Whether the plain file is closer to the dense model than the chosen one, on the windows held out.
 
         Args:
-            chosen, plain: their GGUF files.
+            chosen, plain: their artifacts, of one format.
             dense: the dense checkpoint.
             threads: CPU threads of the runtimes.
             progress: told about stages, and of both figures.
@@ -115,8 +119,8 @@ class Settled:
 def settle(
     recipe: Recipe,
     source: Source,
+    request: ExportRequest,
     out: Path,
-    checkpoint: str,
     *,
     statistics: Path,
     device: str,
@@ -128,36 +132,28 @@ def settle(
     Args:
         recipe: with a size.
         source: its model.
+        request: the export that the size is of.
         out: the job's folder.
-        checkpoint: name of the folder of the factored checkpoint in it.
         statistics: a folder where they are kept.
         device: "auto", "cpu", "cuda".
         limits: of memory.
         progress: told about stages, and of the choice.
     """
     path = out / SIZE_FILE
-    kept = read_json(path) if path.is_file() else {}
-    if kept.get("asked") != recipe.model_dump(mode="json") or kept.get("source_sha256") != source.fingerprint():
-        found = sized(
-            recipe,
-            source,
-            statistics,
-            name=checkpoint,
-            device=device,
-            limits=limits,
-            progress=progress,
-        )
+    kept, format = read_json(path) if path.is_file() else {}, request.budget(progress)
+    asked = {"asked": recipe.model_dump(mode="json"), "format": format.name, "source_sha256": source.fingerprint()}
+    if any(kept.get(key) != value for key, value in asked.items()):
+        found = sized(recipe, source, statistics, request, device=device, limits=limits, progress=progress)
         out.mkdir(parents=True, exist_ok=True)
         plain = found.plain
         facts = {
             "budget": found.budget,
             "chosen": _facts(found.found),
             "plain": plain and {**_facts(plain.found), "type": plain.type, "rest": plain.rest},
-            "matrices": _matrices(found.found, source),
+            "matrices": _matrices(found.found, source, format),
         }
         kept = {
-            "asked": recipe.model_dump(mode="json"),
-            "source_sha256": source.fingerprint(),
+            **asked,
             "facts": facts,
             "choice": dict(found.found.recipe.choice),
             "plain": plain and dict(plain.found.recipe.choice),
@@ -183,7 +179,8 @@ def line(recipe: Recipe, facts: dict[str, Any]) -> str:
 def _divergence(
     artifact: Artifact, windows: Windows, reference: ReferenceLogits, threads: int, progress: Progress
 ) -> float:
-    backend = open_backend(artifact.path, LLAMA_CPP, threads=threads, context=windows.length + 1)
+    runtime = backend_names(artifact.path)[0]
+    backend = open_backend(artifact.path, runtime, threads=threads, context=windows.length + 1)
     try:
         found = measure(backend, windows, [reference], progress, label=f"held out: {artifact.path.name}")
         return found.parities[0].mean_kld
@@ -191,13 +188,13 @@ def _divergence(
         backend.close()
 
 
-def _matrices(found: Found, source: Source) -> dict[str, dict[str, Any]]:
+def _matrices(found: Found, source: Source, format: Format) -> dict[str, dict[str, Any]]:
     """Module -> its form, what that takes in bits per weight of the dense matrix, and its predicted loss."""
     reader, described = source.reader(), {}
     for module, form in found.recipe.forms.items():
         m, n = reader.shape(module + ".weight")
         shapes = [(m, n)] if form.rank is None else [(m, form.rank), (form.rank, n)]
-        stored = sum(tensor_bytes(shape, type) for shape, type in zip(shapes, form.types, strict=True))
+        stored = sum(format.bytes(shape, type) for shape, type in zip(shapes, form.types, strict=True))
         described[module] = {"form": str(form), "bits": 8 * stored / (m * n), "loss": found.losses[module]}
     return described
 

@@ -10,7 +10,8 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.evaluation import Evaluation, load_windows
-from lowrank_export.runtime_tests.validate import Settings, validate
+from lowrank_export.runtime_tests.settings import Settings
+from lowrank_export.runtime_tests.validate import validate
 
 FAITHFUL = {"gguf": ("f32", "f16", "bf16", "q8_0"), "onnx": ("fp32", "int8")}  # narrower types lose by design
 FEW = {"gguf": ("f16", "q8_0"), "onnx": ("int8",)}  # every type is compared with tiny models too

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,37 +21,12 @@ from ...converter.statistics.sensitivity import finite_activations
 from ...converter.statistics.store import Statistics
 from ...converter.storage.files import replacing
 from ..rounding.balancing import seed_of
+from .format import Format
 from .linears import LinearCosts, linear_costs, normal_error
 from .vocabulary_costs import vocabulary_costs
 
 VERSION = 1  # of the file; another one is gathered again
 VOCABULARY_WINDOWS = 2
-
-
-class Format(Protocol):
-    """What a budget has to know of a format."""
-
-    name: str
-
-    @property
-    def types(self) -> Sequence[str]:
-        """The storage types that are chosen among, factors' types first."""
-
-    @property
-    def factor_types(self) -> Sequence[str]:
-        """Those of factors."""
-
-    def fits(self, type: str, row: int) -> bool:
-        """Whether rows of a length can be stored in a type."""
-
-    def width(self, type: str) -> int:
-        """Columns that aware rounding rounds together."""
-
-    def round_plainly(self, weights: Tensor, type: str, importance: Tensor) -> Tensor:
-        """Weights (m, n) as a file gives them back, rounded to the nearest."""
-
-    def round_vocabulary(self, weights: Tensor, type: str) -> Tensor:
-        """Embedding or head (vocabulary, d) as a file gives it back."""
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...converter.budget.forms import Candidate, Form
-from ...converter.checkpoint import layouts
+from ...converter.budget.forms import Form
+from ...converter.checkpoint.reader import CheckpointReader
 from ..gguf.codes import CODES
 from ..gguf.rounding import PLAIN, round_nearest
 from ..gguf.types import TYPES, padded, tensor_bytes
-from .linears import RANK_STEP
+from .gguf_size import GgufSize
 
 DENSE_TYPES = ("f16", "q8_0", "q6_k", "q5_k", "q5_0", "q4_k", "iq4_nl", "iq4_xs", "q3_k", "q2_k")
 """Without the types of an offset per block: to models that were read from a file of such a type they cost nothing,
@@ -63,24 +64,22 @@ class GgufFormat:
         """Of a matrix in the file, padding included."""
         return padded(tensor_bytes(shape, type))
 
-    def smallest_factors(self, shape: tuple[int, int], overhead: int) -> list[Candidate]:
-        """Two factors of the lowest rank there is, in every type of V^T; nothing where a rank of 32 saves nothing.
+    def factors_pay(self, shape: tuple[int, int], form: Form) -> bool:
+        """Time is no part of a choice here."""
+        return True
 
-        Args:
-            shape: (m, n) of the dense matrix.
-            overhead: bytes that factors take elsewhere in the file.
-        """
-        m, n = shape
-        if layouts.break_even("two-factor", m, n) <= RANK_STEP:
-            return []
-        return [
-            Candidate(
-                self.bytes((m, RANK_STEP), u) + self.bytes((RANK_STEP, n), v) + overhead, 0.0, Form((u, v), RANK_STEP)
-            )
-            for u in FACTOR_TYPES
-            for v in FACTOR_TYPES
-            if self.fits(u, RANK_STEP) and self.fits(v, n)
-        ]
+    @property
+    def plain(self) -> Sequence[tuple[str, str]]:
+        """Any type for the linears, any for what else there is."""
+        return list(product(FACTOR_TYPES, FACTOR_TYPES))
+
+    def fallback(self, type: str) -> str | None:
+        """The type that stands in where rows do not fit."""
+        return (TYPES[type].fallback or None) if type in FACTOR_TYPES else None
+
+    def size(self, reader: CheckpointReader, name: str, method: str) -> GgufSize:
+        """Of a model's file."""
+        return GgufSize(reader, name, method)
 
     def _rounded(self, weights: Tensor, type: str, importance: Tensor | None) -> Tensor:
         if type in PLAIN:

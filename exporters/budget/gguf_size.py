@@ -12,9 +12,10 @@ from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
+from ..chosen import CHOSEN
 from ..gguf.chosen import chosen_types
 from ..gguf.metadata import read_hyperparameters
-from ..gguf.mixes import CHOSEN, Quantisation, records
+from ..gguf.mixes import Quantisation, records
 from ..gguf.names import gguf_name
 from ..gguf.types import ALIGNMENT, padded
 from ..gguf.writer import open_writer, plan_tensors, vocabulary_of
@@ -63,6 +64,11 @@ class GgufSize:
         header = self._metadata + self._lowrank + len(recipe_text.encode()) + infos
         return -(-header // ALIGNMENT) * ALIGNMENT + sum(padded(tensor.bytes) for tensor in tensors)
 
+    def overhead(self, module: str) -> int:
+        """Bytes that a linear takes in the header beyond those of a dense one once it becomes two factors."""
+        one, *two = (_stored(module + ending, self._of) for ending in (".weight", U_SUFFIX, V_SUFFIX))
+        return sum(map(len, two)) - len(one) + LENGTH + 4 + 2 * 8 + KIND + 8
+
     def _shapes(self, forms: Mapping[str, Form]) -> dict[str, tuple[int, ...]]:
         """Every tensor of the file, with the factors in place of the linears that become some."""
         shapes = {source.name: source.shape for source in self._sources}
@@ -72,12 +78,6 @@ class GgufSize:
                 shapes[_stored(module + U_SUFFIX, self._of)] = (m, form.rank)
                 shapes[_stored(module + V_SUFFIX, self._of)] = (form.rank, n)
         return shapes
-
-
-def factor_overhead(module: str, of: Gguf) -> int:
-    """Bytes that a linear takes in the header beyond those of a dense one once it becomes two factors."""
-    one, *two = (_stored(module + ending, of) for ending in (".weight", U_SUFFIX, V_SUFFIX))
-    return sum(map(len, two)) - len(one) + LENGTH + 4 + 2 * 8 + KIND + 8
 
 
 def _stored(name: str, of: Gguf) -> str:

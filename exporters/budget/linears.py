@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -15,6 +15,7 @@ from ...converter.budget.forms import Candidate, Form
 from ...converter.checkpoint import layouts
 from ...converter.factors.factorisation import factor
 from ...converter.factors.whitening import OutputMetric, Whitener
+from .format import Format
 from .rounding_loss import FactorUnits, column_weights, dense_loss, factor_units, truncations
 
 RANK_STEP = 32
@@ -23,8 +24,6 @@ MEASURED_SHARES = (0.3, 0.6, 0.9)  # of break-even: ranks whose factors are look
 
 RoundPlainly = Callable[[Tensor, str, Tensor], Tensor]
 """Weights (m, n), type, mean square of each input (n,) -> the weights as plainly rounded, (m, n)."""
-Bytes = Callable[[tuple[int, int], str], int]
-"""Shape and type of a matrix -> its bytes in a file, padding included."""
 
 
 @dataclass(frozen=True)
@@ -115,33 +114,43 @@ def _between(
 
 
 def linear_candidates(
-    costs: LinearCosts,
-    relative: Mapping[str, float],
-    fits: Callable[[str, int], bool],
-    bytes: Bytes,
-    kept_dense: bool = False,
+    costs: LinearCosts, relative: Mapping[str, float], format: Format, *, overhead: int = 0, kept_dense: bool = False
 ) -> list[Candidate]:
     """Every form of a linear with its bytes and loss.
 
     Args:
         costs: of the linear.
         relative: type of a factor -> its `normal_error`.
-        fits: (type, row length) -> whether the type's blocks divide the row.
-        bytes: of a matrix.
+        format: of the file.
+        overhead: bytes that two factors take beside their matrices.
         kept_dense: whether factors are excluded.
     """
     m, n = costs.shape
-    found = [Candidate(bytes((m, n), type), loss, Form((type,))) for type, loss in costs.dense.items()]
+    found = [Candidate(format.bytes((m, n), type), loss, Form((type,))) for type, loss in costs.dense.items()]
     if kept_dense:
         return found
-    v_types = [type for type in relative if fits(type, n)]
     for rank, truncated, u, v in zip(costs.ranks, costs.truncated, costs.u, costs.v, strict=True):
         units = FactorUnits(u, v)
-        for u_type, v_type in product([type for type in relative if fits(type, rank)], v_types):
-            size = bytes((m, rank), u_type) + bytes((rank, n), v_type)
-            loss = truncated + units.loss(relative[u_type], relative[v_type])
-            found.append(Candidate(size, loss, Form((u_type, v_type), rank)))
+        for form, bytes in factor_forms((m, n), rank, list(relative), format):
+            loss = truncated + units.loss(*(relative[type] for type in form.types))
+            found.append(Candidate(bytes + overhead, loss, form))
     return found
+
+
+def factor_forms(shape: tuple[int, int], rank: int, types: Sequence[str], format: Format) -> Iterator[tuple[Form, int]]:
+    """Two factors of one rank in every pair of types that fit and are worth their time, with the bytes of both.
+
+    Args:
+        shape: (m, n) of the dense matrix.
+        rank: of the factors.
+        types: of either.
+        format: of the file.
+    """
+    m, n = shape
+    for pair in product(types, types):
+        form = Form(pair, rank)
+        if format.fits(pair[0], rank) and format.fits(pair[1], n) and format.factors_pay(shape, form):
+            yield form, format.bytes((m, rank), pair[0]) + format.bytes((rank, n), pair[1])
 
 
 def normal_error(type: str, round_plainly: RoundPlainly, seed: int = 0) -> float:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
 
 from ...converter.budget.choice import choose, smallest
 from ...converter.budget.forms import Candidate, Form
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import UsageError
 from ...converter.core.recipe import Recipe
-from ...converter.families.family import Family
+from ...converter.model.source import Source
 from .costs import Costs
-from .linears import LinearCosts, linear_candidates
+from .format import FileSize, Format
+from .linears import linear_candidates
 
 ROUNDS = 8  # of a choice whose own description takes bytes: two are the rule
-
-
-class SizeOf(Protocol):
-    """Exact bytes of a file."""
-
-    def __call__(self, forms: Mapping[str, Form], recipe_text: str) -> int:
-        """See `gguf_size.GgufSize`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def weights_of(reader: CheckpointReader) -> int:
     return sum(prod(reader.shape(name)) for name in reader.names if not (tied and name == "lm_head.weight"))
 
 
-def search(recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]], size: SizeOf) -> Found:
+def search(recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]], size: FileSize) -> Found:
     """Spend a budget.
 
     Args:
@@ -108,39 +101,29 @@ def _asked(recipe: Recipe) -> str:
 
 def model_candidates(
     costs: Costs,
-    family: Family,
-    vocabulary: tuple[int, int],
-    fits: Callable[[str, int], bool],
-    bytes: Callable[[tuple[int, int], str], int],
-    *,
-    overhead: Callable[[str], int] = lambda module: 0,
-    kept_dense: frozenset[str] = frozenset(),
-    dense_only: bool = False,
+    source: Source,
+    format: Format,
+    size: FileSize,
+    kept: frozenset[str] = frozenset(),
 ) -> dict[str, list[Candidate]]:
     """Module -> its forms, for every matrix of a model.
 
     Args:
         costs: of the model.
-        family: names embedding and head.
-        vocabulary: shape of both.
-        fits, bytes: of the format, see `linear_candidates`.
-        overhead: linear -> bytes that its becoming two factors takes elsewhere in the file.
-        kept_dense: linears that the user excludes from factoring.
-        dense_only: whether all are.
+        source: the model.
+        format: of the file.
+        size: of the file.
+        kept: linears that are not to be factored.
     """
-
-    def of_linear(name: str, found: LinearCosts) -> list[Candidate]:
-        dense = dense_only or name in kept_dense
-        beyond = overhead(name)
-        return [
-            c if c.form.rank is None else Candidate(c.bytes + beyond, c.loss, c.form)
-            for c in linear_candidates(found, costs.relative, fits, bytes, dense)
-        ]
-
-    candidates = {name: of_linear(name, found) for name, found in costs.linears.items()}
+    family = source.family
+    candidates = {
+        name: linear_candidates(found, costs.relative, format, overhead=size.overhead(name), kept_dense=name in kept)
+        for name, found in costs.linears.items()
+    }
+    rows, width = source.reader().shape(family.embedding + ".weight")
     modules = {"embedding": family.embedding, "head": family.head}
     for part, losses in costs.vocabulary.items():
         candidates[modules[part]] = [
-            Candidate(bytes(vocabulary, type), loss, Form((type,))) for type, loss in losses.items()
+            Candidate(format.bytes((rows, width), type), loss, Form((type,))) for type, loss in losses.items()
         ]
     return candidates

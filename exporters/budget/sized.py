@@ -10,20 +10,19 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ...converter.budget.forms import Candidate, Form
+from ...converter.checkpoint.layouts import break_even
 from ...converter.core.errors import UsageError
 from ...converter.core.progress import Progress
 from ...converter.core.recipe import Recipe
-from ...converter.families.table import gguf_of
 from ...converter.model.source import Source
 from ...converter.planning.preparation import dense_statistics
 from ...converter.planning.ranks import kept_dense
 from ...converter.statistics.calibration import Tokens
 from ...converter.storage.byte_size import NO_LIMITS, MemoryLimits
-from ..gguf.types import TYPES
-from ..llamacpp.runtime import ggml_library
-from .costs import Costs, gathered_costs
-from .gguf_format import FACTOR_TYPES, GgufFormat
-from .gguf_size import GgufSize, factor_overhead
+from ..target import ExportRequest
+from .costs import gathered_costs
+from .format import FileSize, Format
+from .linears import RANK_STEP, factor_forms
 from .search import Found, budget_of, model_candidates, search
 
 CHECKPOINT = "checkpoint"
@@ -66,18 +65,20 @@ def sized(
     recipe: Recipe,
     source: Source,
     statistics: Path,
+    request: ExportRequest,
     *,
-    name: str,
+    name: str = CHECKPOINT,
     device: str,
     limits: MemoryLimits = NO_LIMITS,
     progress: Progress,
 ) -> Sized:
-    """Choose what a recipe's size is best spent on, for a GGUF file.
+    """Choose what a recipe's size is best spent on, for a file of one format.
 
     Args:
         recipe: with a size.
         source: its model.
         statistics: a folder where statistics of the dense model, and what its matrices cost, are kept.
+        request: the export that the size is of, see `ExportTarget.sized_request`.
         name: of the folder that the file will be exported from.
         device: "auto", "cpu", "cuda".
         limits: see `pipeline.compress`.
@@ -88,9 +89,9 @@ def sized(
         InputError, ResourceError: as the stages say.
     """
     reader = source.reader()
-    size, budget = GgufSize(reader, name, recipe.method), budget_of(recipe, reader)
-    kind = GgufFormat(ggml_library(progress))
-    check_possible(recipe, source, kind, size, budget)
+    format = request.budget(progress)
+    size, budget = format.size(reader, name, recipe.method), budget_of(recipe, reader)
+    check_possible(recipe, source, format, size, budget)
     with dense_statistics(
         recipe,
         statistics,
@@ -99,17 +100,19 @@ def sized(
         limits=limits,
         progress=progress,
     ) as (blocks, calibration, store):
-        costs = gathered_costs(blocks, torch.from_numpy(calibration.windows), store, kind, progress)
+        costs = gathered_costs(blocks, torch.from_numpy(calibration.windows), store, format, progress)
         kept = kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))
-    candidates = gguf_candidates(costs, source, kind, kept)
+    candidates = model_candidates(costs, source, format, size, kept)
     found = search(recipe, budget, candidates, size)
-    return Sized(budget, found, best_plain(recipe, budget, candidates, size, _outside(source)), calibration.held_out)
+    plain = best_plain(recipe, budget, candidates, format, size, _outside(source))
+    return Sized(budget, found, plain, calibration.held_out)
 
 
 def planned(
     recipe: Recipe,
     source: Source,
     statistics: Path | None,
+    request: ExportRequest,
     *,
     device: str,
     limits: MemoryLimits = NO_LIMITS,
@@ -121,6 +124,7 @@ def planned(
         recipe: with a size.
         source: its model.
         statistics: a folder where they are kept, for the next size; a temporary one by default.
+        request: the export that the size is of.
         device: "auto", "cpu", "cuda".
         limits: memory that the process may take.
         progress: told about stages.
@@ -130,42 +134,20 @@ def planned(
             recipe,
             source,
             statistics or Path(temporary),
-            name=CHECKPOINT,
+            request,
             device=device,
             limits=limits,
             progress=progress,
         )
 
 
-def gguf_candidates(
-    costs: Costs, source: Source, kind: GgufFormat, kept: frozenset[str] = frozenset(), dense_only: bool = False
-) -> dict[str, list[Candidate]]:
-    """Module -> its forms in a GGUF file, for every matrix of a model.
-
-    Args:
-        costs: of the model.
-        source: the model.
-        kind: the format.
-        kept: linears that are not to be factored.
-        dense_only: whether none is.
-    """
-    reader = source.reader()
-    rows, width = reader.shape(source.family.embedding + ".weight")
-    of = gguf_of(reader.config)
-    return model_candidates(
-        costs,
-        source.family,
-        (rows, width),
-        kind.fits,
-        kind.bytes,
-        overhead=lambda module: factor_overhead(module, of),
-        kept_dense=kept,
-        dense_only=dense_only,
-    )
-
-
 def best_plain(
-    recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]], size: GgufSize, outside: Collection[str]
+    recipe: Recipe,
+    budget: int,
+    candidates: Mapping[str, list[Candidate]],
+    format: Format,
+    size: FileSize,
+    outside: Collection[str],
 ) -> Plain | None:
     """The best by prediction of one type for all linears, and one for what else there is; None where none fits.
 
@@ -173,7 +155,7 @@ def best_plain(
         recipe: with a size.
         budget: bytes of the file.
         candidates: module -> its forms.
-        size: of the file.
+        format, size: of the file.
         outside: embedding and head.
     """
     dense = {
@@ -181,29 +163,29 @@ def best_plain(
         for module, forms in candidates.items()
     }
     best: Plain | None = None
-    for linears in FACTOR_TYPES:
-        for rest in FACTOR_TYPES:
-            chosen = [_of_type(found, rest if module in outside else linears) for module, found in dense.items()]
-            options = {module: [found] for module, found in zip(dense, chosen, strict=True) if found is not None}
-            if len(options) < len(dense):
-                continue
-            try:
-                found = search(recipe, budget, options, size)
-            except UsageError:
-                continue
-            if best is None or found.loss < best.found.loss:
-                best = Plain(found, linears, rest)
+    for linears, rest in format.plain:
+        chosen = [_of_type(found, rest if module in outside else linears, format) for module, found in dense.items()]
+        options = {module: [found] for module, found in zip(dense, chosen, strict=True) if found is not None}
+        if len(options) < len(dense):
+            continue
+        try:
+            found = search(recipe, budget, options, size)
+        except UsageError:
+            continue
+        if best is None or found.loss < best.found.loss:
+            best = Plain(found, linears, rest)
     return best
 
 
-def _of_type(forms: Mapping[str, Candidate], type: str) -> Candidate | None:
+def _of_type(forms: Mapping[str, Candidate], type: str, format: Format) -> Candidate | None:
     """The form in a type; where rows do not fit it, in its fallback. None where that is not among the forms."""
-    while type in FACTOR_TYPES and type not in forms:
-        type = TYPES[type].fallback
-    return forms.get(type)
+    wanted: str | None = type
+    while wanted is not None and wanted not in forms:
+        wanted = format.fallback(wanted)
+    return None if wanted is None else forms[wanted]
 
 
-def check_possible(recipe: Recipe, source: Source, kind: GgufFormat, size: GgufSize, budget: int) -> None:
+def check_possible(recipe: Recipe, source: Source, format: Format, size: FileSize, budget: int) -> None:
     """Refuse, before any work, a budget that nothing meets.
 
     Raises:
@@ -211,13 +193,13 @@ def check_possible(recipe: Recipe, source: Source, kind: GgufFormat, size: GgufS
     """
     shapes = _matrices(source)
     kept = kept_dense(recipe.keep_dense, [name for name in shapes if name not in _outside(source)])
-    of = gguf_of(source.reader().config)
     candidates: dict[str, list[Candidate]] = {}
-    for name, (m, n) in shapes.items():
-        types = [type for type in kind.types if kind.fits(type, n)]
-        found = [Candidate(kind.bytes((m, n), type), 0.0, Form((type,))) for type in types]
-        if name not in kept and name not in _outside(source):
-            found += kind.smallest_factors((m, n), factor_overhead(name, of))
+    for name, shape in shapes.items():
+        types = [type for type in format.types if format.fits(type, shape[1])]
+        found = [Candidate(format.bytes(shape, type), 0.0, Form((type,))) for type in types]
+        if name not in kept and name not in _outside(source) and break_even("two-factor", *shape) > RANK_STEP:
+            beyond, factors = size.overhead(name), factor_forms(shape, RANK_STEP, format.factor_types, format)
+            found += [Candidate(bytes + beyond, 0.0, form) for form, bytes in factors]
         candidates[name] = [min(found, key=lambda candidate: candidate.bytes)]
     search(recipe, budget, candidates, size)
 

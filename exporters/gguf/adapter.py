@@ -1,14 +1,10 @@
 """Factors for a llama.cpp without the patch: a base file of low-bit residuals, and a LoRA adapter that holds U and V.
 
-    W x  ~  R x + U (V x),    R = W - U V rounded to few bits, or nothing
-
-The base alone is no model. It names its adapter and the adapter's hash, so that this project's own tools find it and
-never take another; llama.cpp itself is told with `--lora`.
+W x  ~  R x + U (V x),    R = W - U V rounded to few bits, or nothing
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -26,37 +22,36 @@ from ...converter.core.recipe import nearest
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
 from ...converter.model.source import Source as Model
-from ...converter.storage.files import replacing
+from ...converter.storage.files import file_sha256, replacing
 from ...converter.storage.gguf_header import Header, StoredTensor, read_header
 from ..artifact import Artifact, TensorRecord
+from .adapter_files import (
+    A_SUFFIX,
+    ADAPTER_KEY,
+    B_SUFFIX,
+    HASH_KEY,
+    LAYOUT,
+    RESIDUAL_KEY,
+    adapter_name,
+    adapter_path,
+    factor_name,
+)
 from .encoding import encode
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
 from .mixes import Quantisation, fallback_lines
 from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .shapes import check_shapes
+from .tensors import Source, plan_tensors, tensor_values
 from .types import TYPES, fitting_type, tensor_bytes
 from .vocabulary import Vocabulary
-from .writer import (
-    Source,
-    library_for,
-    open_writer,
-    plan_tensors,
-    tensor_values,
-    verify_file,
-    vocabulary_of,
-    write_tensors,
-)
+from .writer import library_for, open_writer, verify_file, vocabulary_of, write_tensors
 
-LAYOUT = "adapter"
-SUFFIX = ".lora.gguf"
-A_SUFFIX, B_SUFFIX = ".weight.lora_a", ".weight.lora_b"  # V and U under the names that llama.cpp gives them
 NOTHING = "zero"
 RESIDUALS = (NOTHING, *TYPES)
 DEFAULT_RESIDUAL = "q4_0"  # docs/gguf.md has what was measured
 # Types for rows of zeros, smallest first. All of them decode zero bytes as zeros.
 ZEROS = ("q1_0", "q4_0", "f16")
-ADAPTER_KEY, HASH_KEY, RESIDUAL_KEY = "lowrank.adapter", "lowrank.adapter.sha256", "lowrank.residual"
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ def export_adapter(
     beside = adapter_path(out)
     with replacing(beside, force=force, folder=False) as lora, replacing(out, force=force, folder=False) as partial:
         _write_adapter(lora, job, adapter, residual)
-        extra = {ADAPTER_KEY: beside.name, HASH_KEY: file_hash(lora), RESIDUAL_KEY: residual}
+        extra = {ADAPTER_KEY: beside.name, HASH_KEY: file_sha256(lora), RESIDUAL_KEY: residual}
         _write_base(partial, job, sources, base, read_header(lora), lora, model, extra)
         verify_file(lora, adapter)
         verify_file(partial, base)
@@ -136,66 +131,6 @@ def export_adapter(
         parameters=sum(prod(record.shape) for record in base),
         tensors=(*base, *adapter),
     )
-
-
-def adapter_path(base: Path) -> Path:
-    """The adapter's file: "model.gguf" has "model.lora.gguf" beside it."""
-    return base.with_name(base.name.removesuffix(".gguf") + SUFFIX)
-
-
-def find_adapter(path: Path, header: Header) -> Path | None:
-    """The adapter that a base file names; None for a file that needs none.
-
-    Args:
-        path: of the file.
-        header: its own.
-
-    Raises:
-        InputError: it is not there, or not the one the base was made with.
-    """
-    name = header.metadata.get(ADAPTER_KEY)
-    if name is None:
-        return None
-    if not isinstance(name, str) or Path(name).name != name or not name:
-        raise InputError(f"{path}: damaged GGUF file: {ADAPTER_KEY} is {name!r}, no file name")
-    found = path.with_name(name)
-    if not found.is_file():
-        raise InputError(f"{path}: is a base without meaning of its own; its adapter {name} is not beside it")
-    if file_hash(found) != header.metadata.get(HASH_KEY):
-        raise InputError(f"{path}: was made with another {name} than the one beside it; export both again")
-    return found
-
-
-def read_records(path: Path, header: Header, asked: Quantisation | None) -> tuple[TensorRecord, ...]:
-    """What a base file and its adapter hold, as `export_adapter` returns it; of an adapter alone, its tensors.
-
-    Args:
-        path, header: of the file.
-        asked: what it was exported in, where it says so.
-
-    Raises:
-        InputError: as `find_adapter` says, or a damaged adapter.
-    """
-    beside = find_adapter(path, header)
-    tensors = (*header.tensors, *(read_header(beside).tensors if beside else ()))
-    wanted: dict[str, str | None] = {}
-    if asked is not None:
-        shapes = {_factor_name(tensor.name): tensor.shape for tensor in tensors}
-        wanted = {_adapter_name(record.name): record.wanted for record in tensor_records(shapes, asked)}
-    residual = header.metadata.get(RESIDUAL_KEY)
-    for tensor in tensors:
-        if tensor.name.endswith(A_SUFFIX):
-            wanted[tensor.name.removesuffix(A_SUFFIX) + ".weight"] = residual if residual in TYPES else None
-    return tuple(
-        TensorRecord(t.name, t.shape, t.type, t.bytes, None if wanted.get(t.name) == t.type else wanted.get(t.name))
-        for t in tensors
-    )
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked(dense: Model, reader: CheckpointReader) -> CheckpointReader:
@@ -221,7 +156,7 @@ def _plan(job: _Job, residual: str) -> tuple[list[Source], tuple[TensorRecord, .
     sources = plan_tensors(job.reader, job.of, job.hyper, native=False)
     base = tuple(kept.get(source.name) or _residual_record(source, residual) for source in sources)
     factors = [name for name in shapes if name.endswith((U_SUFFIX, V_SUFFIX))]
-    return sources, base, tuple(replace(kept[name], name=_adapter_name(name)) for name in factors)
+    return sources, base, tuple(replace(kept[name], name=adapter_name(name)) for name in factors)
 
 
 def _encoded(
@@ -246,15 +181,6 @@ def _residual_record(source: Source, residual: str) -> TensorRecord:
     return TensorRecord(source.name, source.shape, stored, prod(source.shape) // block * width)
 
 
-def _adapter_name(factor: str) -> str:
-    """Of U or V in the adapter."""
-    return factor.replace(U_SUFFIX, B_SUFFIX).replace(V_SUFFIX, A_SUFFIX)
-
-
-def _factor_name(stored: str) -> str:
-    return stored.replace(B_SUFFIX, U_SUFFIX).replace(A_SUFFIX, V_SUFFIX)
-
-
 def _write_adapter(path: Path, job: _Job, records: tuple[TensorRecord, ...], residual: str) -> None:
     from gguf import GGML_QUANT_VERSION, GGUFWriter
 
@@ -268,7 +194,7 @@ def _write_adapter(path: Path, job: _Job, records: tuple[TensorRecord, ...], res
         writer.add_quantization_version(GGML_QUANT_VERSION)
         writer.add_string("lowrank.layout", LAYOUT)
         writer.add_string(RESIDUAL_KEY, residual)
-        factors = ((record, parts[_factor_name(record.name)]) for record in records)
+        factors = ((record, parts[factor_name(record.name)]) for record in records)
         encoded = (
             encode(record.name, tensor_values(source, job.reader, job.of, job.hyper), record.type, job.library)
             for record, source in factors

@@ -6,24 +6,10 @@ from collections.abc import Mapping
 
 from ...converter.budget.forms import Form
 from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
-from ...converter.checkpoint.reader import CheckpointReader
-from ...converter.core.errors import UsageError
-from ...converter.core.recipe import RECIPE_FILE, read_recipe
 from ...converter.families.family import Gguf
+from ..chosen import check_types
 from .names import gguf_name
-
-
-def recorded_forms(reader: CheckpointReader) -> Mapping[str, Form]:
-    """What a checkpoint's recipe chose for every matrix.
-
-    Raises:
-        UsageError: it chose nothing.
-    """
-    path = reader.path / RECIPE_FILE
-    forms = read_recipe(path).forms if path.is_file() else {}
-    if not forms:
-        raise UsageError(f"{reader.path}: was not made for a size, so nothing chose its types; export in a type or mix")
-    return forms
+from .types import TYPES
 
 
 def chosen_types(forms: Mapping[str, Form], of: Gguf) -> dict[str, str]:
@@ -34,8 +20,10 @@ def chosen_types(forms: Mapping[str, Form], of: Gguf) -> dict[str, str]:
         of: the model's family.
 
     Raises:
+        UsageError: a type of another format.
         InputError: the family has no such module.
     """
+    check_types(forms.values(), TYPES, "gguf")
     found: dict[str, str] = {}
     for module, form in forms.items():
         endings = ("weight",) if form.rank is None else (U_SUFFIX.lstrip("."), V_SUFFIX.lstrip("."))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...converter.core.errors import InputError
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord, main_type
-from .adapter import LAYOUT, RESIDUAL_KEY, find_adapter, read_records
+from .adapter_files import LAYOUT, RESIDUAL_KEY, find_adapter, read_records
 from .consistency import check_consistency
 from .mixes import exported_as, records
 from .types import INTEGERS, TYPES

@@ -12,7 +12,7 @@ from .metadata import read_hyperparameters
 from .mixes import Quantisation
 from .mixes import records as tensor_records
 from .names import rotary_heads
-from .writer import plan_tensors
+from .tensors import plan_tensors
 
 FLOAT = 4
 

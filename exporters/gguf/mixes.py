@@ -10,6 +10,7 @@ from ...converter.core.errors import InputError, UsageError
 from ...converter.core.recipe import nearest
 from ...converter.storage.gguf_header import Header
 from ..artifact import TensorRecord
+from ..chosen import CHOSEN
 from .metadata import EXPORTED_AS
 from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_bytes
 
@@ -94,8 +95,6 @@ MIXES = {
 """What can be asked for: every storage type, and the mixes."""
 
 
-CHOSEN = "budget"
-"""In place of a mix: the types that a recipe's choice gives every matrix."""
 GUESSED_FILE_TYPE = 1024  # llama.cpp's number for a file whose tensors tell
 
 

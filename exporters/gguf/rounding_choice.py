@@ -48,6 +48,11 @@ class Rounding:
         """What a file says of it; None for the ordinary."""
         return self.how if self.how != "plain" else None if self.imatrix is None else "imatrix"
 
+    def encodes(self, tensor: TensorRecord) -> bool:
+        """Whether aware rounding encodes a tensor: a matrix of a block, in a type with blocks of weights."""
+        matrix = tensor.name.startswith("blk.") and len(tensor.shape) > 1
+        return self.how == "aware" and matrix and TYPES[tensor.type].block > 1
+
     def importance(self, tensors: Iterable[TensorRecord]) -> Mapping[str, NDArray[np.float32]]:
         """The importance of the columns of tensors that are rounded plainly, by name.
 

@@ -16,7 +16,9 @@ from ..target import Forecast, Given, TargetOption, checked_type
 from .options import OPTIONS
 
 if TYPE_CHECKING:
+    from ...converter.budget.forms import Form
     from ...converter.checkpoint.reader import CheckpointReader
+    from ..budget.gguf_format import GgufFormat
     from .mixes import Quantisation
     from .rounding_choice import Rounding
 
@@ -35,7 +37,7 @@ class GgufRequest:
     """One GGUF file that is asked for.
 
     Attributes:
-        quantisation: a storage type or mix, see `mixes.MIXES`; `mixes.CHOSEN` for a checkpoint that was made for a
+        quantisation: a storage type or mix, see `mixes.MIXES`; `chosen.CHOSEN` for a checkpoint that was made for a
             size, whose recipe has a type for every matrix.
         embedding_type, head_type: of the token embedding and the output head, where they are not the mix's.
         layout: "native" (two factors); "dense" (factors multiplied out) and "adapter" (a base of residuals, and the
@@ -59,7 +61,7 @@ class GgufRequest:
     format = "gguf"
 
     def __post_init__(self) -> None:
-        from .mixes import CHOSEN
+        from ..chosen import CHOSEN
 
         if self.quantisation != CHOSEN:
             checked_type(GgufTarget(), self.quantisation)
@@ -121,6 +123,24 @@ class GgufRequest:
         if not self.reads_calibration:
             return self
         return replace(self, rounding=replace(self.rounding, calibration=calibration))
+
+    def check_choice(self, forms: Mapping[str, Form]) -> None:
+        """Its types have to be ggml's."""
+        from ..chosen import check_types
+        from .types import TYPES
+
+        check_types(forms.values(), TYPES, self.format)
+
+    def budget(self, progress: Progress) -> GgufFormat:
+        """Rounded with ggml."""
+        from ..budget.gguf_format import GgufFormat
+        from ..llamacpp.runtime import ggml_library
+
+        return GgufFormat(ggml_library(progress))
+
+    def plain(self, linears: str, rest: str, *, tied: bool) -> GgufRequest:
+        """Of a mix, which has a type of its own for the head."""
+        return GgufRequest(linears, rest, None if tied else rest, rounding=self.rounding)
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
         """From the types of every tensor; metadata and vocabulary come on top."""
@@ -184,7 +204,7 @@ class GgufTarget:
 
     def parity_limits(self) -> Mapping[str, tuple[float, float]]:
         """Below 8 bits rounding changes the model: there they tell a lossy file from a broken one."""
-        from .mixes import CHOSEN
+        from ..chosen import CHOSEN
 
         return {
             **dict.fromkeys(("f32", "f16"), (1e-4, 1e-3)),
@@ -225,7 +245,7 @@ class GgufTarget:
 
     def sized_request(self, given: Given) -> GgufRequest | None:
         """Rounded aware of the inputs, as the choice reckons."""
-        from .mixes import CHOSEN
+        from ..chosen import CHOSEN
         from .rounding_choice import Rounding
 
         embedding, head = (given.values.get(f"gguf_{part}_type") for part in ("embedding", "head"))

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
 from ...converter.core.progress import Advance, Progress
 from ...converter.families.family import Gguf
-from ...converter.families.settings import check_settings
-from ...converter.families.table import family_to_load, gguf_of
-from ...converter.model.config_check import check_config
+from ...converter.families.table import gguf_of
 from ...converter.storage.files import replacing
 from ...converter.storage.gguf_header import read_header
 from ..artifact import Artifact, TensorRecord
-from .chosen import chosen_types, recorded_forms
+from ..chosen import CHOSEN, recorded_forms
+from .chosen import chosen_types
 from .encoding import encode, needs_ggml
-from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters, rope_frequency_factors
-from .mixes import CHOSEN, MIXES, Quantisation, fallback_lines
+from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters
+from .mixes import MIXES, Quantisation, fallback_lines
 from .mixes import records as tensor_records
-from .names import gguf_name, interleave_rows, rotary_heads
+from .names import interleave_rows, rotary_heads
 from .rounding_choice import Rounding
 from .shapes import check_shapes
+from .tensors import Source, tensor_values
+from .tensors import plan_tensors as plan_tensors
 from .types import INTEGERS, TYPES
 from .vocabulary import Vocabulary, add_vocabulary, read_vocabulary
 
@@ -41,27 +40,12 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("native", "dense")
 LOWRANK_VERSIONS = {"two-factor": 1, "pivot": 2}
-ROPE_FREQUENCIES = "rope_freqs.weight"
-ALPHA = 0.4  # of aware rounding in chosen types, as of the fit that they are chosen for
 PIVOT_BITS = 6.5  # below, C amplifies the rounding of P and its own beyond use: docs/gguf.md
 
 
 @dataclass(frozen=True)
-class Source:
-    """One tensor to write: its GGUF name and shape, and the checkpoint tensors it is made of.
-
-    Several parts are multiplied out. A tensor without parts is derived: rope frequencies, or the order of rows that
-    were in order in the checkpoint but are not in llama.cpp's rotary order.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    parts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the encoding of tensors goes by.
+class Encoding:
+    """What tensors are encoded with.
 
     Attributes:
         rounded: GGUF name -> file of rows that are encoded already.
@@ -92,7 +76,7 @@ def export_gguf(
     Args:
         checkpoint: a factored checkpoint or a dense Hugging Face directory.
         out: the file to write.
-        asked: the types; for `mixes.CHOSEN` without any, those of the checkpoint's recipe. Norms and biases stay F32;
+        asked: the types; for `chosen.CHOSEN` without any, those of the checkpoint's recipe. Norms and biases stay F32;
             matrices whose rows do not fit a type's blocks get its fallback, and each is reported. Types that gguf-py
             does not encode are encoded by llama.cpp's ggml, built once.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
@@ -126,7 +110,7 @@ def export_gguf(
     check_shapes(shapes, of, hyperparameters)
     vocabulary = vocabulary_of(reader)
     records = tensor_records(shapes, asked)
-    importance, alpha = rounding.importance(records), ALPHA if asked.mix == CHOSEN else 0.0
+    importance = rounding.importance(records)
     for line in (*fallback_lines(records), *vocabulary.notes):
         progress.note(line)
     coarse = asked.mix in MIXES and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS
@@ -134,16 +118,18 @@ def export_gguf(
         progress.note(f"pivot rows lose far more to {asked.mix} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
-    library = library_for(records, progress, weighed=importance, rounded=rounding.how == "aware")
+    library = library_for(records, progress, weighed=importance, rounding=rounding)
     with (
         replacing(out, force=force, folder=False) as partial,
-        _rounded_linears(reader, records, rounding, out, library, progress, alpha) as rounded,
+        _rounded_linears(reader, records, rounding, library, out, progress, aligned=asked.mix == CHOSEN) as rounded,
     ):
-        given = Given(rounded, importance, library)
+        encoding = Encoding(rounded, importance, library)
         said = reader.layout if native else "dense"
         opened = open_writer(partial, reader, of, hyperparameters, asked, vocabulary, layout=said)
         with closing(opened) as writer, progress.stage(f"writing {out.name}", len(sources)) as advance:
-            _write(writer, reader, of, hyperparameters, sources, records, given, advance)
+            pairs = zip(sources, records, strict=True)
+            encoded = (_encoded(source, record, reader, of, hyperparameters, encoding) for source, record in pairs)
+            write_tensors(writer, records, encoded, advance)
         verify_file(partial, records)
     return Artifact(
         path=out,
@@ -157,7 +143,11 @@ def export_gguf(
 
 
 def library_for(
-    records: Iterable[TensorRecord], progress: Progress, *, weighed: Collection[str] = (), rounded: bool = False
+    records: Iterable[TensorRecord],
+    progress: Progress,
+    *,
+    weighed: Collection[str] = (),
+    rounding: Rounding | None = None,
 ) -> Path | None:
     """llama.cpp's ggml library, built where there is none; None where nothing needs it.
 
@@ -165,22 +155,17 @@ def library_for(
         records: the tensors of a file.
         progress: told about the build.
         weighed: names of the tensors whose columns have an importance.
-        rounded: linears are rounded aware of their inputs, which ggml decodes.
+        rounding: of the weights; what GPTQ rounds, ggml decodes.
 
     Raises:
         ResourceError, InputError: as `ensure_runtime` says.
     """
     from ..llamacpp.runtime import ggml_library
 
-    blocks = rounded and any(_is_rounded(record) for record in records)
-    if blocks or any(needs_ggml(record.type, weighed=record.name in weighed) for record in records):
+    rounds = rounding is not None and any(map(rounding.encodes, records))
+    if rounds or any(needs_ggml(record.type, weighed=record.name in weighed) for record in records):
         return ggml_library(progress)
     return None
-
-
-def _is_rounded(record: TensorRecord) -> bool:
-    """Whether aware rounding encodes a tensor: a matrix of a block, in a type with blocks of weights."""
-    return record.name.startswith("blk.") and len(record.shape) > 1 and TYPES[record.type].block > 1
 
 
 def check_acceptable(reader: CheckpointReader) -> None:
@@ -195,68 +180,6 @@ def check_acceptable(reader: CheckpointReader) -> None:
     if of.interleaved and hyper.head_dim % 2:
         raise InputError(f"{reader.path}: heads of {hyper.head_dim} numbers do not split into halves that rotate")
     vocabulary_of(reader)
-
-
-def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[Source]:
-    """Every tensor of the file in the order llama.cpp's own converter writes them: embedding, blocks, head.
-
-    Raises:
-        InputError: a tensor that the family does not have, or no output head.
-    """
-    sources: list[Source] = []
-    family, where = family_to_load(reader.config, str(reader.path)), str(reader.path)
-    left_out = check_config(reader, family)
-    check_settings(reader.config, family, where, "gguf")
-    for name in reader.names:
-        if name in left_out:
-            continue
-        if hyper.tied and name == "lm_head.weight":
-            continue  # the embedding again; llama.cpp reads it from there
-        source = _source(name, reader, of, native=native)
-        if source is not None:
-            sources.append(source)
-    if native and reader.layout == "pivot":
-        sources += _rotary_orders(sources, of, hyper)
-    names = {source.name.split(".")[0] for source in sources}
-    if not hyper.tied and "output" not in names:
-        raise InputError(f"{reader.path}: no lm_head.weight, though config.json says the head is not tied")
-    if "token_embd" not in names:
-        raise InputError(f"{reader.path}: no model.embed_tokens.weight")
-    factors = rope_frequency_factors(hyper)
-    if factors is not None:
-        sources.append(Source(ROPE_FREQUENCIES, factors.shape, ()))
-    return sorted(sources, key=_file_order)
-
-
-def _source(name: str, reader: CheckpointReader, of: Gguf, *, native: bool) -> Source | None:
-    """What becomes of one checkpoint tensor; None if it is not stored under its own name."""
-    if native or not name.endswith((U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX, PERM_SUFFIX)):
-        stored = gguf_name(name, of)
-        return None if stored is None else Source(stored, reader.shape(name), (name,))
-    if not name.endswith((V_SUFFIX, P_SUFFIX)):
-        return None  # multiplied out where V or P is met
-    linear = name.removesuffix(V_SUFFIX).removesuffix(P_SUFFIX)
-    stored = gguf_name(linear + ".weight", of)
-    left = linear + (U_SUFFIX if name.endswith(V_SUFFIX) else C_SUFFIX)
-    (rows, _), (right_rows, columns) = reader.shape(left), reader.shape(name)
-    shape = (rows if left.endswith(U_SUFFIX) else right_rows + rows, columns)
-    return None if stored is None else Source(stored, shape, (left, name))
-
-
-def _rotary_orders(sources: list[Source], of: Gguf, hyper: Hyperparameters) -> list[Source]:
-    """Orders for linears whose pivot rows are in order, but not in llama.cpp's rotary order."""
-    shapes = {source.name: source.shape for source in sources}
-    missing = []
-    for name, shape in shapes.items():
-        perm = name.removesuffix(P_SUFFIX) + PERM_SUFFIX
-        if (
-            name.endswith(P_SUFFIX)
-            and perm not in shapes
-            and rotary_heads(perm, of, hyper.heads, hyper.key_value_heads)
-        ):
-            rows = shape[0] + shapes[name.removesuffix(P_SUFFIX) + C_SUFFIX][0]
-            missing.append(Source(perm, (rows,), ()))
-    return missing
 
 
 def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:
@@ -274,13 +197,6 @@ def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:
             raise InputError(f"{path}: read-back: {record.name!r} is {tensor.shape} {tensor.type}, not {record}")
     if found:
         raise InputError(f"{path}: read-back: unexpected tensor {next(iter(found))!r}")
-
-
-def _file_order(source: Source) -> tuple[int, int, str]:
-    parts = source.name.split(".")
-    if parts[0] == "blk":
-        return 1, int(parts[1]), source.name
-    return (0 if parts[0] in ("token_embd", "rope_freqs") else 2), 0, source.name
 
 
 def vocabulary_of(reader: CheckpointReader) -> Vocabulary:
@@ -319,24 +235,6 @@ def open_writer(
     return writer
 
 
-def _write(
-    writer: GGUFWriter,
-    reader: CheckpointReader,
-    of: Gguf,
-    hyper: Hyperparameters,
-    sources: list[Source],
-    records: tuple[TensorRecord, ...],
-    given: Given,
-    advance: Advance,
-) -> None:
-    write_tensors(
-        writer,
-        records,
-        (_encoded(source, record, reader, of, hyper, given) for source, record in zip(sources, records, strict=True)),
-        advance,
-    )
-
-
 def write_tensors(
     writer: GGUFWriter, records: Sequence[TensorRecord], encoded: Iterable[NDArray[np.generic]], advance: Advance
 ) -> None:
@@ -368,68 +266,30 @@ def write_tensors(
 
 
 def _encoded(
-    source: Source, record: TensorRecord, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, given: Given
+    source: Source, record: TensorRecord, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, encoding: Encoding
 ) -> NDArray[np.generic]:
     """One tensor as the file holds it."""
-    if source.name not in given.rounded:
+    if source.name not in encoding.rounded:
         values = tensor_values(source, reader, of, hyper)
-        return encode(record.name, values, record.type, given.library, given.importance.get(record.name))
-    rows: NDArray[np.uint8] = np.load(given.rounded[source.name])
+        return encode(record.name, values, record.type, encoding.library, encoding.importance.get(record.name))
+    rows: NDArray[np.uint8] = np.load(encoding.rounded[source.name])
     heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
     return rows if heads is None else interleave_rows(rows, heads)
 
 
-@contextmanager
 def _rounded_linears(
     reader: CheckpointReader,
     records: tuple[TensorRecord, ...],
     rounding: Rounding,
-    out: Path,
     library: Path | None,
+    out: Path,
     progress: Progress,
-    alpha: float,
-) -> Iterator[Mapping[str, Path]]:
-    """Files of the linears that aware rounding has encoded; none where the rounding is plain."""
-    types = {record.name: record.type for record in records if record.name.startswith("blk.") and len(record.shape) > 1}
-    if rounding.how == "plain" or library is None or not any(map(_is_rounded, records)):
-        yield {}
-        return
-    from ..rounding.calibrated import open_calibrated
-    from .aware import round_linears
+    *,
+    aligned: bool,
+) -> AbstractContextManager[Mapping[str, Path]]:
+    """Files of the linears that aware rounding encodes, see `aware.rounded_files`; none where the rounding is plain."""
+    if library is None or not any(map(rounding.encodes, records)):
+        return nullcontext({})
+    from .aware import rounded_files
 
-    blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device, progress)
-    ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
-    with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
-        yield round_linears(blocks, chunks, types, gguf_of(reader.config), library, Path(folder), progress, alpha)
-
-
-def tensor_values(
-    source: Source, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters
-) -> NDArray[np.float32] | NDArray[np.int32]:
-    """One tensor's values, factors multiplied out where there are two parts, rows in llama.cpp's order."""
-    heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
-    if source.name.endswith(PERM_SUFFIX):
-        order: NDArray[np.int32] = (
-            reader.tensor(source.parts[0]).numpy() if source.parts else np.arange(source.shape[0], dtype=np.int32)
-        )
-        return order if heads is None else interleave_rows(order, heads)
-    if not source.parts:
-        factors = rope_frequency_factors(hyper)
-        assert factors is not None
-        return factors
-    values = _multiplied_out(source, reader)
-    return values if heads is None else interleave_rows(values, heads)
-
-
-def _multiplied_out(source: Source, reader: CheckpointReader) -> NDArray[np.float32]:
-    """A tensor as stored, U V, or (P, C P) in the order of W's rows."""
-    parts: list[NDArray[np.float32]] = [reader.tensor(part).float().numpy() for part in source.parts]
-    if len(parts) == 1:
-        return parts[0]
-    left, right = parts
-    product: NDArray[np.float32] = left @ right
-    if not source.parts[1].endswith(P_SUFFIX):
-        return product
-    rows = np.concatenate([right, product])
-    order = reader.permutation(source.parts[1].removesuffix(P_SUFFIX))
-    return rows if order is None else rows[order.numpy()]
+    return rounded_files(reader, records, rounding, library, out, progress, aligned=aligned)

@@ -14,7 +14,9 @@ from ..target import Forecast, Given, TargetOption, checked_type
 from .options import OPTIONS
 
 if TYPE_CHECKING:
+    from ...converter.budget.forms import Form
     from ...converter.checkpoint.reader import CheckpointReader
+    from ..budget.format import Format
     from .weights.types import OnnxOptions
 
 
@@ -80,6 +82,18 @@ class OnnxRequest:
         if not self.reads_calibration:
             return self
         return replace(self, options=replace(self.options, calibration=calibration))
+
+    def check_choice(self, forms: Mapping[str, Form]) -> None:
+        """Types are not chosen for a size."""
+        raise UsageError("choice: is no matter of onnx")
+
+    def budget(self, progress: Progress) -> Format:
+        """Types are not chosen for a size."""
+        raise UsageError("a size is no matter of onnx")
+
+    def plain(self, linears: str, rest: str, *, tied: bool) -> OnnxRequest:
+        """The type says what embedding and head are."""
+        return replace(self, quantisation=linears)
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
         """Rows are padded to whole blocks; no type falls back to another."""

@@ -12,7 +12,7 @@ from ...converter.checkpoint.layouts import PERM_SUFFIX
 from ...converter.core.errors import InputError
 from ...converter.families.table import factored_architectures
 from ...converter.storage.gguf_header import StoredTensor, read_header
-from ...exporters.gguf.adapter import find_adapter
+from ...exporters.gguf.adapter_files import find_adapter
 from ...exporters.gguf.types import INTEGERS
 
 

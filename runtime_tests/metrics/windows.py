@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...converter.core.errors import InputError
 from ...converter.texts.corpus import Counts
 
 
@@ -67,3 +69,23 @@ class Windows:
             "sha256": digest.hexdigest(),
             **({} if self.drawn_from is None else {"drawn_from": asdict(self.drawn_from)}),
         }
+
+
+def check_windows(windows: Windows, config: Mapping[str, Any]) -> int:
+    """Check evaluation windows against a model's configuration.
+
+    Returns:
+        The longest sequence, in tokens, that the model holds.
+
+    Raises:
+        InputError: windows of another shape, vocabulary or length.
+    """
+    tokens = windows.tokens
+    if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise InputError(f"evaluation windows have shape {tokens.shape}; need at least one window of two tokens")
+    vocabulary, longest = int(config["vocab_size"]), int(config["max_position_embeddings"])
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise InputError(f"evaluation windows hold token {tokens.max()}, the model knows {vocabulary}: wrong tokenizer")
+    if tokens.shape[1] > longest:
+        raise InputError(f"evaluation windows of {tokens.shape[1]} tokens, but the model holds {longest}")
+    return longest

@@ -31,7 +31,7 @@ from ..generation.generation import Sample, sample
 from ..metrics.measure import measure
 from ..metrics.perplexity import perplexity
 from ..metrics.reference_logits import ReferenceLogits
-from ..validate import PROMPT
+from ..settings import PROMPT
 from .compare_html import page
 from .compare_results import Comparison, Gathering, Measurement, Row
 from .grid import Grid, open_grid

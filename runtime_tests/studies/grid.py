@@ -28,9 +28,8 @@ from ..environment import library_versions, machine_facts
 from ..evaluation import Evaluation, load_windows
 from ..metrics.measure import check_measurable
 from ..metrics.reference_logits import ReferenceLogits
-from ..metrics.windows import Windows
+from ..metrics.windows import Windows, check_windows
 from ..report.report import write_json, write_text
-from ..validate import check_windows
 from .places import check_own_folder, work_folder
 from .rows import text_hashes
 

@@ -22,17 +22,15 @@ from ...converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ...converter.storage.files import remove
 from ...exporters.budget.sized import planned
 from ...exporters.export import export
-from ...exporters.gguf.mixes import CHOSEN
-from ...exporters.gguf.rounding_choice import Rounding
-from ...exporters.gguf.target import GgufRequest
-from ...exporters.target import ExportRequest
+from ...exporters.registry import TARGETS
+from ...exporters.target import ExportRequest, Given
 from ..backends.formats import TORCH, backend_names
 from ..evaluation import Evaluation
 from ..metrics.measure import measure
 from ..metrics.perplexity import Perplexity, perplexity
 from ..metrics.reference_logits import ReferenceLogits
+from ..settings import DEFAULTS
 from ..timing.speed import Speed, measure_speed
-from ..validate import DEFAULTS
 from .grid import Grid, open_grid
 from .rows import read_row, restored, write_row
 from .sweep_page import sweep_page
@@ -58,7 +56,7 @@ def sweep(
 
     Args:
         recipes: from `recipe_grid`: alike but for method and retention; those with a size have rank and type of every
-            linear chosen together, for a GGUF file.
+            linear chosen together, in every format among the exports.
         exports: what each of the others is exported as.
         out: the folder to make.
         evaluation: text and size of the measurement; every export is timed alone where it asks for speed.
@@ -97,8 +95,10 @@ Columns = Sequence[tuple[Recipe | None, Sequence[ExportRequest]]]
 
 def _columns(recipes: Sequence[Recipe], exports: Sequence[ExportRequest]) -> Columns:
     """Plain quantization first, then every recipe in every type, then every size in its own."""
-    by_size = GgufRequest(CHOSEN, rounding=Rounding("aware"))
-    return [(None, exports), *((recipe, [by_size] if recipe.sized else exports) for recipe in recipes)]
+    formats = dict.fromkeys(request.format for request in exports)
+    by_size = [request for format in formats if (request := TARGETS[format].sized_request(Given({}))) is not None]
+    sized = [(recipe, [request]) for recipe in recipes if recipe.sized for request in by_size]
+    return [(None, exports), *((recipe, exports) for recipe in recipes if not recipe.sized), *sized]
 
 
 def _missing(grid: Grid, recipe: Recipe | None, exports: Sequence[ExportRequest]) -> list[ExportRequest]:
@@ -142,7 +142,7 @@ def _fill(
     advance: Advance,
 ) -> None:
     """The missing rows of one recipe; of the dense model without one."""
-    made = _Compressed(None, grid.source.path) if recipe is None else _compressed(grid, recipe, work)
+    made = _Compressed(None, grid.source.path) if recipe is None else _compressed(grid, recipe, exports[0], work)
     try:
         for request in exports:
             row = _row(grid, made, request, dense, work)
@@ -154,12 +154,13 @@ def _fill(
             remove(made.path)
 
 
-def _compressed(grid: Grid, recipe: Recipe, work: Path) -> _Compressed:
-    """A checkpoint made in a process of its own; for a size, ranks and types are chosen here before."""
+def _compressed(grid: Grid, recipe: Recipe, request: ExportRequest, work: Path) -> _Compressed:
+    """A checkpoint made in a process of its own; for a size, ranks and types are chosen here before, for a format."""
     chosen, seconds = recipe, 0.0
     if recipe.sized:
         start = time.process_time()
-        chosen = planned(recipe, grid.source, grid.statistics, device=grid.device, progress=grid.progress).found.recipe
+        settled = planned(recipe, grid.source, grid.statistics, request, device=grid.device, progress=grid.progress)
+        chosen = settled.found.recipe
         seconds = time.process_time() - start
     checkpoint = work / "checkpoint"
     kept, cost = grid.compress(chosen, checkpoint, work)

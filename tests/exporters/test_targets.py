@@ -15,11 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from lowrank_export.cli import app
+from lowrank_export.converter.budget.forms import Form
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.converter.core.progress import Progress
 from lowrank_export.exporters.artifact import Artifact, TensorRecord
-from lowrank_export.exporters.gguf.mixes import CHOSEN
+from lowrank_export.exporters.budget.format import Format
+from lowrank_export.exporters.chosen import CHOSEN
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 from lowrank_export.exporters.options import chosen_exports
@@ -61,6 +63,15 @@ class ToyRequest:
 
     def of_dense(self, calibration: str) -> ToyRequest:
         return self
+
+    def check_choice(self, forms: Mapping[str, Form]) -> None:
+        raise AssertionError("toys have no chosen types")
+
+    def budget(self, progress: Progress) -> Format:
+        raise AssertionError("toys have no chosen types")
+
+    def plain(self, linears: str, rest: str, *, tied: bool) -> ToyRequest:
+        raise AssertionError("toys have no chosen types")
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
         width = WIDTHS[self.quantisation]

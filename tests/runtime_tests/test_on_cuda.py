@@ -21,8 +21,9 @@ from lowrank_export.runtime_tests.metrics.footprint import Footprint
 from lowrank_export.runtime_tests.metrics.measure import check_measurable
 from lowrank_export.runtime_tests.report.markdown import markdown
 from lowrank_export.runtime_tests.report.report import Report
+from lowrank_export.runtime_tests.settings import Settings
 from lowrank_export.runtime_tests.timing import timing
-from lowrank_export.runtime_tests.validate import DenseModel, Settings, validate
+from lowrank_export.runtime_tests.validate import DenseModel, validate
 
 TOKENS = np.arange(24, dtype=np.int32)
 

@@ -12,7 +12,9 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.core.recipe import make_recipe
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.storage.byte_size import MemoryLimits
+from lowrank_export.exporters.chosen import CHOSEN
 from lowrank_export.exporters.export import export
+from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.sized_release import SIZE_FILE, Settled, settle
 
@@ -50,8 +52,8 @@ def test_what_was_chosen_is_kept(dense: Path, tmp_path: Path) -> None:
         return settle(
             recipe,
             source,
+            requested("gguf", CHOSEN, rounding=Rounding("aware")),
             tmp_path,
-            "checkpoint",
             statistics=tmp_path / "statistics",
             device="cpu",
             limits=MemoryLimits(),

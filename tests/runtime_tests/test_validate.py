@@ -18,14 +18,15 @@ from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.llamacpp.runtime import find_runtime
-from lowrank_export.runtime_tests import validate as module
+from lowrank_export.runtime_tests import measured_rows
 from lowrank_export.runtime_tests.backends.formats import TORCH
 from lowrank_export.runtime_tests.gates.gate_file import GateSettings
 from lowrank_export.runtime_tests.metrics.corpora import evaluation_windows
 from lowrank_export.runtime_tests.metrics.footprint import Footprint, measure_footprint
 from lowrank_export.runtime_tests.metrics.windows import Windows
+from lowrank_export.runtime_tests.settings import Settings
 from lowrank_export.runtime_tests.timing import timing
-from lowrank_export.runtime_tests.validate import DenseModel, Settings, validate
+from lowrank_export.runtime_tests.validate import DenseModel, validate
 
 QUICK = Settings(speed=False, sample_tokens=4)
 TIMED = Settings(prompt_tokens=(8,), decode_tokens=2, repeats=1, sample_tokens=4)
@@ -124,7 +125,7 @@ def test_everything_is_closed_and_removed_on_errors(
 ) -> None:
     scratch, opened, closed = tmp_path / "scratch", [], []
     scratch.mkdir()
-    real = module.open_backend
+    real = measured_rows.open_backend
 
     def watched(path: Path, name: str, **options: Any) -> Any:
         backend = real(path, name, **options)
@@ -137,7 +138,7 @@ def test_everything_is_closed_and_removed_on_errors(
             )
         return backend
 
-    monkeypatch.setattr(module, "open_backend", watched)
+    monkeypatch.setattr(measured_rows, "open_backend", watched)
     with pytest.raises(InputError, match="infinite"):
         validate([], reference=models / "factored", dense=DenseModel(models / "full"), windows=windows, scratch=scratch)
     assert opened == closed == ["full", "factored"]

@@ -18,11 +18,15 @@ from lowrank_export.converter.pipeline import compress
 from lowrank_export.exporters.budget.costs import read_costs
 from lowrank_export.exporters.budget.gguf_format import GgufFormat
 from lowrank_export.exporters.budget.gguf_size import GgufSize
-from lowrank_export.exporters.budget.sized import Sized, gguf_candidates, sized
-from lowrank_export.exporters.gguf.mixes import CHOSEN, Quantisation
+from lowrank_export.exporters.budget.search import model_candidates
+from lowrank_export.exporters.budget.sized import Sized, sized
+from lowrank_export.exporters.chosen import CHOSEN
+from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.writer import export_gguf
+from lowrank_export.exporters.registry import requested
 
+REQUEST = requested("gguf", CHOSEN, rounding=Rounding("aware"))
 QUICK = {"windows": 4, "window_length": 32, "held_out": 1, "gradient_windows": 2}
 
 
@@ -45,7 +49,7 @@ def recipe(dense: Path, **size: object) -> Recipe:
 def choose(dense: Path, statistics: Path, **size: object) -> Sized:
     asked = recipe(dense, **size)
     source = open_source(asked.model, SilentProgress())
-    return sized(asked, source, statistics, name="ckpt", device="cpu", progress=SilentProgress())
+    return sized(asked, source, statistics, REQUEST, name="ckpt", device="cpu", progress=SilentProgress())
 
 
 def smallest(dense: Path, statistics: Path) -> int:
@@ -117,9 +121,9 @@ def test_costs_are_kept(dense: Path, statistics: Path, ggml: Path) -> None:
     (kept,) = statistics.glob("costs-gguf-*.json")
     costs = read_costs(kept.read_text(encoding="utf-8"))
     source = open_source(str(dense), SilentProgress())
-    candidates = gguf_candidates(costs, source, GgufFormat(ggml))
     asked = recipe(dense, max_bytes=10**6)
     size = GgufSize(source.reader(), "ckpt", asked.method)
+    candidates = model_candidates(costs, source, GgufFormat(ggml), size)
     largest = {module: max(found, key=lambda c: c.bytes).form for module, found in candidates.items()}
     assert size(largest, "") > size({module: Form(("q5_0",)) for module in largest}, "")
     kept.write_text("{}", encoding="utf-8")

@@ -19,7 +19,8 @@ from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.storage.gguf_header import read_header
-from lowrank_export.exporters.gguf.adapter import adapter_path, export_adapter, find_adapter
+from lowrank_export.exporters.gguf.adapter import export_adapter
+from lowrank_export.exporters.gguf.adapter_files import adapter_path, find_adapter
 from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.runtime_tests.artifacts import describe

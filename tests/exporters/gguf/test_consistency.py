@@ -14,7 +14,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
-from lowrank_export.exporters.gguf.adapter import adapter_path, export_adapter
+from lowrank_export.exporters.gguf.adapter import export_adapter
+from lowrank_export.exporters.gguf.adapter_files import adapter_path
 from lowrank_export.exporters.gguf.consistency import check_consistency
 from lowrank_export.exporters.gguf.mixes import Quantisation
 from lowrank_export.exporters.gguf.writer import export_gguf

@@ -13,7 +13,7 @@ import torch
 
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.exporters.export import export
-from lowrank_export.exporters.gguf.adapter import adapter_path
+from lowrank_export.exporters.gguf.adapter_files import adapter_path
 from lowrank_export.exporters.gguf.mixes import MIXES
 from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.exporters.registry import requested

@@ -1,0 +1,134 @@
+"""The tensors of a checkpoint's GGUF file, and what each is made of: names, order, rows, products of factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
+from ...converter.checkpoint.reader import CheckpointReader
+from ...converter.core.errors import InputError
+from ...converter.families.family import Gguf
+from ...converter.families.settings import check_settings
+from ...converter.families.table import family_to_load
+from ...converter.model.config_check import check_config
+from .metadata import Hyperparameters, rope_frequency_factors
+from .names import gguf_name, interleave_rows, rotary_heads
+
+ROPE_FREQUENCIES = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor to write: its GGUF name and shape, and the checkpoint tensors it is made of.
+
+    Several parts are multiplied out. A tensor without parts is derived: rope frequencies, or the order of rows that
+    were in order in the checkpoint but are not in llama.cpp's rotary order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]
+
+
+def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[Source]:
+    """Every tensor of the file in the order llama.cpp's own converter writes them: embedding, blocks, head.
+
+    Raises:
+        InputError: a tensor that the family does not have, or no output head.
+    """
+    sources: list[Source] = []
+    family, where = family_to_load(reader.config, str(reader.path)), str(reader.path)
+    left_out = check_config(reader, family)
+    check_settings(reader.config, family, where, "gguf")
+    for name in reader.names:
+        if name in left_out:
+            continue
+        if hyper.tied and name == "lm_head.weight":
+            continue  # the embedding again; llama.cpp reads it from there
+        source = _source(name, reader, of, native=native)
+        if source is not None:
+            sources.append(source)
+    if native and reader.layout == "pivot":
+        sources += _rotary_orders(sources, of, hyper)
+    names = {source.name.split(".")[0] for source in sources}
+    if not hyper.tied and "output" not in names:
+        raise InputError(f"{reader.path}: no lm_head.weight, though config.json says the head is not tied")
+    if "token_embd" not in names:
+        raise InputError(f"{reader.path}: no model.embed_tokens.weight")
+    factors = rope_frequency_factors(hyper)
+    if factors is not None:
+        sources.append(Source(ROPE_FREQUENCIES, factors.shape, ()))
+    return sorted(sources, key=_file_order)
+
+
+def _source(name: str, reader: CheckpointReader, of: Gguf, *, native: bool) -> Source | None:
+    """What becomes of one checkpoint tensor; None if it is not stored under its own name."""
+    if native or not name.endswith((U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX, PERM_SUFFIX)):
+        stored = gguf_name(name, of)
+        return None if stored is None else Source(stored, reader.shape(name), (name,))
+    if not name.endswith((V_SUFFIX, P_SUFFIX)):
+        return None  # multiplied out where V or P is met
+    linear = name.removesuffix(V_SUFFIX).removesuffix(P_SUFFIX)
+    stored = gguf_name(linear + ".weight", of)
+    left = linear + (U_SUFFIX if name.endswith(V_SUFFIX) else C_SUFFIX)
+    (rows, _), (right_rows, columns) = reader.shape(left), reader.shape(name)
+    shape = (rows if left.endswith(U_SUFFIX) else right_rows + rows, columns)
+    return None if stored is None else Source(stored, shape, (left, name))
+
+
+def _rotary_orders(sources: list[Source], of: Gguf, hyper: Hyperparameters) -> list[Source]:
+    """Orders for linears whose pivot rows are in order, but not in llama.cpp's rotary order."""
+    shapes = {source.name: source.shape for source in sources}
+    missing = []
+    for name, shape in shapes.items():
+        perm = name.removesuffix(P_SUFFIX) + PERM_SUFFIX
+        if (
+            name.endswith(P_SUFFIX)
+            and perm not in shapes
+            and rotary_heads(perm, of, hyper.heads, hyper.key_value_heads)
+        ):
+            rows = shape[0] + shapes[name.removesuffix(P_SUFFIX) + C_SUFFIX][0]
+            missing.append(Source(perm, (rows,), ()))
+    return missing
+
+
+def _file_order(source: Source) -> tuple[int, int, str]:
+    parts = source.name.split(".")
+    if parts[0] == "blk":
+        return 1, int(parts[1]), source.name
+    return (0 if parts[0] in ("token_embd", "rope_freqs") else 2), 0, source.name
+
+
+def tensor_values(
+    source: Source, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters
+) -> NDArray[np.float32] | NDArray[np.int32]:
+    """One tensor's values, factors multiplied out where there are two parts, rows in llama.cpp's order."""
+    heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
+    if source.name.endswith(PERM_SUFFIX):
+        order: NDArray[np.int32] = (
+            reader.tensor(source.parts[0]).numpy() if source.parts else np.arange(source.shape[0], dtype=np.int32)
+        )
+        return order if heads is None else interleave_rows(order, heads)
+    if not source.parts:
+        factors = rope_frequency_factors(hyper)
+        assert factors is not None
+        return factors
+    values = _multiplied_out(source, reader)
+    return values if heads is None else interleave_rows(values, heads)
+
+
+def _multiplied_out(source: Source, reader: CheckpointReader) -> NDArray[np.float32]:
+    """A tensor as stored, U V, or (P, C P) in the order of W's rows."""
+    parts: list[NDArray[np.float32]] = [reader.tensor(part).float().numpy() for part in source.parts]
+    if len(parts) == 1:
+        return parts[0]
+    left, right = parts
+    product: NDArray[np.float32] = left @ right
+    if not source.parts[1].endswith(P_SUFFIX):
+        return product
+    rows = np.concatenate([right, product])
+    order = reader.permutation(source.parts[1].removesuffix(P_SUFFIX))
+    return rows if order is None else rows[order.numpy()]
