@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...converter.core.errors import UsageError
 from ...converter.core.progress import Progress
 from ..artifact import Artifact
 from ..target import Forecast, Given, TargetOption, checked_type
