@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError, UsageError
+from ..storage.documents import shown
 from ..texts.corpus import Counts, is_windows, read_corpus
 from ..texts.corpus import text_sha256 as sha256_of_text
 
@@ -63,18 +64,35 @@ class Calibration:
 
 
 def calibrate(
-    spec: str, tokenizer: PreTrainedTokenizerBase, *, windows: int, length: int, held_out: int, seed: int
+    spec: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    windows: int,
+    length: int,
+    held_out: int,
+    seed: int,
+    rows: int | None = None,
 ) -> Calibration:
     """Draw calibration windows from a text (any spec but `self`).
 
+    Args:
+        rows: of the model's embedding; as many as the tokenizer has tokens by default.
+
     Raises:
-        InputError: the text cannot be read or is shorter than one window.
+        InputError: the text cannot be read, is shorter than one window, or holds a token that has no row.
     """
+    rows = len(tokenizer) if rows is None else rows
     if is_windows(spec):
-        given = read_token_windows(Path(spec), len(tokenizer))
+        given = read_token_windows(Path(spec), rows)
         return Calibration(given, given[:0], spec, seed)
     corpus = read_corpus(spec, "calibration", tokenizer)
     tokens = tokenize(tokenizer, corpus.text)
+    if len(tokens) and int(tokens.max()) >= rows:
+        last = int(tokens.max())
+        raise InputError(
+            f"{spec}: holds token {last} ({shown(tokenizer.convert_ids_to_tokens(last))}), but the "
+            f"model's embedding only {rows} rows; take the tokenizer that the model was made with"
+        )
     drawn = draw_windows(tokens, windows + held_out, length, seed, spec)
     counts = Counts(corpus.documents, len(tokens), corpus.skipped)
     return Calibration(drawn[:windows], drawn[windows:], spec, seed, counts)

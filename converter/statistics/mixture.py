@@ -70,6 +70,7 @@ def draw(
     length: int,
     held_out: int,
     seed: int,
+    rows: int | None = None,
 ) -> Calibration:
     """Draw calibration windows from all texts of a spec, as many of each.
 
@@ -77,14 +78,14 @@ def draw(
         spec: one text or several.
         tokenizer: of the model.
         sample: count, length and seed -> windows that the model writes itself; called where `self` is among the texts.
-        windows, length, held_out, seed: see `calibrate`.
+        windows, length, held_out, seed, rows: see `calibrate`.
 
     Raises:
         InputError: a text cannot be read or is shorter than one window.
     """
     texts = texts_in(spec)
     if texts == (spec,) and spec != SELF:
-        return calibrate(spec, tokenizer, windows=windows, length=length, held_out=held_out, seed=seed)
+        return calibrate(spec, tokenizer, windows=windows, length=length, held_out=held_out, seed=seed, rows=rows)
     parts: list[Tokens] = []
     counts: list[Counts] = []
     sampled = None
@@ -93,7 +94,7 @@ def draw(
             sampled = sample(share, length, seed)
             parts.append(sampled)
         elif share:
-            drawn = calibrate(text, tokenizer, windows=share, length=length, held_out=0, seed=seed)
+            drawn = calibrate(text, tokenizer, windows=share, length=length, held_out=0, seed=seed, rows=rows)
             parts.append(drawn.windows)
             counts += [] if drawn.drawn_from is None else [drawn.drawn_from]
     found = in_turn(parts)

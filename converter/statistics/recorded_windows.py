@@ -20,12 +20,15 @@ Sample = Callable[[int, int, int], Tokens]
 """Count, length and seed -> windows."""
 
 
-def recorded_windows(checkpoint: Path, text: str | None = None, sample: Sample | None = None) -> Tokens:
+def recorded_windows(
+    checkpoint: Path, text: str | None = None, rows: int | None = None, sample: Sample | None = None
+) -> Tokens:
     """Token windows (N, T) int32 that a checkpoint was calibrated on, or as many of another text.
 
     Args:
         checkpoint: its folder; calibration.json there says which text, how many windows, how long, and their hash.
         text: instead of the recorded one, as for the recipe's `calibration`; windows held out are not drawn.
+        rows: of the model's embedding, see `calibrate`.
         sample: writes windows with a dense checkpoint itself.
 
     Raises:
@@ -49,7 +52,7 @@ def recorded_windows(checkpoint: Path, text: str | None = None, sample: Sample |
     sample = _sampled_before(checkpoint) or sample or _impossible
     if text is not None:
         with naming("--calibration"):
-            return draw(text, load_tokenizer(checkpoint), sample, held_out=0, **sizes).windows
+            return draw(text, load_tokenizer(checkpoint), sample, held_out=0, rows=rows, **sizes).windows
     recorded = record.get("text")
     if not recorded:
         raise UsageError(f"{checkpoint}: records no calibration text; {ASK}")
@@ -64,7 +67,7 @@ def recorded_windows(checkpoint: Path, text: str | None = None, sample: Sample |
             )
     tokenizer, held_out = load_tokenizer(checkpoint), number("held_out", 0)
     try:
-        drawn = draw(str(recorded), tokenizer, sample, held_out=held_out, **sizes)
+        drawn = draw(str(recorded), tokenizer, sample, held_out=held_out, rows=rows, **sizes)
     except InputError as error:
         raise InputError(f"{path} names {error}; or {ASK}") from None
     if not _same(drawn, record):

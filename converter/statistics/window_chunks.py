@@ -54,6 +54,7 @@ def _drawn(
             length=recipe.window_length,
             held_out=recipe.held_out,
             seed=recipe.seed,
+            rows=int(blocks.reader.config["vocab_size"]),
         )
     if drawn.drawn_from is not None:
         progress.note(drawn.drawn_from.said(text))

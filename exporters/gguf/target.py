@@ -252,8 +252,10 @@ class GgufTarget:
         return GgufRequest(CHOSEN, embedding, head, rounding=Rounding("aware", device=given.device))
 
     def recognizes(self, path: Path) -> bool:
-        """By the ending."""
-        return path.is_file() and path.suffix.lower() == SUFFIX
+        """By what it begins with; a damaged file by the ending."""
+        from ...converter.model.places import is_gguf
+
+        return is_gguf(path) or (path.is_file() and path.suffix.lower() == SUFFIX)
 
     def describe(self, path: Path) -> Artifact:
         """From the header."""

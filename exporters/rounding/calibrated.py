@@ -32,7 +32,7 @@ def open_calibrated(
     """
     where = pick_device(device)
     sample = None if reader.ranks else Sampler(reader.path, str(where), torch.float32, progress)
-    windows = torch.from_numpy(recorded_windows(reader.path, text, sample))
+    windows = torch.from_numpy(recorded_windows(reader.path, text, int(reader.config["vocab_size"]), sample))
     blocks = BlockSource(reader, family_of(reader.config, str(reader.path)), where, torch.float32)
     windows = windows[:, : blocks.window_limit]  # of a dense model nobody has said how long windows should be
     size = max(1, CHUNK_TOKENS // windows.shape[1])

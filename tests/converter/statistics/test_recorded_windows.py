@@ -88,7 +88,7 @@ def test_windows_of_the_model_itself_are_for_dense_models(folder: Path) -> None:
     with pytest.raises(UsageError, match="self: only the dense model samples windows; give a text"):
         recorded_windows(folder, "self")
     written = np.ones((20, 16), dtype=np.int32)
-    np.testing.assert_array_equal(recorded_windows(folder, "self", lambda n, length, seed: written[:n]), written)
+    np.testing.assert_array_equal(recorded_windows(folder, "self", sample=lambda n, length, seed: written[:n]), written)
 
 
 def test_text_that_has_changed(folder: Path, tiny: ModuleType) -> None:
