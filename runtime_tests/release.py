@@ -27,6 +27,8 @@ from ..exporters.target import ExportRequest
 from .artifacts import describe
 from .evaluation import Evaluation, load_windows
 from .metrics.measure import check_measurable
+from .metrics.tasks import check_tasks
+from .metrics.windows import check_windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
@@ -91,6 +93,9 @@ def release(
     check_measurable(source.reader(), MemoryLimits(limits.process))
     check_exports(source.reader(), exports)
     windows = load_windows(evaluation, source.path, progress)
+    check_windows(windows, source.reader().config)
+    if evaluation.tasks:
+        check_tasks(evaluation.tasks)
     if force:
         _clear(out)
     checkpoint, size = out / CHECKPOINT, None

@@ -92,7 +92,7 @@ def test_job_in_a_mix(job: list[str], tmp_path: Path) -> None:
     result = run(*job, "--gguf-type", "q4_k_m", "--gguf-head-type", "q8_0", "--json")
     assert result.exit_code == 0, result.stderr
     rows = {row["model"]: row for row in json.loads(result.stdout)["rows"] if row["backend"] == "llama.cpp"}
-    assert {row["quantisation"] for row in rows.values()} == {"q4_k_m"}
+    assert {row["quantization"] for row in rows.values()} == {"q4_k_m"}
     assert any("stored as f16" in line and "lowrank_u" in line for line in rows["factored"]["fallbacks"])
     assert not any("stored as f16" in line or "token_embd" in line for line in rows["dense"]["fallbacks"])
     refused = run(*job, "--gguf-head-type", "q4_k_m", "--force")
@@ -121,6 +121,12 @@ def test_a_model_that_cannot_be_measured_within_the_limit(job: list[str], tmp_pa
     assert "use compress and export" in refused.stderr and refused.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert run(*command, *options, "--max-memory", "much").exit_code == 2
+
+
+def test_windows_are_looked_at_before_the_work(job: list[str], tmp_path: Path) -> None:
+    refused = run(*job, "--format", "onnx", "--evaluation-length", "513")
+    assert refused.exit_code == 3 and "evaluation windows of 513 tokens, but the model holds 512" in refused.stderr
+    assert "compressing" not in refused.stderr and not (tmp_path / "out").exists()
 
 
 def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

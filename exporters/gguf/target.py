@@ -120,12 +120,8 @@ class GgufRequest:
 
     def of_dense(self, calibration: str) -> GgufRequest:
         """Aware rounding runs `calibration`."""
-        from ...converter.statistics.calibration import SELF
-
         if not self.reads_calibration:
             return self
-        if calibration == SELF:
-            raise UsageError(f"--gguf-rounding {self.rounding.how}: wants a calibration text, and `{SELF}` is none")
         return replace(self, rounding=replace(self.rounding, calibration=calibration))
 
     def check_choice(self, forms: Mapping[str, Form]) -> None:
@@ -256,8 +252,10 @@ class GgufTarget:
         return GgufRequest(CHOSEN, embedding, head, rounding=Rounding("aware", device=given.device))
 
     def recognizes(self, path: Path) -> bool:
-        """By the ending."""
-        return path.is_file() and path.suffix.lower() == SUFFIX
+        """By what it begins with; a damaged file by the ending."""
+        from ...converter.model.places import is_gguf
+
+        return is_gguf(path) or (path.is_file() and path.suffix.lower() == SUFFIX)
 
     def describe(self, path: Path) -> Artifact:
         """From the header."""

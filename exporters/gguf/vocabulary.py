@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ ENDS_BY_TEXT = frozenset(
     ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>")
 )
 """Tokens that every llama.cpp takes for the end of a text by their spelling, whatever the file says."""
+DEFAULT = "default"  # the name of the template that is used where none is asked for
 MORE_ENDS = ("eot", "eom")
 """Keys of ends beside the first."""
 
@@ -113,8 +115,20 @@ def add_vocabulary(writer: GGUFWriter, of: Vocabulary) -> None:
         getattr(writer, f"add_{role}_token_id")(index)
     writer.add_add_bos_token(of.add_bos)
     writer.add_add_eos_token(of.add_eos)
-    if of.chat_templates:
-        writer.add_chat_template([{"name": name, "template": text} for name, text in of.chat_templates.items()])
+    _add_templates(writer, of.chat_templates)
+
+
+def _add_templates(writer: GGUFWriter, templates: Mapping[str, str]) -> None:
+    """As gguf-py's `add_chat_template` does, which lists their names in another order every time."""
+    from gguf import Keys
+
+    named = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in templates.items() if name != DEFAULT}
+    if named:
+        writer.add_array(Keys.Tokenizer.CHAT_TEMPLATES, sorted(named))
+    for name in sorted(named):
+        writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), named[name])
+    if DEFAULT in templates:
+        writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE, templates[DEFAULT])
 
 
 def _special(stated: Tokens, tokens: Sequence[str], default: str) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -201,4 +215,4 @@ def _escape(part: str) -> str:
 def _chat_templates(found: str | Mapping[str, str] | None) -> dict[str, str]:
     if not found:
         return {}
-    return {"default": found} if isinstance(found, str) else dict(found)
+    return {DEFAULT: found} if isinstance(found, str) else dict(found)

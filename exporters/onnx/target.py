@@ -80,12 +80,8 @@ class OnnxRequest:
 
     def of_dense(self, calibration: str) -> OnnxRequest:
         """Aware rounding runs `calibration`."""
-        from ...converter.statistics.calibration import SELF
-
         if not self.reads_calibration:
             return self
-        if calibration == SELF:
-            raise UsageError(f"--onnx-rounding {self.options.rounding}: wants a calibration text, and `{SELF}` is none")
         return replace(self, options=replace(self.options, calibration=calibration))
 
     def check_choice(self, forms: Mapping[str, Form]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...converter.core.errors import InputError, ResourceError
+from ...converter.model.gguf_parts import gguf_parts
 from ...exporters.llamacpp.runtime import import_llama_cpp, lowrank_version
 from .inspection import check_loadable, inspect_gguf
 from .protocol import Logits, Tokens
@@ -26,7 +27,7 @@ class LlamaCppBackend:
     """One GGUF file in llama.cpp, with its LoRA adapter if it has one (layout "adapter"), one sequence at a time.
 
     Args:
-        path: the file, factored or ordinary.
+        path: the file, factored or ordinary; of one in parts any.
         n_ctx: longest sequence, in tokens.
         threads: CPU threads for prompt and decoding.
         exact: keep keys and values in float32 and use plain attention, so that parity with torch measures the file
@@ -55,7 +56,7 @@ class LlamaCppBackend:
         self._errors.clear()
         self._n_ctx, self._length = n_ctx, 0
         try:
-            self._load(path, summary.adapter, threads, exact)
+            self._load(gguf_parts(path)[0], summary.adapter, threads, exact)  # llama.cpp finds the others itself
         except BaseException:
             self.close()
             raise

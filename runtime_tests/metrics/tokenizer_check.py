@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint.reader import read_json
 from ...converter.core.errors import InputError
+from ...converter.model.gguf_parts import read_whole
 from ...converter.model.loading import load_tokenizer
 from ...converter.model.tokens import Tokens, read_tokens, tokens_of
-from ...converter.storage.gguf_header import read_header
 from ..backends.protocol import Backend
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _end_tokens(path: Path) -> set[int]:
     """Ids at which the runtime ends a text; empty where the artifact names none."""
     named: Any = None
     if path.is_file():
-        metadata = read_header(path).metadata
+        metadata = read_whole(path).metadata
         named = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     elif (path / "genai_config.json").is_file():
         named = read_json(path / "genai_config.json").get("model", {}).get("eos_token_id")

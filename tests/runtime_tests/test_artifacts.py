@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +11,8 @@ import pytest
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.gguf.mixes import Quantization
-from lowrank_export.runtime_tests.artifacts import describe
+from lowrank_export.runtime_tests.artifacts import describe, find_artifacts
+from lowrank_export.runtime_tests.report.provenance import weights_sha256
 
 
 def test_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
@@ -50,3 +52,40 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"\xff\xff")
     with pytest.raises(InputError, match="not an ONNX model, or truncated"):
         describe(tmp_path / "onnx")
+
+
+@pytest.fixture(scope="module", params=["f16", "q8_0"])
+def whole(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    from lowrank_export.exporters.gguf.writer import export_gguf
+
+    folder = tmp_path_factory.mktemp("whole")
+    tiny.save_factored(folder / "m", "llama", rank=16, layout="pivot")
+    return export_gguf(folder / "m", folder / "m.gguf", Quantization(request.param), progress=SilentProgress()).path
+
+
+@pytest.mark.parametrize("cuts", [(5,), (1, 2, 9)])
+def test_gguf_in_parts(whole: Path, tmp_path: Path, cuts: tuple[int, ...], gguf_files: ModuleType) -> None:
+    """Any part stands for the whole file, which a folder of parts holds once."""
+    parts = gguf_files.split(whole, tmp_path, cuts)
+    expected = describe(whole)
+    for part in parts:
+        found = describe(part)
+        assert replace(found, path=whole, bytes=0) == replace(expected, bytes=0)
+        assert found.bytes == sum(one.stat().st_size for one in parts) >= expected.bytes
+    assert find_artifacts(tmp_path) == parts[:1]
+    assert len({weights_sha256(part) for part in parts}) == 1 and weights_sha256(parts[0]) != weights_sha256(whole)
+    before = weights_sha256(parts[0])
+    data = bytearray(parts[-1].read_bytes())
+    data[-1] ^= 1
+    parts[-1].write_bytes(data)
+    assert weights_sha256(parts[0]) != before
+    parts[-1].rename(tmp_path / "away")
+    with pytest.raises(InputError, match=rf"{parts[-1].name} is not beside it"):
+        describe(parts[0])
+
+
+def test_the_magic_tells_what_a_file_is(whole: Path, tmp_path: Path) -> None:
+    for name in ("noext", "UP.GGUF"):
+        (tmp_path / name).write_bytes(whole.read_bytes())
+        assert replace(describe(tmp_path / name), path=whole) == describe(whole)
+    assert find_artifacts(tmp_path) == [tmp_path / "UP.GGUF", tmp_path / "noext"]

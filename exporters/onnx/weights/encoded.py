@@ -103,7 +103,7 @@ def aware_matrices(
     def round(_name: str, weights: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantizedMatrix]:
         return quantize_aware(weights, moment, format)
 
-    blocks, chunks = open_calibrated(reader, options.calibration, options.device)
+    blocks, chunks = open_calibrated(reader, options.calibration, options.device, progress)
     return dict(round_linears(blocks, chunks, types, round, progress))
 
 

@@ -186,5 +186,5 @@ def test_what_aware_rounding_needs(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_windows_are_no_longer_than_the_model_attends_over(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "calibration.json").write_text('{"windows": 4, "window_length": 600}', encoding="utf-8")
-    _, chunks = open_calibrated(CheckpointReader(checkpoint), str(tmp_path / "notes.txt"))
+    _, chunks = open_calibrated(CheckpointReader(checkpoint), str(tmp_path / "notes.txt"), "cpu", SilentProgress())
     assert [chunk.shape for chunk in chunks] == [(4, 512)]

@@ -9,11 +9,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from gguf import GGUFReader
 
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf import writer
 from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
@@ -193,3 +195,26 @@ def test_stock_library_refuses_the_factored_file_and_runs_the_dense_one(factored
     assert "tensor 'blk.0.attn_q.weight' not found" in refused.stderr + refused.stdout
     accepted = run(STOCK, factored / "dense.gguf")
     assert accepted.stdout.strip().endswith("loaded")
+
+
+def test_a_file_in_parts(pivot: Path, tmp_path: Path, gguf_files: ModuleType, llama_cpp_runtime: Path) -> None:
+    """Given any part, llama.cpp computes what it computes of the whole; its permutations are looked at too."""
+    parts = gguf_files.split(pivot, tmp_path, (7, 15))
+    tokens = np.arange(24, dtype=np.int32)
+    expected = logits(pivot, tokens)
+    for part in parts:
+        np.testing.assert_array_equal(logits(part, tokens), expected)
+    place = next(tensor for tensor in read_header(parts[1]).tensors if tensor.name.endswith("lowrank_perm"))
+    data = bytearray(parts[1].read_bytes())
+    data[place.offset : place.offset + 4] = b"\xff\x00\x00\x00"
+    parts[1].write_bytes(data)
+    with pytest.raises(InputError, match=rf"{place.name} is no permutation"):
+        inspect_gguf(parts[0])
+
+
+def logits(path: Path, tokens: Any) -> Any:
+    backend = LlamaCppBackend(path, n_ctx=64)
+    try:
+        return backend.window_logits(tokens)
+    finally:
+        backend.close()
