@@ -243,7 +243,7 @@ def _sweep() -> bytes:
     quality |= dict.fromkeys(("same_top", "top5", "mean_change", "rms_change", "max_change"), 0.1)
     quality |= {"tokens": 9, "by_position": [{"position": 1.0, "mean_kld": 0.1, "same_top": 0.5, "tokens": 3}]}
     speed = {"prefill": rate, "decode": rate, "prompt_tokens": 8, "decode_tokens": 8, "repeats": 1, "threads": 1}
-    row = {"method": "svd", "retention": 0.8, "kept": 0.8, "format": "gguf", "quantization": "q8_0", "backend": "b"}
+    row = {"method": "svd", "retention": 0.8, "kept": 0.8, "format": "gguf", "quantisation": "q8_0", "backend": "b"}
     row |= {"bytes": 9, "bits_per_weight": 8.5, "perplexity": {"value": 1.0, "standard_error": None, "tokens": 9}}
     row |= {"quality": quality, "speed": speed, "compress_seconds": 1.0, "on_front": True}
     return json.dumps({"schema_version": 1, "rows": [row, row]}).encode()

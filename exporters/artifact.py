@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-PUBLISHED = {"quantization": "quantization"}
+PUBLISHED = {"quantization": "quantisation"}
 """Field -> its key in JSON documents, where the two differ: keys stay as the first release wrote them."""
 
 

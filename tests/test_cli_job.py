@@ -92,7 +92,7 @@ def test_job_in_a_mix(job: list[str], tmp_path: Path) -> None:
     result = run(*job, "--gguf-type", "q4_k_m", "--gguf-head-type", "q8_0", "--json")
     assert result.exit_code == 0, result.stderr
     rows = {row["model"]: row for row in json.loads(result.stdout)["rows"] if row["backend"] == "llama.cpp"}
-    assert {row["quantization"] for row in rows.values()} == {"q4_k_m"}
+    assert {row["quantisation"] for row in rows.values()} == {"q4_k_m"}
     assert any("stored as f16" in line and "lowrank_u" in line for line in rows["factored"]["fallbacks"])
     assert not any("stored as f16" in line or "token_embd" in line for line in rows["dense"]["fallbacks"])
     refused = run(*job, "--gguf-head-type", "q4_k_m", "--force")

@@ -151,7 +151,7 @@ class Quantization:
         return " ".join([self.mix, *(f"{name}={type}" for name, type in options.items() if type is not None)])
 
 
-Quantization = Quantization
+Quantisation = Quantization
 
 
 def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantization) -> dict[str, Choice]:

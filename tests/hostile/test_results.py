@@ -23,7 +23,7 @@ ROW: dict[str, Any] = {
     "retention": 0.8,
     "kept": 0.79,
     "format": "gguf",
-    "quantization": "q8_0",
+    "quantisation": "q8_0",
     "backend": "llama.cpp",
     "bytes": 1000,
     "bits_per_weight": 8.5,
