@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from .planning.job import Job
 from .planning.preparation import prepared
 from .planning.ranks import check_settled
 from .statistics.last_hidden import last_hidden_states
+from .statistics.recorded_windows import SAMPLED
 from .storage.byte_size import NO_LIMITS, MemoryLimits
 from .storage.files import check_output, replacing
 from .streams import Streams
@@ -253,6 +255,8 @@ def _write(job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], loss
         writer.write_shard(f"rest-{number:05d}", {name: _as_stored(job, name)})
     plan = _plan_with_losses(job, losses)
     writer.finish(job.blocks.reader, _config(job), _texts(job, plan) if job.workers.is_main_process else {})
+    if job.workers.is_main_process and job.calibration is not None and job.calibration.sampled is not None:
+        np.save(folder / SAMPLED, job.calibration.sampled)
 
 
 def _outside_blocks(job: Job) -> list[str]:

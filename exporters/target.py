@@ -87,7 +87,7 @@ class ExportRequest(Protocol):
         """That of its target."""
 
     @property
-    def quantisation(self) -> str:
+    def quantization(self) -> str:
         """The type or mix of its weights, as reports print it."""
 
     @property
@@ -233,7 +233,7 @@ class ExportTarget(Protocol):
         """Every type that an artifact can say it has -> largest mean KL divergence and relative change of perplexity
         that a sound one has."""
 
-    def request(self, quantisation: str | None = None, **fields: Any) -> ExportRequest:
+    def request(self, quantization: str | None = None, **fields: Any) -> ExportRequest:
         """One export, from the fields of its request.
 
         Raises:
@@ -279,15 +279,15 @@ class ExportTarget(Protocol):
         """
 
 
-def checked_type(target: ExportTarget, quantisation: str | None) -> str:
+def checked_type(target: ExportTarget, quantization: str | None) -> str:
     """The type to use: the target's first where none was asked for.
 
     Raises:
         UsageError: unknown; names the nearest.
     """
     known = target.types()
-    if quantisation is None:
+    if quantization is None:
         return known[0]
-    if quantisation not in known:
-        raise UsageError(f"--{target.format}-type {quantisation}: unknown type{nearest(quantisation, known)}")
-    return quantisation
+    if quantization not in known:
+        raise UsageError(f"--{target.format}-type {quantization}: unknown type{nearest(quantization, known)}")
+    return quantization

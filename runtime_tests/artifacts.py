@@ -53,7 +53,7 @@ def _describe_checkpoint(path: Path) -> Artifact:
     return Artifact(
         path=path,
         format="checkpoint",
-        quantisation=main_type(tensors),
+        quantization=main_type(tensors),
         layout="native" if reader.ranks else "dense",
         bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
         parameters=sum(prod(tensor.shape) for tensor in tensors if tensor.type != PERMUTATION),

@@ -136,7 +136,7 @@ def artifact_rows(
 ) -> Iterator[Row]:
     """Measure one artifact in each runtime that runs it: parity with the first reference, quality with the second."""
     for name in backend_names(artifact.path):
-        label = f"{name} {artifact.quantisation} ({model})"
+        label = f"{name} {artifact.quantization} ({model})"
         row, reason = _row(artifact, name, model, Measured(NOT_MEASURED, ())), error
         if not error:
             try:
@@ -149,7 +149,7 @@ def artifact_rows(
 
 
 def _measured(artifact: Artifact, name: str, model: str, references: Sequence[ReferenceLogits], run: Run) -> Row:
-    label = f"{name} {artifact.quantisation} ({model})"
+    label = f"{name} {artifact.quantization} ({model})"
     with _opened(artifact.path, name, run, exact=True) as backend:
         found = measure(backend, run.windows, references, run.progress, label=label)
         return replace(
@@ -168,7 +168,7 @@ def _row(artifact: Artifact, backend: str, model: str, found: Measured) -> Row:
         path=str(artifact.path),
         sha256=weights_sha256(artifact.path),
         format=artifact.format,
-        quantisation=artifact.quantisation,
+        quantization=artifact.quantization,
         layout=artifact.layout,
         bytes=artifact.bytes,
         parameters=artifact.parameters,

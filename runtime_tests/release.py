@@ -83,7 +83,7 @@ def release(
     device, limits, statistics = placement.device, placement.limits, placement.statistics
     for request in exports:
         request.check()
-        if request.quantisation == CHOSEN:
+        if request.quantization == CHOSEN:
             request.check_choice(recipe.forms)
     of_dense = [request.of_dense(recipe.calibration) for request in exports]
     _check_place(recipe, out, force)

@@ -93,7 +93,8 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "calibration": Annotated[
         str | None,
         _recipe_option(
-            "Text, FILE#FIELD of records, windows (.npy), python-docs (default), self, datasets:NAME.", panel=TEXT
+            'Text, FILE#FIELD, windows (.npy), python-docs (default), self, datasets:NAME; several as "A + B".',
+            panel=TEXT,
         ),
     ],
     "update_calibration": Annotated[

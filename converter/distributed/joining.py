@@ -122,7 +122,7 @@ def _reported_once(store: Any) -> Iterator[None]:
             raise AlreadyReportedError(error.exit_code if isinstance(error, LowRankError) else 1) from None
         if told:
             raise WorkerLostError(
-                "told to stop, because another worker of this job is gone or the job was cancelled; "
+                "told to stop, because another worker of this job is gone or the job was canceled; "
                 "the same command goes on"
             ) from None
         raise

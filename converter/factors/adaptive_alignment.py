@@ -16,7 +16,7 @@ def adaptive_alpha(
 ) -> tuple[float, float]:
     """The alpha in [low, high] at which base + alpha drift loses the smallest share of its energy beside rank r.
 
-    SAES-SVD (ICLR 2026) minimises ||U V^T X' - W X'||^2 + a ||U V^T X' - W X||^2, which is the truncation of
+    SAES-SVD (ICLR 2026) minimizes ||U V^T X' - W X'||^2 + a ||U V^T X' - W X||^2, which is the truncation of
     W ((1 - alpha) X' + alpha X) with alpha = a / (1 + a), and picks alpha by the retained energy. Exactly that takes a
     spectrum per candidate; with the leading subspaces P, Q of `base` frozen, the discarded share is a quotient of two
     quadratics in alpha,

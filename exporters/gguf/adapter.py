@@ -38,7 +38,7 @@ from .adapter_files import (
 )
 from .encoding import encode
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
-from .mixes import Quantisation, fallback_lines
+from .mixes import Quantization, fallback_lines
 from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .shapes import check_shapes
@@ -61,7 +61,7 @@ class _Job:
     reader: CheckpointReader
     of: Gguf
     hyper: Hyperparameters
-    asked: Quantisation
+    asked: Quantization
     vocabulary: Vocabulary
     library: Path | None
     progress: Progress
@@ -70,7 +70,7 @@ class _Job:
 def export_adapter(
     checkpoint: Path,
     out: Path,
-    asked: Quantisation,
+    asked: Quantization,
     *,
     dense: Model | None = None,
     residual: str | None = None,
@@ -93,7 +93,7 @@ def export_adapter(
 
     Returns:
         The record of both files: bytes and tensors of both; `parameters` are those of the base, so that bits per weight
-        are per weight of the model; `quantisation` is the residuals' type where there are any, the coarser one.
+        are per weight of the model; `quantization` is the residuals' type where there are any, the coarser one.
 
     Raises:
         UsageError: an unknown type, a residual without a dense model, or a file that exists.
@@ -118,7 +118,7 @@ def export_adapter(
     return Artifact(
         path=out,
         format="gguf",
-        quantisation=asked.mix if residual == NOTHING else residual,
+        quantization=asked.mix if residual == NOTHING else residual,
         layout=LAYOUT,
         bytes=out.stat().st_size + beside.stat().st_size,
         parameters=sum(prod(record.shape) for record in base),

@@ -40,7 +40,7 @@ def describe_gguf(path: Path) -> Artifact:
     return Artifact(
         path=path,
         format="gguf",
-        quantisation=residual if residual in TYPES else asked.mix if asked else main_type(tensors),
+        quantization=residual if residual in TYPES else asked.mix if asked else main_type(tensors),
         layout=layout,
         bytes=header.size + (beside.stat().st_size if beside else 0),
         parameters=sum(prod(tensor.shape) for tensor in weights if tensor.type != INTEGERS),

@@ -46,7 +46,7 @@ def export_imatrix(
     check_output(out, force)
     reader = CheckpointReader(checkpoint)
     of = gguf_of(reader.config)
-    blocks, chunks = open_calibrated(reader, text, device)
+    blocks, chunks = open_calibrated(reader, text, device, progress)
     with float32_products(blocks.device):
         found = measure_importance(blocks, chunks, of, progress)
     windows, length = sum(map(len, chunks)), chunks[0].shape[1]

@@ -16,7 +16,7 @@ from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_b
 
 EMBEDDING, HEAD = "token_embd", "output"
 FACTORS = (U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX)
-HEAD_BITS = 6.5  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantiser does
+HEAD_BITS = 6.5  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantizer does
 # Rounding gate and up costs least per byte: docs/gguf.md has the figures.
 SENSITIVE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_down")
 
@@ -112,8 +112,8 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Quantisation:
-    """How a file is quantised.
+class Quantization:
+    """How a file is quantized.
 
     Attributes:
         mix: a key of `MIXES`, or `CHOSEN`.
@@ -151,7 +151,10 @@ class Quantisation:
         return " ".join([self.mix, *(f"{name}={type}" for name, type in options.items() if type is not None)])
 
 
-def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> dict[str, Choice]:
+Quantisation = Quantization
+
+
+def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantization) -> dict[str, Choice]:
     """The type of every tensor of a file.
 
     Norms and biases (one dimension) stay F32, permutations are integers.
@@ -173,7 +176,7 @@ def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> 
     }
 
 
-def _wanted(name: str, shape: tuple[int, ...], asked: Quantisation, *, tied: bool, blocks: int) -> str:
+def _wanted(name: str, shape: tuple[int, ...], asked: Quantization, *, tied: bool, blocks: int) -> str:
     if not shape:
         raise InputError(f"tensor {name!r} has no dimensions")
     if name.endswith(PERM_SUFFIX):
@@ -207,11 +210,11 @@ def row_multiple(mix: str) -> int:
     Raises:
         UsageError: unknown type.
     """
-    Quantisation(mix)
+    Quantization(mix)
     return max(TYPES[MIXES[mix].base].block, TYPES[MIXES[mix].sensitive].block)
 
 
-def predict_bytes(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> int:
+def predict_bytes(shapes: Mapping[str, tuple[int, ...]], asked: Quantization) -> int:
     """Bytes of a file's tensor data, alignment included. Metadata and vocabulary come on top.
 
     Raises:
@@ -220,7 +223,7 @@ def predict_bytes(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) ->
     return sum(padded(record.bytes) for record in records(shapes, asked))
 
 
-def records(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> tuple[TensorRecord, ...]:
+def records(shapes: Mapping[str, tuple[int, ...]], asked: Quantization) -> tuple[TensorRecord, ...]:
     """Every tensor as a file holds it.
 
     Raises:
@@ -273,7 +276,7 @@ def _ranges(blocks: Iterable[str]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def exported_as(header: Header) -> Quantisation | None:
+def exported_as(header: Header) -> Quantization | None:
     """What a file of this project says it was exported in, None for another's."""
     made = str(header.metadata.get("general.quantized_by", ""))
     mix, *options = made.removeprefix(EXPORTED_AS).split(" ")
@@ -282,6 +285,6 @@ def exported_as(header: Header) -> Quantisation | None:
     try:
         given = dict(option.split("=", 1) for option in options)
         embedding, head, rounding = (given.pop(name, None) for name in ("embedding", "head", "rounding"))
-        return None if given else Quantisation(mix, embedding, head, rounding)
+        return None if given else Quantization(mix, embedding, head, rounding)
     except (UsageError, ValueError):
         return None

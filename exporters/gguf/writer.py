@@ -25,7 +25,7 @@ from ..chosen import CHOSEN, recorded_forms
 from .chosen import chosen_types
 from .encoding import encode, needs_ggml
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters
-from .mixes import MIXES, Quantisation, fallback_lines
+from .mixes import MIXES, Quantization, fallback_lines
 from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .rounding_choice import Rounding
@@ -61,7 +61,7 @@ class Encoding:
 def export_gguf(
     checkpoint: Path,
     out: Path,
-    asked: Quantisation,
+    asked: Quantization,
     *,
     layout: str = "native",
     rounding: Rounding | None = None,
@@ -133,7 +133,7 @@ def export_gguf(
     return Artifact(
         path=out,
         format="gguf",
-        quantisation=asked.mix,
+        quantization=asked.mix,
         layout="native" if native else "dense",
         bytes=out.stat().st_size,
         parameters=sum(prod(record.shape) for record in records if record.type != INTEGERS),
@@ -232,7 +232,7 @@ def open_writer(
     reader: CheckpointReader,
     of: Gguf,
     hyper: Hyperparameters,
-    asked: Quantisation,
+    asked: Quantization,
     vocabulary: Vocabulary,
     *,
     layout: str,

@@ -32,25 +32,25 @@ class OnnxRequest:
     """One ONNX folder that is asked for.
 
     Attributes:
-        quantisation: see `weights.types.QUANTISATIONS`.
+        quantization: see `weights.types.QUANTIZATIONS`.
         options: how matrices are stored.
 
     Raises:
         UsageError: an unknown type.
     """
 
-    quantisation: str = "int8"
+    quantization: str = "int8"
     options: OnnxOptions = field(default_factory=_defaults)
 
     format = "onnx"
 
     def __post_init__(self) -> None:
-        checked_type(OnnxTarget(), self.quantisation)
+        checked_type(OnnxTarget(), self.quantization)
 
     @property
     def name(self) -> str:
         """The folder's name."""
-        return f"onnx-{self.quantisation}"
+        return f"onnx-{self.quantization}"
 
     @property
     def reads_calibration(self) -> bool:
@@ -84,16 +84,12 @@ class OnnxRequest:
         """Whole blocks."""
         from .weights.types import row_multiple
 
-        return row_multiple(self.quantisation, self.options)
+        return row_multiple(self.quantization, self.options)
 
     def of_dense(self, calibration: str) -> OnnxRequest:
         """Aware rounding runs `calibration`."""
-        from ...converter.statistics.calibration import SELF
-
         if not self.reads_calibration:
             return self
-        if calibration == SELF:
-            raise UsageError(f"--onnx-rounding {self.options.rounding}: wants a calibration text, and `{SELF}` is none")
         return replace(self, options=replace(self.options, calibration=calibration))
 
     def check_choice(self, forms: Mapping[str, Form]) -> None:
@@ -106,23 +102,23 @@ class OnnxRequest:
 
     def plain(self, linears: str, rest: str, *, tied: bool) -> OnnxRequest:
         """The type says what embedding and head are."""
-        return replace(self, quantisation=linears)
+        return replace(self, quantization=linears)
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
         """Rows are padded to whole blocks; no type falls back to another."""
         from .weights.multiplied_out import stored_shapes
         from .weights.sizes import predict_bytes, rotary_elements, tensor_bytes
 
-        stored = stored_shapes(shapes, self.quantisation, self.options)
+        stored = stored_shapes(shapes, self.quantization, self.options)
         total = predict_bytes(
             stored,
-            self.quantisation,
+            self.quantization,
             tied=bool(config.get("tie_word_embeddings")),
             rotary_elements=rotary_elements(config),
             options=self.options,
         )
         matrices = {name: shape for name, shape in stored.items() if len(shape) > 1}
-        bytes = sum(tensor_bytes(name, shape, self.quantisation, self.options) for name, shape in matrices.items())
+        bytes = sum(tensor_bytes(name, shape, self.quantization, self.options) for name, shape in matrices.items())
         return Forecast(total, 8 * bytes / sum(prod(shape) for shape in matrices.values()))
 
     def peak_memory(self, checkpoint: Path) -> int | None:
@@ -133,14 +129,14 @@ class OnnxRequest:
         """Compared in what the model file says of its type and encoding."""
         from .contents import written_as
 
-        return written_as(path) == (self.quantisation, self.options.said(self.quantisation))
+        return written_as(path) == (self.quantization, self.options.said(self.quantization))
 
     def export(self, checkpoint: Path, out: Path, *, force: bool, progress: Progress) -> Artifact:
         """Write the folder."""
         from .export import export_onnx
 
         return export_onnx(
-            checkpoint, out, quantisation=self.quantisation, options=self.options, force=force, progress=progress
+            checkpoint, out, quantization=self.quantization, options=self.options, force=force, progress=progress
         )
 
 
@@ -154,9 +150,9 @@ class OnnxTarget:
 
     def types(self) -> tuple[str, ...]:
         """Of its matrices."""
-        from .weights.types import QUANTISATIONS
+        from .weights.types import QUANTIZATIONS
 
-        return ("int8", *(name for name in QUANTISATIONS if name != "int8"))
+        return ("int8", *(name for name in QUANTIZATIONS if name != "int8"))
 
     def parity_limits(self) -> Mapping[str, tuple[float, float]]:
         """At 4 bits they tell a lossy folder from a broken one."""
@@ -168,9 +164,9 @@ class OnnxTarget:
             "int4-mix": (1.2, 2.0),
         }
 
-    def request(self, quantisation: str | None = None, **fields: Any) -> OnnxRequest:
+    def request(self, quantization: str | None = None, **fields: Any) -> OnnxRequest:
         """See `OnnxRequest`."""
-        return OnnxRequest(checked_type(self, quantisation), **fields)
+        return OnnxRequest(checked_type(self, quantization), **fields)
 
     def requests(self, given: Given) -> list[OnnxRequest]:
         """One per --onnx-type."""

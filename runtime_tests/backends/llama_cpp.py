@@ -86,7 +86,7 @@ class LlamaCppBackend:
         row = self._api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(row, (self._vocabulary,)).copy()
 
-    def tokenise(self, text: str, *, special: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """llama.cpp's own token ids of a text, without the start or end token.
 
         Args:
@@ -98,12 +98,12 @@ class LlamaCppBackend:
         ids = (self._api.llama_token * room)()
         count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, special)
         if count < 0:
-            raise InputError("llama.cpp: the text cannot be tokenised")
+            raise InputError("llama.cpp: the text cannot be tokenized")
         return list(ids[:count])
 
-    def tokenise_special(self, text: str) -> list[int]:
-        """As `tokenise`, of a text in which special tokens are written out."""
-        return self.tokenise(text, special=True)
+    def tokenize_special(self, text: str) -> list[int]:
+        """As `tokenize`, of a text in which special tokens are written out."""
+        return self.tokenize(text, special=True)
 
     def special_tokens(self) -> tuple[int | None, frozenset[int]]:
         """The token that begins a text, None where the file names none, and all that end one, as llama.cpp has them."""

@@ -56,15 +56,15 @@ def check_tokenizer(
         backend: the open artifact.
         path: the artifact.
         reference: tokenizer of the model it was exported from.
-        texts: what to tokenise; special tokens are never added.
+        texts: what to tokenize; special tokens are never added.
 
     Returns:
         None where the artifact has no tokenizer.
     """
-    tokenise = _tokenise(backend, path)
-    if tokenise is None:
+    tokenize = _tokenize(backend, path)
+    if tokenize is None:
         return None
-    differing = [text for text in texts if _without_begin(tokenise(text), reference) != _expected(reference, text)]
+    differing = [text for text in texts if _without_begin(tokenize(text), reference) != _expected(reference, text)]
     stated = tokens_of(reference)
     asked, wrong = _special(backend, path, stated)
     added = _added(backend, stated, reference)
@@ -100,7 +100,7 @@ def _as_runtime_has_them(backend: Backend, path: Path) -> tuple[int | None, froz
 
 def _added(backend: Backend, stated: Tokens, reference: PreTrainedTokenizerBase) -> dict[str, bool]:
     """Text of an added token -> whether the runtime reads it as that one token, where the reference does."""
-    own: Callable[[str], list[int]] | None = getattr(backend, "tokenise_special", None)
+    own: Callable[[str], list[int]] | None = getattr(backend, "tokenize_special", None)
     if own is None:
         return {}
     chosen = {text: stated.added[text] for text in sorted(stated.added)[:ADDED]}
@@ -108,8 +108,8 @@ def _added(backend: Backend, stated: Tokens, reference: PreTrainedTokenizerBase)
     return {text: own(text) in ([index], [stated.begin, index]) for text, index in known.items()}
 
 
-def _tokenise(backend: Backend, path: Path) -> Callable[[str], list[int]] | None:
-    own: Callable[[str], list[int]] | None = getattr(backend, "tokenise", None)
+def _tokenize(backend: Backend, path: Path) -> Callable[[str], list[int]] | None:
+    own: Callable[[str], list[int]] | None = getattr(backend, "tokenize", None)
     if own is not None:
         return own
     try:

@@ -10,7 +10,7 @@ import pytest
 
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.runtime_tests.artifacts import describe, find_artifacts
 from lowrank_export.runtime_tests.report.provenance import weights_sha256
 
@@ -18,29 +18,29 @@ from lowrank_export.runtime_tests.report.provenance import weights_sha256
 def test_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
     model = tiny.save_factored(tmp_path / "m", "llama", rank=16)
     found = describe(tmp_path / "m")
-    assert (found.format, found.quantisation, found.layout) == ("checkpoint", "f32", "native")
+    assert (found.format, found.quantization, found.layout) == ("checkpoint", "f32", "native")
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.bytes == (tmp_path / "m" / "model.safetensors").stat().st_size
     assert describe(found) is found
 
 
-@pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
+@pytest.mark.parametrize("quantization", ["f16", "q8_0"])
 @pytest.mark.parametrize("save", ["save_dense", "save_factored"])
-def test_gguf(tiny: ModuleType, tmp_path: Path, save: str, quantisation: str) -> None:
+def test_gguf(tiny: ModuleType, tmp_path: Path, save: str, quantization: str) -> None:
     from lowrank_export.exporters.gguf.writer import export_gguf
 
     getattr(tiny, save)(tmp_path / "m", "qwen2", tied=False)
-    made = export_gguf(tmp_path / "m", tmp_path / "m.gguf", Quantisation(quantisation), progress=SilentProgress())
+    made = export_gguf(tmp_path / "m", tmp_path / "m.gguf", Quantization(quantization), progress=SilentProgress())
     assert describe(made.path) == made
 
 
-@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize("quantization", ["fp32", "int8"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_onnx(tiny: ModuleType, tmp_path: Path, tied: bool, quantisation: str) -> None:
+def test_onnx(tiny: ModuleType, tmp_path: Path, tied: bool, quantization: str) -> None:
     from lowrank_export.exporters.onnx.export import export_onnx
 
     tiny.save_factored(tmp_path / "m", "qwen2", tied=tied, rank=32)
-    made = export_onnx(tmp_path / "m", tmp_path / "onnx", quantisation=quantisation, progress=SilentProgress())
+    made = export_onnx(tmp_path / "m", tmp_path / "onnx", quantization=quantization, progress=SilentProgress())
     assert describe(made.path) == made
 
 
@@ -60,7 +60,7 @@ def whole(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: p
 
     folder = tmp_path_factory.mktemp("whole")
     tiny.save_factored(folder / "m", "llama", rank=16, layout="pivot")
-    return export_gguf(folder / "m", folder / "m.gguf", Quantisation(request.param), progress=SilentProgress()).path
+    return export_gguf(folder / "m", folder / "m.gguf", Quantization(request.param), progress=SilentProgress()).path
 
 
 @pytest.mark.parametrize("cuts", [(5,), (1, 2, 9)])

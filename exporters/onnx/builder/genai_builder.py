@@ -81,7 +81,7 @@ def build(
 
 
 def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
-    """The configuration as the builder wants it: no quantisation method, sliding windows spelled out per block.
+    """The configuration as the builder wants it: no quantization method, sliding windows spelled out per block.
 
     Raises:
         InputError: unsupported family or rotary embedding.

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ....converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ....converter.core.errors import UsageError
 from ....converter.core.recipe import nearest
-from .quantise import BlockFormat
+from .quantize import BlockFormat
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
@@ -18,7 +18,7 @@ HEAD = "lm_head.weight"
 NARROWING = ("down_proj", "fc2")
 """Linears with more columns than rows: V is their larger factor, and gets the bits that U has elsewhere."""
 EVEN_BLOCKS = 64
-"""Two zero points share a byte; and other tools' quantisers fail on an odd number of 4-bit blocks of 32."""
+"""Two zero points share a byte; and other tools' quantizers fail on an odd number of 4-bit blocks of 32."""
 How = Literal["plain", "aware"]
 Factors = Literal["auto", "all"]
 
@@ -40,7 +40,7 @@ class OnnxType:
     head: int
 
 
-QUANTISATIONS: Mapping[str, OnnxType] = {
+QUANTIZATIONS: Mapping[str, OnnxType] = {
     "fp32": OnnxType(32, 32, 32, 32),
     "fp16": OnnxType(16, 16, 16, 16),
     "int8": OnnxType(8, 8, 8, 8),
@@ -89,24 +89,24 @@ class OnnxOptions:
         if self.factors not in get_args(Factors):
             raise UsageError(f"--onnx-factors {self.factors}: auto or all{nearest(self.factors, get_args(Factors))}")
 
-    def said(self, quantisation: str) -> str:
+    def said(self, quantization: str) -> str:
         """What a file says of its encoding: of codes how they were made, and whether every factor was kept."""
         kept = ["all factors"] if self.factors == "all" else []
-        if not has_codes(quantisation):
+        if not has_codes(quantization):
             return ", ".join(kept)
         kind = "symmetric" if self.symmetric else "asymmetric"
         level = f"accuracy level {self.accuracy_level}"
         return ", ".join([f"blocks of {self.block_size}", kind, level, f"{self.rounding} rounding", *kept])
 
 
-def has_codes(quantisation: str) -> bool:
+def has_codes(quantization: str) -> bool:
     """Whether a type stores linears as codes."""
-    return QUANTISATIONS[quantisation].dense <= 8
+    return QUANTIZATIONS[quantization].dense <= 8
 
 
-def bits_of(name: str, quantisation: str) -> int:
+def bits_of(name: str, quantization: str) -> int:
     """Bits per weight of a matrix, by its name in the checkpoint."""
-    type = QUANTISATIONS[quantisation]
+    type = QUANTIZATIONS[quantization]
     if name.endswith(tuple(linear + V_SUFFIX for linear in NARROWING)):
         return type.outer
     if name.endswith(tuple(linear + U_SUFFIX for linear in NARROWING)):
@@ -118,14 +118,14 @@ def bits_of(name: str, quantisation: str) -> int:
     return type.head if name.endswith((EMBEDDING, HEAD)) else type.dense
 
 
-def block_format(name: str, quantisation: str, options: OnnxOptions) -> BlockFormat | None:
+def block_format(name: str, quantization: str, options: OnnxOptions) -> BlockFormat | None:
     """The encoding of a matrix, by its name in the checkpoint; None where it stays float."""
-    bits = bits_of(name, quantisation)
+    bits = bits_of(name, quantization)
     return BlockFormat(bits, options.block_size, options.symmetric) if bits <= 8 else None
 
 
-def row_multiple(quantisation: str, options: OnnxOptions) -> int:
+def row_multiple(quantization: str, options: OnnxOptions) -> int:
     """What ranks should be a multiple of: whole blocks, of 4-bit codes an even number of small ones."""
-    if not has_codes(quantisation):
+    if not has_codes(quantization):
         return 1
-    return max(options.block_size, EVEN_BLOCKS) if QUANTISATIONS[quantisation].outer == 4 else options.block_size
+    return max(options.block_size, EVEN_BLOCKS) if QUANTIZATIONS[quantization].outer == 4 else options.block_size

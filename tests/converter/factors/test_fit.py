@@ -60,7 +60,7 @@ def aligned(alpha: float) -> Method:
 
 
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
-def test_alignment_minimises_its_own_objective(alpha: float) -> None:
+def test_alignment_minimizes_its_own_objective(alpha: float) -> None:
     """||((1 - alpha) W X' + alpha W X) - U V^T X'|| is smaller than for any factors nearby."""
     w = weight(12, 10)
     gathered, x, y = moments(10)

@@ -17,7 +17,7 @@ from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.model.places import model_place
 from lowrank_export.converter.model.source import open_checkpoint, open_source
 from lowrank_export.converter.storage.gguf_header import read_header
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 
 SILENT = SilentProgress()
@@ -43,7 +43,7 @@ def whole(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF file, llama.cpp's own layout, with rows that q8_0 fits."""
     folder = tmp_path_factory.mktemp("whole")
     tiny.save_dense(folder / "m", "llama")
-    export_gguf(folder / "m", folder / "m.gguf", Quantisation("f16"), layout="dense", progress=SILENT)
+    export_gguf(folder / "m", folder / "m.gguf", Quantization("f16"), layout="dense", progress=SILENT)
     return folder / "m.gguf"
 
 

@@ -84,9 +84,9 @@ def without(name: str) -> Callable[[Tensors], None]:
 
 
 REFUSED: dict[str, tuple[Callable[[Tensors], None], str]] = {
-    "eight bits": (eight_bit, "'model.layers.0.mlp.down_proj.weight' is stored as I8, quantised"),
+    "eight bits": (eight_bit, "'model.layers.0.mlp.down_proj.weight' is stored as I8, quantized"),
     "one of eight bits": (one_eight_bit, "'model.layers.1.mlp.up_proj.weight' is stored as I8"),
-    "float8": (float8, "is stored as F8_E4M3, quantised .* start from the unquantised checkpoint"),
+    "float8": (float8, "is stored as F8_E4M3, quantized .* start from the unquantized checkpoint"),
     "four bits": (packed, "'model.layers.0.mlp.up_proj.weight' is stored as U8"),
     "scales alone": (with_more("model.layers.0.mlp.up_proj.weight_scale", 160), "weight_scale', for which a llama"),
     "classifier": (classifier, "holds 'score.weight': it scores texts .* no language model"),

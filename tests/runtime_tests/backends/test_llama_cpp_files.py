@@ -17,7 +17,7 @@ from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf import writer
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.backends.inspection import GgufSummary, check_loadable, inspect_gguf
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
@@ -57,7 +57,7 @@ print("survived")
 def pivot(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pivot")
     tiny.save_factored(folder / "model", "qwen2", rank=20, layout="pivot")
-    export_gguf(folder / "model", folder / "m.gguf", Quantisation("f32"), progress=SilentProgress())
+    export_gguf(folder / "model", folder / "m.gguf", Quantization("f32"), progress=SilentProgress())
     return folder / "m.gguf"
 
 
@@ -65,8 +65,8 @@ def pivot(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     tiny.save_factored(folder / "model", "qwen2")
-    export_gguf(folder / "model", folder / "native.gguf", Quantisation("f32"), progress=SilentProgress())
-    export_gguf(folder / "model", folder / "dense.gguf", Quantisation("f32"), layout="dense", progress=SilentProgress())
+    export_gguf(folder / "model", folder / "native.gguf", Quantization("f32"), progress=SilentProgress())
+    export_gguf(folder / "model", folder / "dense.gguf", Quantization("f32"), layout="dense", progress=SilentProgress())
     return folder
 
 
@@ -110,7 +110,7 @@ def test_library_without_the_patch(factored: Path) -> None:
 
 def test_newer_layout(factored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_cpp_runtime: Path) -> None:
     monkeypatch.setitem(writer.LOWRANK_VERSIONS, "two-factor", 3)
-    export_gguf(factored / "model", tmp_path / "m.gguf", Quantisation("f16"), progress=SilentProgress())
+    export_gguf(factored / "model", tmp_path / "m.gguf", Quantization("f16"), progress=SilentProgress())
     with pytest.raises(InputError, match="knows version 2"):
         LlamaCppBackend(tmp_path / "m.gguf")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lowrank_export.converter.core.errors import UsageError
-from lowrank_export.exporters.onnx.weights.quantise import BlockFormat
-from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions, bits_of, block_format, row_multiple
+from lowrank_export.exporters.onnx.weights.quantize import BlockFormat
+from lowrank_export.exporters.onnx.weights.types import QUANTIZATIONS, OnnxOptions, bits_of, block_format, row_multiple
 
 LINEAR = "model.layers.0.mlp.up_proj"
 
@@ -30,7 +30,7 @@ def test_format_is_none_for_floats() -> None:
 
 
 def test_rows_fill_their_blocks() -> None:
-    found = {type: [row_multiple(type, OnnxOptions(block)) for block in (16, 32, 128)] for type in QUANTISATIONS}
+    found = {type: [row_multiple(type, OnnxOptions(block)) for block in (16, 32, 128)] for type in QUANTIZATIONS}
     assert found == {
         "fp32": [1, 1, 1],
         "fp16": [1, 1, 1],
