@@ -111,7 +111,7 @@ class GgufRequest:
         from ..chosen import CHOSEN
         from .writer import check_acceptable
 
-        records = check_acceptable(reader, None if self.quantisation == CHOSEN else self.asked)
+        records = check_acceptable(reader, None if self.quantization == CHOSEN else self.asked)
         if self.rounding.imatrix is None:
             self.rounding.importance(records)
 

@@ -167,7 +167,7 @@ def library_for(
     return None
 
 
-def with_choice(asked: Quantisation, reader: CheckpointReader) -> Quantisation:
+def with_choice(asked: Quantization, reader: CheckpointReader) -> Quantization:
     """The types asked for; for `CHOSEN` those of the checkpoint's recipe.
 
     Raises:
@@ -179,7 +179,7 @@ def with_choice(asked: Quantisation, reader: CheckpointReader) -> Quantisation:
 
 
 def check_acceptable(
-    reader: CheckpointReader, asked: Quantisation | None = None, layout: str = "native"
+    reader: CheckpointReader, asked: Quantization | None = None, layout: str = "native"
 ) -> tuple[TensorRecord, ...]:
     """Refuse, from headers and texts alone, what writing a checkpoint or what is made of it would refuse.
 

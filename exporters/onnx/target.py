@@ -77,7 +77,7 @@ class OnnxRequest:
         from ..rounding.calibrated import check_calibrated
         from .weights.types import has_codes
 
-        if self.reads_calibration and has_codes(self.quantisation):
+        if self.reads_calibration and has_codes(self.quantization):
             check_calibrated(reader, self.options.calibration)
 
     def row_multiple(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +17,14 @@ from ...converter.statistics.window_chunks import CHUNK_TOKENS
 
 
 def check_calibrated(reader: CheckpointReader, text: str | None) -> None:
-    """Refuse what `open_calibrated` would.
+    """Refuse what `open_calibrated` would, without sampling anything.
 
     Raises:
         UsageError, InputError: as `recorded_windows` says.
     """
     family_of(reader.config, str(reader.path))
-    recorded_windows(reader.path, text, int(reader.config["vocab_size"]))
+    sample = None if reader.ranks else lambda count, length, seed: np.zeros((count, length), np.int32)
+    recorded_windows(reader.path, text, int(reader.config["vocab_size"]), sample)
 
 
 def open_calibrated(

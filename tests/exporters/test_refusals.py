@@ -263,7 +263,7 @@ REFUSALS: dict[str, list[First]] = {
         First(dense(rope_parameters=DYNAMIC), "does not support rope type 'dynamic'"),
         First(dense(rope_parameters=PARTIAL), "does not support a partial rotary embedding"),
     ],
-    "gguf/mixes.py:Quantisation.__post_init__": [
+    "gguf/mixes.py:Quantization.__post_init__": [
         First(
             at_once(lambda: requested("gguf", "budget", head_type="q8_0")), "has its own types of embedding and head"
         ),
@@ -282,8 +282,8 @@ REFUSALS: dict[str, list[First]] = {
         First(with_tensors(lambda t: t.update({"model.x.weight": t[HEAD] * 2})), "has no place", earlier=True)
     ],
     "gguf/names.py:interleave_rows": [First(lambda f, t: odd_heads(f, t), "halves that rotate", earlier=True)],
-    "gguf/pretokenisers.py:pretokeniser_name": [
-        First(with_tokenizer(lambda d: d.update(normalizer={"type": "Lowercase"})), "normaliser 'Lowercase' has no"),
+    "gguf/pretokenizers.py:pretokenizer_name": [
+        First(with_tokenizer(lambda d: d.update(normalizer={"type": "Lowercase"})), "normalizer 'Lowercase' has no"),
         First(with_tokenizer(lambda d: d.update(pre_tokenizer={"type": "Whitespace"})), "no pre-tokeniser of llama"),
     ],
     "gguf/rounding_choice.py:Rounding.__post_init__": [
@@ -324,9 +324,6 @@ REFUSALS: dict[str, list[First]] = {
         First(at_once(lambda: requested("gguf", "q8_0", residual="q8_0")), "belong to --layout adapter"),
     ],
     "gguf/target.py:GgufRequest.check": [First(dense("gguf", "iq2_xs"), "wants to know what the inputs are")],
-    "gguf/target.py:GgufRequest.of_dense": [
-        First(at_once(lambda: requested("gguf", "q4_0", rounding=Rounding("aware")).of_dense("self")), "`self` is none")
-    ],
     "gguf/tensors.py:plan_tensors": [
         First(with_tensors(lambda t: t.pop(HEAD)), "'lm_head.weight' is missing", earlier=True),
         First(with_tensors(lambda t: t.pop(EMBEDDING)), "'model.embed_tokens.weight' is missing", earlier=True),
@@ -369,12 +366,10 @@ REFUSALS: dict[str, list[First]] = {
     "onnx/check/genai_tokenizer.py:check_readable": [
         First(
             with_tokenizer(
-                lambda d: d.update(
-                    model={"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}, added_tokens=[]
-                ),
+                lambda d: d.update(model={"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["e", -1.0]]}),
                 "onnx",
             ),
-            "cannot read its tokenizer|otherwise than|for a sentence",
+            "GenAI cannot read its tokenizer",
         )
     ],
     "onnx/export.py:export_onnx": [First(at_once(lambda: requested("onnx", "int9")), "unknown type", earlier=True)],
@@ -388,12 +383,6 @@ REFUSALS: dict[str, list[First]] = {
     ],
     "onnx/target.py:OnnxRequest.check_choice": [
         First(at_once(lambda: requested("onnx").check_choice({"m": Form(("q8_0",))})), "choice: is no matter of onnx")
-    ],
-    "onnx/target.py:OnnxRequest.of_dense": [
-        First(
-            at_once(lambda: requested("onnx", "int8", options=OnnxOptions(rounding="aware")).of_dense("self")),
-            "`self` is none",
-        )
     ],
     "onnx/weights/types.py:OnnxOptions.__post_init__": [
         First(at_once(lambda: OnnxOptions(block_size=33)), "--onnx-block-size 33"),
