@@ -82,15 +82,19 @@ def export(
     """Export a checkpoint to GGUF and ONNX."""
     from ..converter.checkpoint.reader import CheckpointReader
     from ..converter.core.progress import ConsoleProgress
+    from ..converter.planning.disk_forecast import check_disk
     from ..converter.storage.byte_size import memory_limit
     from .export import export as run_export
-    from .preflight import check_exports, check_places, plan_export_memory
+    from .preflight import check_exports, check_places, export_bytes, plan_export_memory
 
     progress = ConsoleProgress()
     requests = chosen_exports(exports, calibration=calibration, device=device)
     check_places(requests, out, force)
     memory = plan_export_memory(checkpoint, requests, memory_limit(max_memory))
-    check_exports(CheckpointReader(checkpoint), requests, exported=True)
+    reader = CheckpointReader(checkpoint)
+    check_exports(reader, requests, exported=True)
+    shapes = {name: reader.shape(name) for name in reader.names}
+    check_disk(out, export_bytes(requests, shapes, reader.config), "the exports")
     artifacts = [
         run_export(checkpoint, out / request.name, request, force=force, progress=progress) for request in requests
     ]
