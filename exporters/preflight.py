@@ -80,12 +80,22 @@ def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest], *
     Raises:
         UsageError, InputError, ResourceError: one of them would refuse it; the line is its own.
     """
-    _check_described(reader)
+    check_accepted(reader, requests)
     for request in requests:
-        request.check()
-        _check(request, reader)
+        request.check(reader)
         if exported:
             request.check_checkpoint(reader)
+
+
+def check_accepted(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> None:
+    """As `check_exports`, where it is not said yet how weights will be rounded.
+
+    Raises:
+        UsageError, InputError, ResourceError: one of them would refuse the model; the line is its own.
+    """
+    _check_described(reader)
+    for request in requests:
+        _check(request, reader)
 
 
 def check_places(requests: Sequence[ExportRequest], out: Path, force: bool) -> None:
