@@ -101,8 +101,7 @@ def export_gguf(
         raise UsageError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or force"))
     reader = CheckpointReader(checkpoint)
     of = gguf_of(reader.config)
-    if asked.mix == CHOSEN and asked.chosen is None:
-        asked = replace(asked, chosen=chosen_types(recorded_forms(reader), of))
+    asked = with_choice(asked, reader)
     hyperparameters = read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyperparameters, native=native)
@@ -168,18 +167,42 @@ def library_for(
     return None
 
 
-def check_acceptable(reader: CheckpointReader) -> None:
-    """Refuse, from headers and texts alone, what writing a checkpoint or what is made of it would refuse.
+def with_choice(asked: Quantization, reader: CheckpointReader) -> Quantization:
+    """The types asked for; for `CHOSEN` those of the checkpoint's recipe.
 
     Raises:
+        UsageError: it chose none.
+    """
+    if asked.mix != CHOSEN or asked.chosen is not None:
+        return asked
+    return replace(asked, chosen=chosen_types(recorded_forms(reader), gguf_of(reader.config)))
+
+
+def check_acceptable(
+    reader: CheckpointReader, asked: Quantization | None = None, layout: str = "native"
+) -> tuple[TensorRecord, ...]:
+    """Refuse, from headers and texts alone, what writing a checkpoint or what is made of it would refuse.
+
+    Args:
+        reader: of the checkpoint.
+        asked: the types, where they are known.
+        layout: as of `export_gguf`.
+
+    Returns:
+        The tensors of the file; none where the types are not known.
+
+    Raises:
+        UsageError: the types contradict the model.
         InputError: the family, a setting, a tensor, the size of a head or the tokenizer has no place in a GGUF file.
     """
     of, hyper = gguf_of(reader.config), read_hyperparameters(reader.config)
-    shapes = {source.name: source.shape for source in plan_tensors(reader, of, hyper, native=bool(reader.ranks))}
+    native = layout == "native" and bool(reader.ranks)
+    shapes = {source.name: source.shape for source in plan_tensors(reader, of, hyper, native=native)}
     check_shapes(shapes, of, hyper)
     if of.interleaved and hyper.head_dim % 2:
         raise InputError(f"{reader.path}: heads of {hyper.head_dim} numbers do not split into halves that rotate")
     vocabulary_of(reader)
+    return () if asked is None else tensor_records(shapes, asked)
 
 
 def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:

@@ -72,6 +72,14 @@ class OnnxRequest:
 
         check_acceptable(reader)
 
+    def check_checkpoint(self, reader: CheckpointReader) -> None:
+        """The text that aware rounding runs."""
+        from ..rounding.calibrated import check_calibrated
+        from .weights.types import has_codes
+
+        if self.reads_calibration and has_codes(self.quantization):
+            check_calibrated(reader, self.options.calibration)
+
     def row_multiple(self) -> int:
         """Whole blocks."""
         from .weights.types import row_multiple

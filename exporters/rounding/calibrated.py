@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,17 @@ from ...converter.model.blocks import BlockSource
 from ...converter.statistics.recorded_windows import recorded_windows
 from ...converter.statistics.sampling import Sampler
 from ...converter.statistics.window_chunks import CHUNK_TOKENS
+
+
+def check_calibrated(reader: CheckpointReader, text: str | None) -> None:
+    """Refuse what `open_calibrated` would, without sampling anything.
+
+    Raises:
+        UsageError, InputError: as `recorded_windows` says.
+    """
+    family_of(reader.config, str(reader.path))
+    sample = None if reader.ranks else lambda count, length, seed: np.zeros((count, length), np.int32)
+    recorded_windows(reader.path, text, int(reader.config["vocab_size"]), sample)
 
 
 def open_calibrated(
