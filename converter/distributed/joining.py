@@ -37,9 +37,7 @@ def require_single_process(command: str) -> None:
     """
     if started() > 1:
         if os.environ["RANK"] != "0":
-            with suppress(
-                KeyboardInterrupt
-            ):  # torchrun ends all when one has ended: the first reports its error before
+            with suppress(KeyboardInterrupt):  # torchrun ends all when one has ended; the first reports before that
                 time.sleep(FIRST_RANK_GRACE_SECONDS)
             raise AlreadyReportedError(UsageError.exit_code)
         raise UsageError(f"{command}: is the work of one process; torchrun is for compress and statistics")
