@@ -83,16 +83,14 @@ def export(
     from ..converter.checkpoint.reader import CheckpointReader
     from ..converter.core.progress import ConsoleProgress
     from ..converter.storage.byte_size import memory_limit
-    from ..converter.storage.files import check_output
     from .export import export as run_export
-    from .preflight import check_exports, plan_export_memory
+    from .preflight import check_exports, check_places, plan_export_memory
 
     progress = ConsoleProgress()
     requests = chosen_exports(exports, calibration=calibration, device=device)
-    for request in requests:
-        check_output(out / request.name, force)
+    check_places(requests, out, force)
     memory = plan_export_memory(checkpoint, requests, memory_limit(max_memory))
-    check_exports(CheckpointReader(checkpoint), requests)
+    check_exports(CheckpointReader(checkpoint), requests, exported=True)
     artifacts = [
         run_export(checkpoint, out / request.name, request, force=force, progress=progress) for request in requests
     ]

@@ -13,6 +13,8 @@ from ..converter.families.table import family_to_load
 from ..converter.machine.memory import peak_memory, resident_memory
 from ..converter.model.config_check import check_config
 from ..converter.planning.memory_plan import LIBRARIES, MARGIN, gigabytes
+from ..converter.storage.files import check_output
+from .registry import TARGETS
 from .target import ExportRequest
 
 
@@ -63,22 +65,46 @@ def plan_export_memory(checkpoint: Path, requests: Sequence[ExportRequest], limi
     return found
 
 
-def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> None:
+def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest], *, exported: bool = False) -> None:
     """Ask every export whether it will accept what becomes of a model, before any work on it.
 
     From config.json, names and shapes of tensors, and the tokenizer's files alone; no weight is read.
 
     Args:
-        reader: of the dense model, or of the factored checkpoint that is exported.
+        reader: of the dense model, or of the checkpoint that is exported.
         requests: what will be made of it.
+        exported: whether it is this very checkpoint that is exported.
 
     Raises:
-        InputError: one of them would refuse it; the line is its own.
+        UsageError, InputError, ResourceError: one of them would refuse it; the line is its own.
     """
     _check_described(reader)
     for request in requests:
-        request.check_model(reader.config)
-        request.check_source(reader)
+        request.check()
+        _check(request, reader)
+        if exported:
+            request.check_checkpoint(reader)
+
+
+def check_places(requests: Sequence[ExportRequest], out: Path, force: bool) -> None:
+    """Refuse, before anything is written, what an export would not replace.
+
+    Args:
+        requests: what is written.
+        out: into which folder.
+        force: whether what is there may be replaced.
+
+    Raises:
+        UsageError: something is there already, or something that is no export and stays even with `force`.
+    """
+    for request in requests:
+        path = out / request.name
+        check_output(path, force)
+        empty = path.is_dir() and not any(path.iterdir())
+        if path.exists() and not empty and not TARGETS[request.format].recognizes(path):
+            raise UsageError(
+                f"{path}: is no {request.format.upper()} export; remove it yourself, or choose another --out"
+            )
 
 
 def refusals(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> list[str]:
@@ -91,11 +117,15 @@ def refusals(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> lis
     found = []
     for request in requests:
         try:
-            request.check_model(reader.config)
-            request.check_source(reader)
-        except InputError as refused:
+            _check(request, reader)
+        except (UsageError, InputError, ResourceError) as refused:
             found.append(f"{request.name}: {refused}")
     return found
+
+
+def _check(request: ExportRequest, reader: CheckpointReader) -> None:
+    request.check_model(reader.config)
+    request.check_source(reader)
 
 
 def _check_described(reader: CheckpointReader) -> None:

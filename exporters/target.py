@@ -125,6 +125,17 @@ class ExportRequest(Protocol):
             InputError: what the export would refuse later.
         """
 
+    def check_checkpoint(self, reader: CheckpointReader) -> None:
+        """Refuse, before anything is written, what of the very checkpoint that is exported does not fit: the text that
+        it records, types that were chosen for it, its layout, and the files that the request names.
+
+        Args:
+            reader: of the checkpoint.
+
+        Raises:
+            UsageError, InputError: what the export would refuse later.
+        """
+
     def row_multiple(self) -> int:
         """What ranks should be a multiple of for no other type to stand in."""
 
@@ -149,7 +160,7 @@ class ExportRequest(Protocol):
         """Its format as a choice of types under a budget of bytes sees it; of requests in chosen types alone.
 
         Args:
-            progress: told about tools that are built for it.
+            progress: receives tools that are built for it.
 
         Raises:
             ResourceError: they cannot be had.

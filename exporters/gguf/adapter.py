@@ -100,15 +100,8 @@ def export_adapter(
         InputError: not in two factors, not made from `dense`, or as `writer.export_gguf` says.
         ResourceError: no space left.
     """
-    residual = residual or (DEFAULT_RESIDUAL if dense else NOTHING)
-    if residual not in RESIDUALS:
-        raise UsageError(f"unknown residual type {residual!r}{nearest(residual, RESIDUALS)}")
-    if residual != NOTHING and dense is None:
-        raise UsageError(f"a residual in {residual} is of the dense model: give --dense, or --gguf-residual-type zero")
     reader = CheckpointReader(checkpoint)
-    if reader.layout != "two-factor":
-        raise InputError(f"{checkpoint}: layout {reader.layout}; an adapter holds two factors")
-    model = None if dense is None or residual == NOTHING else _checked(dense, reader)
+    residual, model = check_adapter(reader, dense, residual)
     hyper = read_hyperparameters(reader.config)
     job = _Job(reader, gguf_of(reader.config), hyper, asked, vocabulary_of(reader), None, progress)
     sources, base, adapter = _plan(job, residual)
@@ -131,6 +124,31 @@ def export_adapter(
         parameters=sum(prod(record.shape) for record in base),
         tensors=(*base, *adapter),
     )
+
+
+def check_adapter(
+    reader: CheckpointReader, dense: Model | None, residual: str | None
+) -> tuple[str, CheckpointReader | None]:
+    """Refuse what cannot be written as a base and an adapter.
+
+    Args:
+        reader: of the factored checkpoint.
+        dense, residual: as of `export_adapter`.
+
+    Returns:
+        The type of the residuals, and the tensors that they are taken from; None where there are none.
+
+    Raises:
+        UsageError, InputError: as of `export_adapter`.
+    """
+    residual = residual or (DEFAULT_RESIDUAL if dense else NOTHING)
+    if residual not in RESIDUALS:
+        raise UsageError(f"unknown residual type {residual!r}{nearest(residual, RESIDUALS)}")
+    if residual != NOTHING and dense is None:
+        raise UsageError(f"a residual in {residual} is of the dense model: give --dense, or --gguf-residual-type zero")
+    if reader.layout != "two-factor":
+        raise InputError(f"{reader.path}: layout {reader.layout}; an adapter holds two factors")
+    return residual, None if dense is None or residual == NOTHING else _checked(dense, reader)
 
 
 def _checked(dense: Model, reader: CheckpointReader) -> CheckpointReader:

@@ -81,7 +81,7 @@ class GgufRequest:
         """The types, as the file says them of itself."""
         from .mixes import Quantization
 
-        return Quantization(self.quantization, self.embedding_type, self.head_type, self.rounding.said)
+        return Quantization(self.quantization, self.embedding_type, self.head_type, self.rounding.recorded)
 
     @property
     def reads_calibration(self) -> bool:
@@ -89,7 +89,7 @@ class GgufRequest:
         return self.rounding.how == "aware"
 
     def check(self) -> None:
-        """A type that needs to know the inputs, and is not told."""
+        """A type that needs the importance of its inputs, and gets none."""
         from .mixes import MIXES
         from .types import TYPES
 
@@ -97,7 +97,7 @@ class GgufRequest:
             return
         if self.quantization in MIXES and TYPES[MIXES[self.quantization].base].importance:
             raise UsageError(
-                f"--gguf-type {self.quantization}: wants to know what the inputs are; add --gguf-rounding aware"
+                f"--gguf-type {self.quantization}: needs the importance of its inputs; add --gguf-rounding aware"
             )
 
     def check_model(self, config: Mapping[str, Any]) -> None:
@@ -108,9 +108,29 @@ class GgufRequest:
 
     def check_source(self, reader: CheckpointReader) -> None:
         """Settings, tensors, heads and tokenizer have to be such as a GGUF file expresses."""
+        from ..chosen import CHOSEN
         from .writer import check_acceptable
 
-        check_acceptable(reader)
+        records = check_acceptable(reader, None if self.quantization == CHOSEN else self.asked)
+        if self.rounding.imatrix is None:
+            self.rounding.importance(records)
+
+    def check_checkpoint(self, reader: CheckpointReader) -> None:
+        """Its layout and choice, the importance matrix, the dense model, the text that aware rounding runs."""
+        from ...converter.core.progress import SilentProgress
+        from ...converter.model.source import open_source
+        from ..rounding.calibrated import check_calibrated
+        from .adapter import check_adapter
+        from .writer import check_acceptable, with_choice
+
+        if self.layout == "adapter":
+            dense = None if self.dense is None else open_source(self.dense, SilentProgress(), "--dense")
+            check_adapter(reader, dense, self.residual)
+            return
+        records = check_acceptable(reader, with_choice(self.asked, reader), self.layout)
+        self.rounding.importance(records)
+        if self.reads_calibration:
+            check_calibrated(reader, self.rounding.calibration)
 
     def row_multiple(self) -> int:
         """The larger block of the types of its factors."""

@@ -18,6 +18,7 @@ from ..artifact import Artifact
 from .builder import genai_builder
 from .builder.builder_families import check_head_size, check_rotary
 from .check.check_windows import reference_of
+from .check.genai_tokenizer import check_readable
 from .check.selfcheck import check_export, tolerance
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTIZATION_KEY, model_bytes, model_facts, tensor_records
 from .flavours import check_single_flavour
@@ -119,6 +120,7 @@ def check_acceptable(reader: CheckpointReader) -> None:
 
     Raises:
         InputError: the family, a setting, the rotary embedding, the size of a head or the tokenizer cannot be exported.
+        ResourceError: a package that traces the model is missing.
     """
     from transformers import AutoConfig
 
@@ -130,7 +132,10 @@ def check_acceptable(reader: CheckpointReader) -> None:
     if family.builder is not None:
         check_rotary(config, where)
         check_head_size(config, where)
+    else:
+        torch_exporter.check_importable()
     check_token_ids(reader, load_tokenizer(reader.path))
+    check_readable(reader.path, int(reader.config["vocab_size"]))
 
 
 def check_token_ids(reader: CheckpointReader, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -170,7 +175,7 @@ def _metadata(
         "lowrank.retention": str(lowrank.get("retention", 1.0)),
         "lowrank.recipe": reader.recipe_text,
         QUANTIZATION_KEY: quantization,
-        ENCODING_KEY: options.said(quantization),
+        ENCODING_KEY: options.recorded(quantization),
         **said,
     }
 

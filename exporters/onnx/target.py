@@ -72,6 +72,14 @@ class OnnxRequest:
 
         check_acceptable(reader)
 
+    def check_checkpoint(self, reader: CheckpointReader) -> None:
+        """The text that aware rounding runs."""
+        from ..rounding.calibrated import check_calibrated
+        from .weights.types import has_codes
+
+        if self.reads_calibration and has_codes(self.quantization):
+            check_calibrated(reader, self.options.calibration)
+
     def row_multiple(self) -> int:
         """Whole blocks."""
         from .weights.types import row_multiple
@@ -121,7 +129,7 @@ class OnnxRequest:
         """Compared in what the model file says of its type and encoding."""
         from .contents import written_as
 
-        return written_as(path) == (self.quantization, self.options.said(self.quantization))
+        return written_as(path) == (self.quantization, self.options.recorded(self.quantization))
 
     def export(self, checkpoint: Path, out: Path, *, force: bool, progress: Progress) -> Artifact:
         """Write the folder."""

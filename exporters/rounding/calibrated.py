@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,17 @@ from ...converter.statistics.sampling import Sampler
 from ...converter.statistics.window_chunks import CHUNK_TOKENS
 
 
+def check_calibrated(reader: CheckpointReader, text: str | None) -> None:
+    """Refuse what `open_calibrated` would, without sampling anything.
+
+    Raises:
+        UsageError, InputError: as `recorded_windows` says.
+    """
+    family_of(reader.config, str(reader.path))
+    sample = None if reader.ranks else lambda count, length, seed: np.zeros((count, length), np.int32)
+    recorded_windows(reader.path, text, int(reader.config["vocab_size"]), sample)
+
+
 def open_calibrated(
     reader: CheckpointReader, text: str | None, device: str, progress: Progress
 ) -> tuple[BlockSource, list[Tensor]]:
@@ -24,7 +36,7 @@ def open_calibrated(
         reader: a checkpoint, dense or factored.
         text: instead of the recorded one.
         device: "auto", "cpu", "cuda".
-        progress: told about the sampling of a dense model's own windows.
+        progress: receives the sampling of a dense model's own windows.
 
     Raises:
         UsageError, InputError: as `recorded_windows` says.

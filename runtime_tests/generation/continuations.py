@@ -17,7 +17,7 @@ Pieces = NDArray[np.int32]  # (N, P) token ids
 
 
 def pieces(windows: Windows, count: int, length: int) -> Pieces:
-    """Cut `count` pieces of text, the same number of windows apart as far as may be; no random number takes part.
+    """Cut `count` pieces of text, evenly spaced; no random number takes part.
 
     Args:
         windows: N windows of T tokens.

@@ -1,4 +1,4 @@
-"""A job that is cut short goes on where it stopped, and ends with the bytes of one that never was."""
+"""An interrupted job resumes where it stopped, and ends with the bytes of an uninterrupted one."""
 
 from __future__ import annotations
 
