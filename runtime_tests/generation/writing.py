@@ -51,7 +51,8 @@ def write(
     Raises:
         InputError: a prompt without tokens, or NaN logits.
     """
-    greedy, sampled = [], []
+    greedy: list[Sample] = []
+    sampled: list[Sample] = []
     for index, prompt in enumerate(prompts):
         for texts, number in ((greedy, None), (sampled, seed + index)):
             texts.append(sample(backend, tokenizer, prompt, max_tokens=max_tokens, seed=number))
