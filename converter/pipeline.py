@@ -72,7 +72,7 @@ def compress(
     progress: Progress | None = None,
     workers: Workers = ALONE,
 ) -> Compression:
-    """Compress a model into a factored checkpoint; a job that was cut short goes on where it stopped.
+    """Compress a model into a factored checkpoint; an interrupted job resumes where it stopped.
 
     Args:
         recipe: what to do.
@@ -83,7 +83,7 @@ def compress(
             calibration text; a temporary one by default.
         limits: memory that this process may take, of its GPU by default what is free there. Activations that do not fit
             go to the machine's memory, or to a file beside `out`; the result is the same.
-        progress: told about stages.
+        progress: receives stages.
         workers: the processes that share the job (machine/joining.py); all call this alike, on a folder that all see,
             and one of them writes.
 

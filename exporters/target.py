@@ -163,7 +163,7 @@ class ExportRequest(Protocol):
         """Its format as a choice of types under a budget of bytes sees it; of requests in chosen types alone.
 
         Args:
-            progress: told about tools that are built for it.
+            progress: receives tools that are built for it.
 
         Raises:
             ResourceError: they cannot be had.

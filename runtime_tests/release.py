@@ -1,4 +1,4 @@
-"""The main job: compress, export, validate, in one folder; a job that was cut short goes on where it stopped."""
+"""The main job: compress, export, validate, in one folder; an interrupted job resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def release(
 ) -> Report:
     """Compress, export and validate into `out`: checkpoint/, an artifact and its card per export, the report's files.
 
-    Finished stages of a job that was cut short are kept when the recipe is the same.
+    Finished stages of an interrupted job are kept when the recipe is the same.
 
     Args:
         recipe: what to compress and how.

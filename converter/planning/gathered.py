@@ -114,7 +114,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
                 if folder is not None:
                     workers.check_shared(folder / IDENTITY)
                 _gather(context, found, calibration, statistics_kinds(recipe) if kinds is None else kinds)
-                workers.wait()  # for the writer's last file
+                workers.barrier()  # for the writer's last file
             release_freed()
             yield found
 

@@ -79,7 +79,7 @@ def allocate(
         blocks: the dense model.
         calibration: its windows; None for a method that needs none.
         store: statistics of the kinds that the method reads.
-        progress: told about stages.
+        progress: receives stages.
         workers: the processes that share the job.
 
     Raises:

@@ -20,7 +20,7 @@ class Sampler:
     Attributes:
         model: its folder.
         device, dtype: that it is loaded to, as a whole.
-        progress: told about tokens.
+        progress: receives tokens.
     """
 
     model: Path

@@ -127,7 +127,7 @@ def refine_model(
         schedule: epochs, rate, seed.
         bfloat16: whether forwards are autocast to it.
         journal: as for `descend`.
-        advance: told about steps.
+        advance: receives steps.
         workers: of the job; the windows of a batch are divided among them.
     """
     windows, fitted = teacher.windows, teacher.fitted

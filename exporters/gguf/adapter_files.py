@@ -1,7 +1,7 @@
 """A base file and its adapter: how each finds the other, and what the two hold together.
 
 The base alone is no model. It names its adapter and the adapter's hash, so that this project's own tools find it and
-never take another; llama.cpp itself is told with `--lora`.
+never take another; llama.cpp itself takes it as `--lora`.
 """
 
 from __future__ import annotations

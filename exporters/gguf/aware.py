@@ -80,7 +80,7 @@ def round_linears(
         of: the model's family.
         library: a ggml library.
         folder: filled with one `.npy` per tensor; a model's worth of them need not fit into memory.
-        progress: told about blocks.
+        progress: receives blocks.
         alpha: see `rounding.aware.round_linears`.
 
     Returns:

@@ -38,7 +38,7 @@ def export_imatrix(
         text: that is run; the one that the checkpoint records by default.
         device: "auto", "cpu", "cuda".
         force: replace `out`.
-        progress: told about blocks.
+        progress: receives blocks.
 
     Raises:
         UsageError, InputError, ResourceError: as `recorded_windows` and `write_imatrix` say.
@@ -67,7 +67,7 @@ def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Gguf, 
         blocks: the model, dense or factored.
         chunks: calibration windows, (B, T) each.
         of: the model's family.
-        progress: told about blocks.
+        progress: receives blocks.
     """
     squares: dict[str, NDArray[np.float32]] = {}
     for stop in input_moments(blocks, chunks, progress, LABEL):

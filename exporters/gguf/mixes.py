@@ -29,7 +29,7 @@ class Mix:
     """Types of the kinds of matrices of a file. Rows that do not fit a type get its fallback.
 
     Attributes:
-        base: of every matrix that nothing below is said of.
+        base: of every matrix that no field below names.
         head: of the output head, or of the embedding that serves as one.
         file_type: llama.cpp's number for such files.
         sensitive: of both factors of the `SENSITIVE` linears; U and V alike, see docs/gguf.md.
@@ -119,7 +119,7 @@ class Quantization:
         mix: a key of `MIXES`, or `CHOSEN`.
         embedding: type of the token embedding, where it is not the mix's.
         head: type of the output head, where it is not the mix's. A tied embedding is both.
-        rounding: what the rounding was told, `rounding_choice.Rounding.said`; None for nothing.
+        rounding: what files record of it, `rounding_choice.Rounding.recorded`; None for plain rounding.
         chosen: with `CHOSEN`, GGUF name -> type of every matrix.
     """
 

@@ -81,7 +81,7 @@ class GgufRequest:
         """The types, as the file says them of itself."""
         from .mixes import Quantization
 
-        return Quantization(self.quantization, self.embedding_type, self.head_type, self.rounding.said)
+        return Quantization(self.quantization, self.embedding_type, self.head_type, self.rounding.recorded)
 
     @property
     def reads_calibration(self) -> bool:
@@ -89,7 +89,7 @@ class GgufRequest:
         return self.rounding.how == "aware"
 
     def check(self, reader: CheckpointReader | None = None) -> None:
-        """A type that needs to know the inputs, and is not told."""
+        """A type that needs the importance of its inputs, and gets none."""
         from .mixes import MIXES
         from .types import TYPES
         from .writer import check_acceptable
@@ -98,7 +98,7 @@ class GgufRequest:
             return
         if self.quantization in MIXES and TYPES[MIXES[self.quantization].base].importance:
             raise UsageError(
-                f"--gguf-type {self.quantization}: wants to know what the inputs are; add --gguf-rounding aware"
+                f"--gguf-type {self.quantization}: needs the importance of its inputs; add --gguf-rounding aware"
             )
         if reader is not None and self.quantization in MIXES:
             self.rounding.importance(check_acceptable(reader, self.asked))

@@ -81,9 +81,9 @@ def export_gguf(
             does not encode are encoded by llama.cpp's ggml, built once.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
-        rounding: what the rounding is told; nothing by default.
+        rounding: plain by default.
         force: replace an existing file.
-        progress: told about stages and fallbacks.
+        progress: receives stages and fallbacks.
 
     Returns:
         The record of the file. Its layout is "dense" where the file holds no factors.
@@ -94,7 +94,7 @@ def export_gguf(
         ResourceError: no space left, or ggml cannot be built.
     """
     rounding = rounding or Rounding()
-    asked = replace(asked, rounding=rounding.said)
+    asked = replace(asked, rounding=rounding.recorded)
     if layout not in LAYOUTS:
         raise UsageError(f"unknown GGUF layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     if out.is_dir() or (out.exists() and not force):
@@ -123,8 +123,8 @@ def export_gguf(
         _rounded_linears(reader, records, rounding, library, out, progress, aligned=asked.mix == CHOSEN) as rounded,
     ):
         encoding = Encoding(rounded, importance, library)
-        said = reader.layout if native else "dense"
-        opened = open_writer(partial, reader, of, hyperparameters, asked, vocabulary, layout=said)
+        stored = reader.layout if native else "dense"
+        opened = open_writer(partial, reader, of, hyperparameters, asked, vocabulary, layout=stored)
         with closing(opened) as writer, progress.stage(f"writing {out.name}", len(sources)) as advance:
             pairs = zip(sources, records, strict=True)
             encoded = (_encoded(source, record, reader, of, hyperparameters, encoding) for source, record in pairs)
@@ -152,7 +152,7 @@ def library_for(
 
     Args:
         records: the tensors of a file.
-        progress: told about the build.
+        progress: receives the build.
         weighed: names of the tensors whose columns have an importance.
         rounding: of the weights; what GPTQ rounds, ggml decodes.
 
@@ -267,7 +267,7 @@ def write_tensors(
         writer: with all metadata set.
         records: what the file holds.
         encoded: the bytes of each, in that order.
-        advance: told about each.
+        advance: receives each.
     """
     from gguf import GGMLQuantizationType
 

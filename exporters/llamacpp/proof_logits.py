@@ -1,7 +1,7 @@
 """Logits of the tiny models in numpy, from the very same stored weights, and what rounding changes in them.
 
 `python -m lowrank_export.exporters.llamacpp.proof_logits FOLDER NAME...` writes models and logits: a process of its
-own can be told to multiply on one thread, which on a busy machine is several times faster than many.
+own can be set to multiply on one thread, which on a busy machine is several times faster than many.
 """
 
 from __future__ import annotations

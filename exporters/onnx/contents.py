@@ -18,7 +18,7 @@ DATA_FILE = "model.onnx.data"
 QUANTIZATION_KEY = "lowrank.quantisation"
 """Of `metadata_props`: the type asked for."""
 ENCODING_KEY = "lowrank.encoding"
-"""Of `metadata_props`: how its matrices were encoded, see `types.OnnxOptions.said`; empty for floats."""
+"""Of `metadata_props`: how its matrices were encoded, see `types.OnnxOptions.recorded`; empty for floats."""
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in model.onnx, where shape inference and viewers see them; all others lie in the data file."""

@@ -175,7 +175,7 @@ def _metadata(
         "lowrank.retention": str(lowrank.get("retention", 1.0)),
         "lowrank.recipe": reader.recipe_text,
         QUANTIZATION_KEY: quantization,
-        ENCODING_KEY: options.said(quantization),
+        ENCODING_KEY: options.recorded(quantization),
         **said,
     }
 

@@ -129,7 +129,7 @@ class OnnxRequest:
         """Compared in what the model file says of its type and encoding."""
         from .contents import written_as
 
-        return written_as(path) == (self.quantization, self.options.said(self.quantization))
+        return written_as(path) == (self.quantization, self.options.recorded(self.quantization))
 
     def export(self, checkpoint: Path, out: Path, *, force: bool, progress: Progress) -> Artifact:
         """Write the folder."""

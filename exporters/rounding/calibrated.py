@@ -36,7 +36,7 @@ def open_calibrated(
         reader: a checkpoint, dense or factored.
         text: instead of the recorded one.
         device: "auto", "cpu", "cuda".
-        progress: told about the sampling of a dense model's own windows.
+        progress: receives the sampling of a dense model's own windows.
 
     Raises:
         UsageError, InputError: as `recorded_windows` says.

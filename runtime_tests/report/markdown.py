@@ -151,8 +151,8 @@ def _made(report: Report) -> list[str]:
     parts = ["## How it was made\n\n" + "\n".join(facts)]
     for title in ("size", "recipe", "calibration"):
         if title in provenance:
-            told = {key: value for key, value in provenance[title].items() if key != "matrices"}  # the recipe has them
-            listed = yaml.safe_dump(told, sort_keys=False)
+            kept = {key: value for key, value in provenance[title].items() if key != "matrices"}  # the recipe has them
+            listed = yaml.safe_dump(kept, sort_keys=False)
             parts.append(f"### {title.capitalize()}\n\n```yaml\n{listed}```")
     return parts
 

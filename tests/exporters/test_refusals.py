@@ -300,7 +300,7 @@ REFUSALS: dict[str, list[First]] = {
             lambda folder, tiny: (
                 dense(hidden_size=256)(folder, tiny) and requested("gguf", "q8_0", embedding_type="iq2_s")
             ),
-            "iq2_s wants the importance of the inputs of token_embd",
+            "iq2_s needs the importance of the inputs of token_embd",
         ),
         First(
             importance(
@@ -323,7 +323,7 @@ REFUSALS: dict[str, list[First]] = {
         First(at_once(lambda: requested("gguf", "q8_0", layout="nativ")), "unknown layout"),
         First(at_once(lambda: requested("gguf", "q8_0", residual="q8_0")), "belong to --layout adapter"),
     ],
-    "gguf/target.py:GgufRequest.check": [First(dense("gguf", "iq2_xs"), "wants to know what the inputs are")],
+    "gguf/target.py:GgufRequest.check": [First(dense("gguf", "iq2_xs"), "needs the importance of its inputs")],
     "gguf/tensors.py:plan_tensors": [
         First(with_tensors(lambda t: t.pop(HEAD)), "'lm_head.weight' is missing", earlier=True),
         First(with_tensors(lambda t: t.pop(EMBEDDING)), "'model.embed_tokens.weight' is missing", earlier=True),

@@ -134,7 +134,7 @@ def _silent() -> Iterator[None]:
 
 
 def _rename(graph: Any, blocks: int, checkpoint: Path) -> None:
-    """Give cache inputs and outputs the names GenAI's configuration speaks of.
+    """Give cache inputs and outputs the names that GenAI's configuration has for them.
 
     Raises:
         InputError: the trace has other inputs or outputs than one key and one value per block.

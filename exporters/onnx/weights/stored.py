@@ -1,4 +1,4 @@
-"""How an export stores its matrices: what both ways of making a graph are told."""
+"""How an export stores its matrices: what both ways of making a graph need to know."""
 
 from __future__ import annotations
 

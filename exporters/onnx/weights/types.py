@@ -89,7 +89,7 @@ class OnnxOptions:
         if self.factors not in get_args(Factors):
             raise UsageError(f"--onnx-factors {self.factors}: auto or all{nearest(self.factors, get_args(Factors))}")
 
-    def said(self, quantization: str) -> str:
+    def recorded(self, quantization: str) -> str:
         """What a file says of its encoding: of codes how they were made, and whether every factor was kept."""
         kept = ["all factors"] if self.factors == "all" else []
         if not has_codes(quantization):
