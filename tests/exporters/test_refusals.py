@@ -55,7 +55,7 @@ LATER = {
     "gguf/encoding.py:encode": (1, OURS),
     "gguf/ggml_encoder.py:ggml_encode": (2, OURS),
     "gguf/types.py:tensor_bytes": (1, OURS),
-    "gguf/writer.py:verify_file": (3, OURS),
+    "gguf/file.py:verify_file": (3, OURS),
     "gguf/mixes.py:_wanted": (1, OURS),  # a tensor without dimensions, which no model has a place for
     "onnx/builder/genai_builder.py:build": (1, RUN),
     "onnx/check/genai_check.py:check_genai": (1, RUN),
@@ -300,7 +300,7 @@ REFUSALS: dict[str, list[First]] = {
             lambda folder, tiny: (
                 dense(hidden_size=256)(folder, tiny) and requested("gguf", "q8_0", embedding_type="iq2_s")
             ),
-            "iq2_s wants the importance of the inputs of token_embd",
+            "iq2_s needs the importance of the inputs of token_embd",
         ),
         First(
             importance(
@@ -323,7 +323,7 @@ REFUSALS: dict[str, list[First]] = {
         First(at_once(lambda: requested("gguf", "q8_0", layout="nativ")), "unknown layout"),
         First(at_once(lambda: requested("gguf", "q8_0", residual="q8_0")), "belong to --layout adapter"),
     ],
-    "gguf/target.py:GgufRequest.check": [First(dense("gguf", "iq2_xs"), "wants to know what the inputs are")],
+    "gguf/target.py:GgufRequest.check": [First(dense("gguf", "iq2_xs"), "needs the importance of its inputs")],
     "gguf/tensors.py:plan_tensors": [
         First(with_tensors(lambda t: t.pop(HEAD)), "'lm_head.weight' is missing", earlier=True),
         First(with_tensors(lambda t: t.pop(EMBEDDING)), "'model.embed_tokens.weight' is missing", earlier=True),
