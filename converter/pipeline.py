@@ -31,6 +31,7 @@ from .machine.device import pick_device
 from .machine.memory import release_freed
 from .model.source import Source, check_same, open_source
 from .model_refinement import refined_model
+from .planning.disk_forecast import bytes_at, check_disk, compression_bytes
 from .planning.job import Job
 from .planning.preparation import prepared
 from .planning.ranks import check_settled
@@ -96,6 +97,11 @@ def compress(
     with unfinished(out, workers) as journal:
         where = pick_device(device, workers)
         if workers.is_main_process:
+            check_disk(
+                out,
+                compression_bytes(recipe, source) - bytes_at(journal.folder),
+                "the factored checkpoint and its journal",
+            )
             journal.claim(_identity(recipe, source, where), force=force)
         workers.check_shared(journal.folder)
         kept = statistics or journal.statistics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from ..converter.core.errors import InputError, ResourceError, UsageError
 from ..converter.families.table import family_to_load
 from ..converter.machine.memory import peak_memory, resident_memory
 from ..converter.model.config_check import check_config
+from ..converter.planning.disk_forecast import Shapes
 from ..converter.planning.memory_plan import LIBRARIES, MARGIN, gigabytes
 from ..converter.storage.files import check_output
+from .chosen import CHOSEN
 from .registry import TARGETS
 from .target import ExportRequest
 
@@ -78,12 +80,22 @@ def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest], *
     Raises:
         UsageError, InputError, ResourceError: one of them would refuse it; the line is its own.
     """
-    _check_described(reader)
+    check_accepted(reader, requests)
     for request in requests:
-        request.check()
-        _check(request, reader)
+        request.check(reader)
         if exported:
             request.check_checkpoint(reader)
+
+
+def check_accepted(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> None:
+    """As `check_exports`, where it is not said yet how weights will be rounded.
+
+    Raises:
+        UsageError, InputError, ResourceError: one of them would refuse the model; the line is its own.
+    """
+    _check_described(reader)
+    for request in requests:
+        _check(request, reader)
 
 
 def check_places(requests: Sequence[ExportRequest], out: Path, force: bool) -> None:
@@ -121,6 +133,17 @@ def refusals(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> lis
         except (UsageError, InputError, ResourceError) as refused:
             found.append(f"{request.name}: {refused}")
     return found
+
+
+def export_bytes(requests: Sequence[ExportRequest], shapes: Shapes, config: Mapping[str, Any]) -> int:
+    """What exports take on the disk at least, together; those whose types are yet to be chosen count nothing.
+
+    Args:
+        requests: what is written.
+        shapes: tensor name in the checkpoint -> shape.
+        config: its config.json.
+    """
+    return sum(request.forecast(shapes, config).bytes for request in requests if request.quantization != CHOSEN)
 
 
 def _check(request: ExportRequest, reader: CheckpointReader) -> None:

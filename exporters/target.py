@@ -98,8 +98,11 @@ class ExportRequest(Protocol):
     def reads_calibration(self) -> bool:
         """Whether its rounding runs a text."""
 
-    def check(self) -> None:
-        """Refuse what cannot come out well, whatever the model.
+    def check(self, reader: CheckpointReader | None = None) -> None:
+        """Refuse what cannot come out well.
+
+        Args:
+            reader: of the model, dense or factored; without it, what is so whatever the model.
 
         Raises:
             UsageError: names the option to change.

@@ -88,10 +88,11 @@ class GgufRequest:
         """Aware rounding does."""
         return self.rounding.how == "aware"
 
-    def check(self) -> None:
+    def check(self, reader: CheckpointReader | None = None) -> None:
         """A type that needs the importance of its inputs, and gets none."""
         from .mixes import MIXES
         from .types import TYPES
+        from .writer import check_acceptable
 
         if self.reads_calibration or self.rounding.imatrix is not None:
             return
@@ -99,6 +100,8 @@ class GgufRequest:
             raise UsageError(
                 f"--gguf-type {self.quantization}: needs the importance of its inputs; add --gguf-rounding aware"
             )
+        if reader is not None and self.quantization in MIXES:
+            self.rounding.importance(check_acceptable(reader, self.asked))
 
     def check_model(self, config: Mapping[str, Any]) -> None:
         """llama.cpp has to know the family."""
@@ -111,9 +114,7 @@ class GgufRequest:
         from ..chosen import CHOSEN
         from .writer import check_acceptable
 
-        records = check_acceptable(reader, None if self.quantization == CHOSEN else self.asked)
-        if self.rounding.imatrix is None:
-            self.rounding.importance(records)
+        check_acceptable(reader, None if self.quantization == CHOSEN else self.asked)
 
     def check_checkpoint(self, reader: CheckpointReader) -> None:
         """Its layout and choice, the importance matrix, the dense model, the text that aware rounding runs."""

@@ -57,7 +57,7 @@ class OnnxRequest:
         """Aware rounding does."""
         return self.options.rounding == "aware"
 
-    def check(self) -> None:
+    def check(self, reader: CheckpointReader | None = None) -> None:
         """Every type can be made of every model."""
 
     def check_model(self, config: Mapping[str, Any]) -> None:

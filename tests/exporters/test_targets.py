@@ -48,7 +48,7 @@ class ToyRequest:
     def name(self) -> str:
         return f"toy-{self.quantization}"
 
-    def check(self) -> None:
+    def check(self, reader: CheckpointReader | None = None) -> None:
         pass
 
     def check_model(self, config: Mapping[str, Any]) -> None:
