@@ -111,7 +111,7 @@ def test_every_family_loads_and_saves(family: str, tiny: ModuleType, tmp_path: P
 
 
 def test_a_folder_of_before(factored: Path, tmp_path: Path) -> None:
-    """Under the dense model's names and with a `quant_method`, as earlier versions wrote it; its exports are the same."""
+    """Under the dense model's names and a `quant_method`, as earlier versions wrote it; its exports are the same."""
     folder = tmp_path / factored.name
     folder.mkdir()
     for file in factored.iterdir():
