@@ -12,7 +12,7 @@ from ...converter.checkpoint.reader import CheckpointReader
 from ..onnx.weights.multiplied_out import MATMUL, weights_cost
 from ..onnx.weights.quantise import dequantise, quantise, searched_values
 from ..onnx.weights.types import CODES, OnnxOptions
-from .onnx_size import OnnxSize
+from .onnx_size import OnnxSize, matrix_bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class OnnxFormat:
 
     def bytes(self, shape: tuple[int, int], type: str) -> int:
         """Codes, scales and zero points, padding included."""
-        return shape[0] * self.options.format(type).row_bytes(shape[1])
+        return matrix_bytes(shape, type, self.options)
 
     def factors_pay(self, shape: tuple[int, int], form: Form) -> bool:
         """Where they cost less than the dense matrix in the wider of their types, counted as in `multiplied_out`."""
@@ -79,7 +79,7 @@ class OnnxFormat:
 
     def size(self, reader: CheckpointReader, name: str, method: str) -> OnnxSize:
         """Of graph and weights; the graph does not say what it was made from."""
-        return OnnxSize(reader, self)
+        return OnnxSize(reader, self.options)
 
     def _cost(self, shape: tuple[int, int], type: str) -> float:
         return weights_cost(shape, CODES[type], self.bytes(shape, type))
