@@ -113,7 +113,7 @@ _declare(
 )
 app.callback(invoke_without_command=True)(_job)
 for _verb, _passive in (
-    (converting.compress, True),
+    (exporting.compress, True),
     (converting.statistics, True),
     (exporting.plan, True),
     (testing.compare, True),

@@ -1,4 +1,4 @@
-"""Bytes against quality: dense and factored GGUF files in many types, beside each plain quantisation of no more bytes.
+"""Bytes against quality: dense and factored GGUF files in many types, beside each plain quantization of no more bytes.
 
 Every row is one file (two for an adapter), run in llama.cpp: perplexity, and KL divergence from the dense model in
 torch. The table is printed, and written with two charts to the folder `--out`. Results are kept in its `results.json`
@@ -248,7 +248,7 @@ HEAD = (
 
 
 def line(row: Row, results: Mapping[str, Result]) -> str:
-    """One row of the table; beside anything but plain quantisation, the best plain file that is no larger."""
+    """One row of the table; beside anything but plain quantization, the best plain file that is no larger."""
     own = results[row.name]
     cells = [row.name, f"{own.bytes / 1e6:.1f}", f"{own.bits_per_weight:.2f}", f"{own.ppl:.2f} ± {own.ppl_error:.2f}"]
     cells += [f"{own.kld:.4f}", f"{own.same_top:.1%}"]

@@ -65,7 +65,7 @@ class Costs:
     Attributes:
         forward: per token, through all linears of a block.
         inputs: per token, second moments of the group inputs.
-        drift: per token, cross moments of the two streams.
+        cross_moment: per token, cross moments of the two streams.
         outputs: per token, second moments of the gradients of a block.
         fit: linear -> its fit.
         ranks: of a block, the loss of every rank.
@@ -73,7 +73,7 @@ class Costs:
 
     forward: float
     inputs: float
-    drift: float
+    cross_moment: float
     outputs: float
     fit: dict[str, float]
     ranks: float
@@ -110,7 +110,7 @@ def main() -> None:
         print(f"exchanged per block: {name:32s} {size / 1e9:7.2f} GB")
     fits = sum(costs.fit.values())
     print(f"one device, per block: fits {fits:.1f} s, loss of every rank {costs.ranks:.1f} s; per 1000 tokens: forward")
-    print(f"  {1e3 * costs.forward:.2f} s, moments {1e3 * (costs.inputs + costs.drift):.2f} s")
+    print(f"  {1e3 * costs.forward:.2f} s, moments {1e3 * (costs.inputs + costs.cross_moment):.2f} s")
     print(
         "processes | GB of memory each | GB sent each per block | hours: tokens, ranks, fits, exchange, disk = all | x"
     )
@@ -125,19 +125,19 @@ def main() -> None:
 
 
 def exchanged(model: Model) -> dict[str, int]:
-    """Bytes of float64 sums per block: upper triangles, and whole matrices of the drift."""
+    """Bytes of float64 sums per block: upper triangles, and whole matrices of the cross moments."""
     features = {group: model.features(group) for group in GROUPS}
-    drift = 0
+    cross_moment = 0
     for group, names in GROUPS.items():
         rows = model.shapes[names[0]][0] if len(names) == 1 else features[group]
-        drift += min(rows, features[group]) * features[group]
+        cross_moment += min(rows, features[group]) * features[group]
     inputs = sum(n * n // 2 for n in features.values())
     return {
         "gradients of the outputs": 8 * sum(m * m // 2 for m, _ in model.shapes.values()),
         "inputs, over gradient windows": 8 * inputs,
         "inputs, of the compressed stream": 8 * inputs,
         "inputs, held out": 8 * inputs,
-        "drift of the streams": 8 * drift,
+        "cross moments of the streams": 8 * cross_moment,
     }
 
 
@@ -155,7 +155,7 @@ def measured(model: Model, reduce: int, device: torch.device, retention: float) 
             for name in names:
                 _ = inputs[group].to(dtype) @ cast[name].T
 
-    def drifts() -> None:
+    def cross_moments() -> None:
         for group, names in GROUPS.items():
             x = inputs[group]
             narrow = len(names) == 1 and small[names[0]][0] < x.shape[1]
@@ -174,7 +174,7 @@ def measured(model: Model, reduce: int, device: torch.device, retention: float) 
     return Costs(
         per_token * seconds(forward, device),
         per_token * seconds(lambda: [upper_gram(x) for x in inputs.values()], device),
-        per_token * seconds(drifts, device),
+        per_token * seconds(cross_moments, device),
         per_token * seconds(lambda: [upper_gram(y) for y in outputs.values()], device),
         fit,
         ranks,
@@ -190,7 +190,7 @@ def moment(size: int, device: torch.device) -> torch.Tensor:
 def fitted(weight: torch.Tensor, sigma: torch.Tensor, gradient: torch.Tensor, retention: float) -> None:
     """One linear, with what the method sees of it."""
     found = GroupMoments(
-        compressed=Moment(sigma.clone(), 1), drift=Moment(0.01 * sigma, 1), held_out=Moment(sigma.clone(), 1)
+        compressed=Moment(sigma.clone(), 1), cross_moment=Moment(0.01 * sigma, 1), held_out=Moment(sigma.clone(), 1)
     )
     m, n = weight.shape
     metric = group_metric(METHODS[METHOD], found, "moments")
@@ -222,7 +222,7 @@ def hours(
     gradient = ceil(options.gradient_windows / count) * length
     fitted, held_out = ceil(options.windows / count) * length, ceil(options.held_out / count) * length
     tokens = gradient * (3 * costs.forward + costs.inputs + costs.outputs)  # forward twice, backward once
-    tokens += (fitted + held_out) * (2 * costs.forward + costs.inputs) + fitted * costs.drift
+    tokens += (fitted + held_out) * (2 * costs.forward + costs.inputs) + fitted * costs.cross_moment
     fits = 0.0
     for names in GROUPS.values():  # one group after the other; within a group as the processes share its linears
         sizes = {name: float(m * n * min(m, n)) for name, (m, n) in model.shapes.items() if name in names}

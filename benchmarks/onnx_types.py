@@ -2,7 +2,7 @@
 
 Quality: perplexity, and KL divergence and same-top from the fp32 export of the same model, in ONNX Runtime. Speed:
 prefill and decode in ONNX Runtime and ONNX Runtime GenAI, dense and factored timed in turn, round by round. Text:
-greedy, by GenAI's own loop. `builder-int4` is what ONNX Runtime's quantiser, at its defaults, makes of the fp32 graph.
+greedy, by GenAI's own loop. `builder-int4` is what ONNX Runtime's quantizer, at its defaults, makes of the fp32 graph.
 
     python benchmarks/onnx_types.py                                  # the demo model: quality, speed, text
     python benchmarks/onnx_types.py --rounding plain --no-speed --type int4 --windows 2
@@ -35,7 +35,7 @@ from lowrank_export.converter.pipeline import compress
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx.contents import MODEL_FILE
-from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions, has_codes
+from lowrank_export.exporters.onnx.weights.types import QUANTIZATIONS, OnnxOptions, has_codes
 from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.formats import GENAI, ONNXRUNTIME
 from lowrank_export.runtime_tests.backends.genai import GenAiBackend
@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--evaluate", default="python-docs", help="text, or token windows (.npy)")
     found.add_argument("--windows", type=int, default=8, help="evaluation windows")
     found.add_argument("--length", type=int, default=512, help="tokens per window")
-    found.add_argument("--type", action="append", choices=[*QUANTISATIONS, BASELINE])
+    found.add_argument("--type", action="append", choices=[*QUANTIZATIONS, BASELINE])
     found.add_argument("--rounding", action="append", choices=["plain", "aware"])
     found.add_argument("--rounding-text", help="text, or token windows (.npy), of aware rounding; else --calibration")
     found.add_argument("--block-size", type=int, default=OnnxOptions().block_size)
@@ -172,7 +172,7 @@ def exports(
     """Every type of one model as it is made, fp32 first: the others are compared with it."""
     if model == "dense" and not options.dense:
         return
-    wanted = options.type or [*QUANTISATIONS, BASELINE]
+    wanted = options.type or [*QUANTIZATIONS, BASELINE]
     fp32 = Export(model, "fp32", "plain", scratch / f"{model}-fp32-plain", 0)
     for type in dict.fromkeys(["fp32", *wanted]):
         if type == BASELINE:
@@ -190,16 +190,16 @@ def exports(
 
 
 def baseline(fp32: Export, out: Path) -> Export:
-    """Every matmul of an fp32 folder in 4 bits by ONNX Runtime's quantiser, as GenAI's builder calls it by default."""
+    """Every matmul of an fp32 folder in 4 bits by ONNX Runtime's quantizer, as GenAI's builder calls it by default."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     shutil.copytree(fp32.path, out, ignore=shutil.ignore_patterns(f"{MODEL_FILE}*"))
-    quantiser = MatMulNBitsQuantizer(
+    quantizer = MatMulNBitsQuantizer(
         onnx.load(str(fp32.path / MODEL_FILE)), bits=4, block_size=32, is_symmetric=True, accuracy_level=4
     )
-    quantiser.process()
-    quantiser.model.save_model_to_file(str(out / MODEL_FILE), use_external_data_format=True)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(out / MODEL_FILE), use_external_data_format=True)
     return Export(fp32.model, BASELINE, "plain", out, sum(file.stat().st_size for file in out.glob(f"{MODEL_FILE}*")))
 
 

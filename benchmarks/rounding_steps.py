@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
-from lowrank_export.converter.core.progress import ConsoleProgress
+from lowrank_export.converter.core.progress import ConsoleProgress, SilentProgress
 from lowrank_export.converter.model.loading import load, load_tokenizer
 from lowrank_export.converter.statistics.input_moments import input_moments
 from lowrank_export.converter.texts.corpus import read_text
@@ -77,7 +77,7 @@ def main() -> None:
     asked = options.parse_args()
     progress, model = ConsoleProgress(), load(asked.checkpoint, dtype=torch.float32)
     library = ggml_library(progress)
-    blocks, chunks = open_calibrated(CheckpointReader(asked.checkpoint), asked.calibration)
+    blocks, chunks = open_calibrated(CheckpointReader(asked.checkpoint), asked.calibration, "cpu", SilentProgress())
     chunks = list(torch.cat(chunks)[: asked.calibration_windows].split(4))
     moments: dict[str, Tensor] = {}
     for stop in input_moments(blocks, chunks, progress, "moments"):

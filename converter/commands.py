@@ -1,4 +1,4 @@
-"""`compress` and `statistics`."""
+"""`statistics`."""
 
 from __future__ import annotations
 
@@ -9,49 +9,11 @@ import typer
 
 from .core.outcome import Outcome
 from .core.recipe_options import Given, RecipeFile, chosen_recipe, recipe_options
-from .core.run_options import Force, ProcessThreads, Running, Statistics, chosen_limits, running_options
+from .core.run_options import ProcessThreads, Running, chosen_limits, running_options
 
 if TYPE_CHECKING:
     from .core.progress import Progress
     from .distributed.workers import Workers
-
-
-@recipe_options()
-@running_options()
-def compress(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the factored checkpoint.")],
-    given: Given,
-    running: Running,
-    recipe: RecipeFile = None,
-    statistics: Statistics = None,
-    threads: ProcessThreads = None,
-    force: Force = False,
-) -> Outcome | None:
-    """Make a factored checkpoint; torchrun divides the work among processes, see docs/large-models.md."""
-    from .distributed.joining import joined
-    from .pipeline import compress as run_compress
-
-    device = running["device"]
-    with joined(device, threads) as workers:
-        done = run_compress(
-            chosen_recipe(recipe, given),
-            out,
-            device=device,
-            force=force,
-            statistics=statistics,
-            limits=chosen_limits(running),
-            progress=_progress_of(workers),
-            workers=workers,
-        )
-    if not workers.is_main_process:
-        return None
-    summary = {key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")}
-    line = (
-        f"{done.path}: retention {done.plan['retention']:.4f} of the linears (compression "
-        f"{done.plan['compression']:.1%}), {done.seconds:.0f} s"
-    )
-    document = {"path": str(done.path), "seconds": done.seconds, **summary, "memory": done.memory}
-    return Outcome(document, lines=(line,), with_cost=True)
 
 
 @recipe_options()
@@ -82,7 +44,7 @@ def statistics(
             kind or None,
             device=device,
             limits=chosen_limits(running),
-            progress=_progress_of(workers),
+            progress=progress_of(workers),
             workers=workers,
         )
     if not workers.is_main_process:
@@ -91,7 +53,7 @@ def statistics(
     return Outcome({"path": str(out), "kinds": list(kinds)}, lines=(said,), with_cost=True)
 
 
-def _progress_of(workers: Workers) -> Progress:
+def progress_of(workers: Workers) -> Progress:
     """One process of a job reports for all."""
     from .core.progress import ConsoleProgress, SilentProgress
 

@@ -1,4 +1,4 @@
-"""What a compression has finished, kept beside its output: a job that was cut short goes on where it stopped.
+"""What a compression has finished, kept beside its output: an interrupted job resumes where it stopped.
 
 Every file appears whole (see files.replacing), so that a kill or a power loss costs the block under way and no more.
 """

@@ -10,7 +10,7 @@ Metric = Literal["none", "dense", "compressed", "fisher-rows", "activation-scale
 Allocation = Literal["uniform", "adacr", "threshold", "type-loss", "stable-rank", "perplexity", "block-error"]
 Compensation = Literal["none", "adacomp", "update-u"]
 Alpha = float | Literal["adaptive"]
-Installs = Literal["in passing", "at end"]
+Installs = Literal["sequential", "per block"]
 Refine = Literal["none", "block", "model"]
 ROUNDED_DOWN = 0.005  # what rounding every rank down costs at rank multiple 1 on small models
 
@@ -29,7 +29,7 @@ class Method:
         allocation: how ranks are chosen.
         compensation: what is fitted again on X' after the truncation.
         installs: when the factors of an input group take their place while the compressed stream runs through a block:
-            "in passing", so that the groups after it see them, or "at end" of the block, so that none of it does.
+            "sequential", group by group, so that the groups after it see them, or "per block", so that none of it does.
         alpha: weight of the dense output W X in the target (1 - alpha) W X' + alpha W X of whatever is fitted on X';
             "adaptive" chooses it per linear.
         refine: the refinement that belongs to the method; a recipe that names one has that instead.
@@ -43,7 +43,7 @@ class Method:
     allocation: Allocation
     two_sided: bool = False
     compensation: Compensation = "none"
-    installs: Installs = "in passing"
+    installs: Installs = "sequential"
     alpha: Alpha = 0.0
     refine: Refine = "none"
     tolerance: float = 0.0
@@ -117,7 +117,7 @@ METHODS: Mapping[str, Method] = {
             "dense",
             "uniform",
             compensation="update-u",
-            installs="at end",
+            installs="per block",
             tolerance=ROUNDED_DOWN,
         ),
         Method("svd-llm-v2", "SVD-LLM V2 (NAACL 2025)", "dense", "type-loss", tolerance=ROUNDED_DOWN),

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +31,12 @@ from .machine.device import pick_device
 from .machine.memory import release_freed
 from .model.loading import load
 from .model.source import Source, check_same, open_source
+from .planning.disk_forecast import bytes_at, check_disk, compression_bytes
 from .planning.job import Job
 from .planning.preparation import prepared
 from .planning.ranks import check_settled
 from .statistics.last_hidden import last_hidden_states
+from .statistics.recorded_windows import SAMPLED
 from .storage.byte_size import NO_LIMITS, MemoryLimits
 from .storage.files import check_output, replacing
 from .streams import Streams
@@ -69,7 +72,7 @@ def compress(
     progress: Progress | None = None,
     workers: Workers = ALONE,
 ) -> Compression:
-    """Compress a model into a factored checkpoint; a job that was cut short goes on where it stopped.
+    """Compress a model into a factored checkpoint; an interrupted job resumes where it stopped.
 
     Args:
         recipe: what to do.
@@ -80,7 +83,7 @@ def compress(
             calibration text; a temporary one by default.
         limits: memory that this process may take, of its GPU by default what is free there. Activations that do not fit
             go to the machine's memory, or to a file beside `out`; the result is the same.
-        progress: told about stages.
+        progress: receives stages.
         workers: the processes that share the job (machine/joining.py); all call this alike, on a folder that all see,
             and one of them writes.
 
@@ -97,6 +100,11 @@ def compress(
     with unfinished(out, workers) as journal:
         where = pick_device(device, workers)
         if workers.is_main_process:
+            check_disk(
+                out,
+                compression_bytes(recipe, source) - bytes_at(journal.folder),
+                "the factored checkpoint and its journal",
+            )
             journal.claim(_identity(recipe, source, where), force=force)
         workers.check_shared(journal.folder)
         kept = statistics or journal.statistics
@@ -253,6 +261,8 @@ def _write(job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], loss
         writer.write_shard(f"rest-{number:05d}", {name: _as_stored(job, name)})
     plan = _plan_with_losses(job, losses)
     writer.finish(job.blocks.reader, _config(job), _texts(job, plan) if job.workers.is_main_process else {})
+    if job.workers.is_main_process and job.calibration is not None and job.calibration.sampled is not None:
+        np.save(folder / SAMPLED, job.calibration.sampled)
 
 
 def _outside_blocks(job: Job) -> list[str]:

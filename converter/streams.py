@@ -47,7 +47,7 @@ class Streams:
         fit = BlockFit(self.job, index, tapped, self.counted)
         fit.truncate_ahead()
         losses: dict[str, FitLoss] = {}
-        in_passing, waiting = self.job.method.installs == "in passing", dict[InputGroup, GroupMoments]()
+        sequential, waiting = self.job.method.installs == "sequential", dict[InputGroup, GroupMoments]()
         for number, group in enumerate(family.groups):
             found, last_group = self.job.dense_moments(index, group), group is family.groups[-1]
             if self.dense and dense is None:  # compared token by token: the two streams stop side by side
@@ -66,10 +66,10 @@ class Streams:
                 dense.abandon()
                 dense = beside = None  # the block is read again where it is wanted
             if self.runs:
-                self._add_up(found, group, tapped)
+                self._all_reduce_(found, group, tapped)
             waiting[group] = found
             del found, narrow
-            if in_passing or last_group:
+            if sequential or last_group:
                 losses |= fit.install(waiting)
                 release_freed()
         last = index + 1 == self.job.blocks.block_count
@@ -78,12 +78,12 @@ class Streams:
             tapped.unwrap()
             self._refine(index, block, progress)
             return losses
-        if in_passing and not last:
+        if sequential and not last:
             for chunk in range(len(self.compressed)):
                 self.compressed[chunk] = compressed.output(chunk)
         compressed.abandon()
         tapped.unwrap()
-        if not in_passing and not last:  # the forward above went through the dense linears
+        if not sequential and not last:  # the forward above went through the dense linears
             self._advance(self.compressed, block)
         return losses
 
@@ -148,22 +148,22 @@ class Streams:
         if x is None or not self.job.method.aligned:
             return
         if narrow is not None:
-            found.output_drift.add_cross(self.job.blocks.project(narrow, x - y), y)
+            found.output_cross_moment.add_cross(self.job.blocks.project(narrow, x - y), y)
         else:
-            found.drift.add_cross(x - y, y)
+            found.cross_moment.add_cross(x - y, y)
 
-    def _add_up(self, found: GroupMoments, group: InputGroup, tapped: TappedBlock) -> None:
+    def _all_reduce_(self, found: GroupMoments, group: InputGroup, tapped: TappedBlock) -> None:
         """Add what the other processes gathered."""
         workers, device = self.job.workers, self.job.blocks.device
         weight: Tensor = tapped.linear(group.linears[0]).weight  # type: ignore[assignment]
         outputs, features = weight.shape
-        for moment in (found.compressed, found.drift, found.stacked, found.held_out):
+        for moment in (found.compressed, found.cross_moment, found.stacked, found.held_out):
             moment.all_reduce_((features, features), workers, device)
-        found.output_drift.all_reduce_((outputs, features), workers, device)
+        found.output_cross_moment.all_reduce_((outputs, features), workers, device)
 
 
 def _narrow(dense: TappedBlock | None, group: InputGroup) -> Tensor | None:
-    """W (m, n) of a group's one linear where m < n: the drift of its outputs is the cheaper moment."""
+    """W (m, n) of a group's one linear where m < n: the cross moment of its outputs is the smaller matrix."""
     if dense is None or len(group.linears) != 1:
         return None
     weight: Tensor = dense.linear(group.linears[0]).weight  # type: ignore[assignment]

@@ -7,7 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+PUBLISHED = {"quantization": "quantisation"}
+"""Field -> its key in JSON documents, where the two differ: keys stay as the first release wrote them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Artifact:
     Attributes:
         path: the file or folder, in its final place.
         format: "gguf" or "onnx".
-        quantisation: the weight type or mix asked for ("f16", "q8_0", "q4_k_m"; "fp32", "int8").
+        quantization: the weight type or mix asked for ("f16", "q8_0", "q4_k_m"; "fp32", "int8").
         layout: "native" (two factors per linear), "dense" (factors multiplied out, or a dense source).
         bytes: size of everything the runtime must load, in bytes.
         parameters: number of stored weights (tied tensors once).
@@ -46,7 +52,7 @@ class Artifact:
 
     path: Path
     format: str
-    quantisation: str
+    quantization: str
     layout: str
     bytes: int
     parameters: int
@@ -60,7 +66,18 @@ class Artifact:
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON-ready data."""
-        return {**asdict(self), "path": str(self.path), "bits_per_weight": self.bits_per_weight}
+        return {**to_document(self), "path": str(self.path), "bits_per_weight": self.bits_per_weight}
+
+
+def to_document(record: DataclassInstance) -> dict[str, Any]:
+    """`asdict` of a record, under the keys of JSON documents."""
+    return {PUBLISHED.get(name, name): value for name, value in asdict(record).items()}
+
+
+def from_document(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record that `to_document` wrote."""
+    fields = {key: name for name, key in PUBLISHED.items()}
+    return {fields.get(key, key): value for key, value in data.items()}
 
 
 def main_type(tensors: Iterable[TensorRecord]) -> str:

@@ -1,4 +1,4 @@
-"""`plan`, `export`, `imatrix`, and the commands of llama.cpp's build."""
+"""`compress`, `plan`, `export`, `imatrix`, and the commands of llama.cpp's build."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import typer
 from ..converter.core.errors import ResourceError, UsageError
 from ..converter.core.outcome import Outcome
 from ..converter.core.recipe_options import Given, RecipeFile, chosen_recipe, recipe_options
-from ..converter.core.run_options import RUNNING, Device, Force, Running, Statistics, chosen_limits, running_options
+from ..converter.core.run_options import (
+    RUNNING,
+    Device,
+    Force,
+    ProcessThreads,
+    Running,
+    Statistics,
+    chosen_limits,
+    running_options,
+)
 from .options import Calibration, ExportValues, chosen_exports, export_options
 
 RoundingDevice = Annotated[
@@ -25,6 +34,59 @@ ExportMemory = Annotated[
     ),
 ]
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")]
+
+
+@recipe_options()
+@export_options("type")
+@running_options()
+def compress(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the factored checkpoint.")],
+    given: Given,
+    exports: ExportValues,
+    running: Running,
+    recipe: RecipeFile = None,
+    statistics: Statistics = None,
+    threads: ProcessThreads = None,
+    force: Force = False,
+) -> Outcome | None:
+    """Make a factored checkpoint; torchrun divides the work among processes, see docs/large-models.md.
+
+    With --format or a type, those exports are asked first whether they will accept it, and ranks suit their types.
+    """
+    from ..converter.commands import progress_of
+    from ..converter.distributed.joining import joined
+    from ..converter.model.source import open_source
+    from ..converter.pipeline import compress as run_compress
+    from .forecast import with_rank_multiple
+    from .preflight import check_accepted
+
+    device = running["device"]
+    requests = chosen_exports(exports) if any(exports.values()) else ()
+    with joined(device, threads) as workers:
+        chosen, progress = chosen_recipe(recipe, given), progress_of(workers)
+        if requests:
+            source = workers.main_process_first(lambda: open_source(chosen.model, progress))
+            check_accepted(source.reader(), requests)
+            chosen = with_rank_multiple(chosen, source, requests)
+        done = run_compress(
+            chosen,
+            out,
+            device=device,
+            force=force,
+            statistics=statistics,
+            limits=chosen_limits(running),
+            progress=progress,
+            workers=workers,
+        )
+    if not workers.is_main_process:
+        return None
+    summary = {key: done.plan[key] for key in ("retention", "compression", "original_parameters", "kept_parameters")}
+    line = (
+        f"{done.path}: retention {done.plan['retention']:.4f} of the linears (compression "
+        f"{done.plan['compression']:.1%}), {done.seconds:.0f} s"
+    )
+    document = {"path": str(done.path), "seconds": done.seconds, **summary, "memory": done.memory}
+    return Outcome(document, lines=(line,), with_cost=True)
 
 
 @recipe_options()
@@ -82,17 +144,19 @@ def export(
     """Export a checkpoint to GGUF and ONNX."""
     from ..converter.checkpoint.reader import CheckpointReader
     from ..converter.core.progress import ConsoleProgress
+    from ..converter.planning.disk_forecast import check_disk
     from ..converter.storage.byte_size import memory_limit
-    from ..converter.storage.files import check_output
     from .export import export as run_export
-    from .preflight import check_exports, plan_export_memory
+    from .preflight import check_exports, check_places, export_bytes, plan_export_memory
 
     progress = ConsoleProgress()
     requests = chosen_exports(exports, calibration=calibration, device=device)
-    for request in requests:
-        check_output(out / request.name, force)
+    check_places(requests, out, force)
     memory = plan_export_memory(checkpoint, requests, memory_limit(max_memory))
-    check_exports(CheckpointReader(checkpoint), requests)
+    reader = CheckpointReader(checkpoint)
+    check_exports(reader, requests, exported=True)
+    shapes = {name: reader.shape(name) for name in reader.names}
+    check_disk(out, export_bytes(requests, shapes, reader.config), "the exports")
     artifacts = [
         run_export(checkpoint, out / request.name, request, force=force, progress=progress) for request in requests
     ]

@@ -53,7 +53,7 @@ def forecast_exports(reader: CheckpointReader, plan: RankPlan) -> dict[str, Expo
     in_order = _without_permutation(reader)
     factored = {name: shape for name, shape in plan.shapes(dense).items() if not name.endswith(in_order)}
     return {
-        f"{request.format} {request.quantisation}": ExportForecast(
+        f"{request.format} {request.quantization}": ExportForecast(
             request.forecast(factored, reader.config), request.forecast(dense, reader.config)
         )
         for request in _possible(reader.config)

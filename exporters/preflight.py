@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,11 @@ from ..converter.core.errors import InputError, ResourceError, UsageError
 from ..converter.families.table import family_to_load
 from ..converter.machine.memory import peak_memory, resident_memory
 from ..converter.model.config_check import check_config
+from ..converter.planning.disk_forecast import Shapes
 from ..converter.planning.memory_plan import LIBRARIES, MARGIN, gigabytes
+from ..converter.storage.files import check_output
+from .chosen import CHOSEN
+from .registry import TARGETS
 from .target import ExportRequest
 
 
@@ -63,22 +67,56 @@ def plan_export_memory(checkpoint: Path, requests: Sequence[ExportRequest], limi
     return found
 
 
-def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> None:
+def check_exports(reader: CheckpointReader, requests: Sequence[ExportRequest], *, exported: bool = False) -> None:
     """Ask every export whether it will accept what becomes of a model, before any work on it.
 
     From config.json, names and shapes of tensors, and the tokenizer's files alone; no weight is read.
 
     Args:
-        reader: of the dense model, or of the factored checkpoint that is exported.
+        reader: of the dense model, or of the checkpoint that is exported.
         requests: what will be made of it.
+        exported: whether it is this very checkpoint that is exported.
 
     Raises:
-        InputError: one of them would refuse it; the line is its own.
+        UsageError, InputError, ResourceError: one of them would refuse it; the line is its own.
+    """
+    check_accepted(reader, requests)
+    for request in requests:
+        request.check(reader)
+        if exported:
+            request.check_checkpoint(reader)
+
+
+def check_accepted(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> None:
+    """As `check_exports`, where it is not said yet how weights will be rounded.
+
+    Raises:
+        UsageError, InputError, ResourceError: one of them would refuse the model; the line is its own.
     """
     _check_described(reader)
     for request in requests:
-        request.check_model(reader.config)
-        request.check_source(reader)
+        _check(request, reader)
+
+
+def check_places(requests: Sequence[ExportRequest], out: Path, force: bool) -> None:
+    """Refuse, before anything is written, what an export would not replace.
+
+    Args:
+        requests: what is written.
+        out: into which folder.
+        force: whether what is there may be replaced.
+
+    Raises:
+        UsageError: something is there already, or something that is no export and stays even with `force`.
+    """
+    for request in requests:
+        path = out / request.name
+        check_output(path, force)
+        empty = path.is_dir() and not any(path.iterdir())
+        if path.exists() and not empty and not TARGETS[request.format].recognizes(path):
+            raise UsageError(
+                f"{path}: is no {request.format.upper()} export; remove it yourself, or choose another --out"
+            )
 
 
 def refusals(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> list[str]:
@@ -91,11 +129,26 @@ def refusals(reader: CheckpointReader, requests: Sequence[ExportRequest]) -> lis
     found = []
     for request in requests:
         try:
-            request.check_model(reader.config)
-            request.check_source(reader)
-        except InputError as refused:
+            _check(request, reader)
+        except (UsageError, InputError, ResourceError) as refused:
             found.append(f"{request.name}: {refused}")
     return found
+
+
+def export_bytes(requests: Sequence[ExportRequest], shapes: Shapes, config: Mapping[str, Any]) -> int:
+    """What exports take on the disk at least, together; those whose types are yet to be chosen count nothing.
+
+    Args:
+        requests: what is written.
+        shapes: tensor name in the checkpoint -> shape.
+        config: its config.json.
+    """
+    return sum(request.forecast(shapes, config).bytes for request in requests if request.quantization != CHOSEN)
+
+
+def _check(request: ExportRequest, reader: CheckpointReader) -> None:
+    request.check_model(reader.config)
+    request.check_source(reader)
 
 
 def _check_described(reader: CheckpointReader) -> None:

@@ -25,10 +25,10 @@ def target(format: str) -> ExportTarget:
     return TARGETS[format]
 
 
-def requested(format: str, quantisation: str | None = None, **fields: Any) -> ExportRequest:
+def requested(format: str, quantization: str | None = None, **fields: Any) -> ExportRequest:
     """One export, asked for by format, type and the fields of its request.
 
     Raises:
         UsageError: unknown format or type, or fields that contradict each other.
     """
-    return target(format).request(quantisation, **fields)
+    return target(format).request(quantization, **fields)

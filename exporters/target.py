@@ -87,7 +87,7 @@ class ExportRequest(Protocol):
         """That of its target."""
 
     @property
-    def quantisation(self) -> str:
+    def quantization(self) -> str:
         """The type or mix of its weights, as reports print it."""
 
     @property
@@ -98,8 +98,11 @@ class ExportRequest(Protocol):
     def reads_calibration(self) -> bool:
         """Whether its rounding runs a text."""
 
-    def check(self) -> None:
-        """Refuse what cannot come out well, whatever the model.
+    def check(self, reader: CheckpointReader | None = None) -> None:
+        """Refuse what cannot come out well.
+
+        Args:
+            reader: of the model, dense or factored; without it, what is so whatever the model.
 
         Raises:
             UsageError: names the option to change.
@@ -123,6 +126,17 @@ class ExportRequest(Protocol):
 
         Raises:
             InputError: what the export would refuse later.
+        """
+
+    def check_checkpoint(self, reader: CheckpointReader) -> None:
+        """Refuse, before anything is written, what of the very checkpoint that is exported does not fit: the text that
+        it records, types that were chosen for it, its layout, and the files that the request names.
+
+        Args:
+            reader: of the checkpoint.
+
+        Raises:
+            UsageError, InputError: what the export would refuse later.
         """
 
     def row_multiple(self) -> int:
@@ -149,7 +163,7 @@ class ExportRequest(Protocol):
         """Its format as a choice of types under a budget of bytes sees it; of requests in chosen types alone.
 
         Args:
-            progress: told about tools that are built for it.
+            progress: receives tools that are built for it.
 
         Raises:
             ResourceError: they cannot be had.
@@ -222,7 +236,7 @@ class ExportTarget(Protocol):
         """Every type that an artifact can say it has -> largest mean KL divergence and relative change of perplexity
         that a sound one has."""
 
-    def request(self, quantisation: str | None = None, **fields: Any) -> ExportRequest:
+    def request(self, quantization: str | None = None, **fields: Any) -> ExportRequest:
         """One export, from the fields of its request.
 
         Raises:
@@ -268,15 +282,15 @@ class ExportTarget(Protocol):
         """
 
 
-def checked_type(target: ExportTarget, quantisation: str | None) -> str:
+def checked_type(target: ExportTarget, quantization: str | None) -> str:
     """The type to use: the target's first where none was asked for.
 
     Raises:
         UsageError: unknown; names the nearest.
     """
     known = target.types()
-    if quantisation is None:
+    if quantization is None:
         return known[0]
-    if quantisation not in known:
-        raise UsageError(f"--{target.format}-type {quantisation}: unknown type{nearest(quantisation, known)}")
-    return quantisation
+    if quantization not in known:
+        raise UsageError(f"--{target.format}-type {quantization}: unknown type{nearest(quantization, known)}")
+    return quantization

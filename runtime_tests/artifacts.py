@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 from ..converter.core.errors import InputError
+from ..converter.model.places import is_later_part
 from ..exporters.artifact import Artifact, TensorRecord, main_type
 from ..exporters.registry import TARGETS
 from .backends.formats import artifact_format
@@ -15,7 +16,7 @@ PERMUTATION = "i32"  # the order of rows of the pivot layout, no weights
 
 
 def find_artifacts(path: Path) -> list[Path]:
-    """An artifact, or the .gguf files and ONNX folders that lie in a folder, by name.
+    """An artifact, or the GGUF files, of those in parts the first, and ONNX folders that lie in a folder, by name.
 
     Raises:
         InputError: missing, or neither.
@@ -24,7 +25,8 @@ def find_artifacts(path: Path) -> list[Path]:
         artifact_format(path)
     except InputError:
         inside = [] if not path.is_dir() else sorted(path.iterdir())
-        found = [one for one in inside if any(target.recognizes(one) for target in TARGETS.values())]
+        whole = [one for one in inside if not is_later_part(one)]
+        found = [one for one in whole if any(target.recognizes(one) for target in TARGETS.values())]
         if not found:
             raise
         return found
@@ -51,7 +53,7 @@ def _describe_checkpoint(path: Path) -> Artifact:
     return Artifact(
         path=path,
         format="checkpoint",
-        quantisation=main_type(tensors),
+        quantization=main_type(tensors),
         layout="native" if reader.ranks else "dense",
         bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
         parameters=sum(prod(tensor.shape) for tensor in tensors if tensor.type != PERMUTATION),

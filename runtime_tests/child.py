@@ -16,7 +16,7 @@ from ..converter.core.errors import InputError, LowRankError, ResourceError, Usa
 from ..converter.core.signals import signal_words
 
 INTERRUPTED = 130
-PATIENCE = 60.0  # seconds that a child has to clean up in, once it is told to end
+PATIENCE = 60.0  # seconds that a child has to clean up in after it is asked to end
 ERRORS: dict[int, type[LowRankError]] = {error.exit_code: error for error in (UsageError, InputError, ResourceError)}
 
 

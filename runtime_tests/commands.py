@@ -181,7 +181,7 @@ def sweep(
     ] = None,
     force: Force = False,
 ) -> Outcome:
-    """Methods, retentions and types on one model, beside plain quantisation: which size gives which quality."""
+    """Methods, retentions and types on one model, beside plain quantization: which size gives which quality."""
     chosen = chosen_recipes(recipe, given, listed(methods) or ["loss-aware"], numbers(retention) or [0.9, 0.8, 0.6])
     by_size = [chosen_recipe(recipe, {**given, "max_bytes": size}) for size in listed(sizes)]
     requests = chosen_exports(exports)

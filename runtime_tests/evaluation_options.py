@@ -3,127 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
-from ..converter.core.option_groups import Command, Option, option_group
+from ..converter.core.option_groups import Command, Option, option, option_group
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
 
 MEASUREMENT = "Measurement"  # panel of --help
 
-Evaluate = Annotated[
-    str, typer.Option(help="Text that is measured on, as for --calibration.", rich_help_panel=MEASUREMENT)
-]
-EvaluationWindows = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Windows measured.", rich_help_panel=MEASUREMENT)
-]
-EvaluationLength = Annotated[
-    int, typer.Option(min=2, metavar="N", help="Tokens per measured window.", rich_help_panel=MEASUREMENT)
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", help="CPU threads of the runtimes. Default: all cores.", rich_help_panel=MEASUREMENT
-    ),
-]
-Speed = Annotated[
-    bool, typer.Option("--speed/--no-speed", help="Time prefill and decode.", rich_help_panel=MEASUREMENT)
-]
-Gates = Annotated[
-    Path | None,
-    typer.Option(
-        help="Thresholds, see docs/validation.md. Default: ./gates.yaml if it is there.", rich_help_panel=MEASUREMENT
-    ),
-]
-Gate = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="One threshold, over --gates: quality.mean_kld=0.5, or =off; repeatable.",
-        metavar="NAME=VALUE",
-        rich_help_panel=MEASUREMENT,
-    ),
-]
-Stride = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Overlapping windows, a new one every so many tokens; each token counts once.",
-        rich_help_panel=MEASUREMENT,
-    ),
-]
-LlamaWindows = Annotated[
-    bool,
-    typer.Option(
-        "--llama-windows",
-        help="llama.cpp's windows: chunks, of which the second half is scored.",
-        rich_help_panel=MEASUREMENT,
-    ),
-]
-PromptTokens = Annotated[
-    list[int] | None,
-    typer.Option(
-        min=1, metavar="N", help="Prompt lengths that are timed; repeatable. Default: 256.", rich_help_panel=MEASUREMENT
-    ),
-]
-MoreThreads = Annotated[
-    list[int] | None,
-    typer.Option(min=1, metavar="N", help="Thread counts timed besides; repeatable.", rich_help_panel=MEASUREMENT),
-]
-Continuations = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Pieces of the text that are continued to see whether the model repeats itself.",
-        rich_help_panel=MEASUREMENT,
-    ),
-]
-SampleSeed = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Of sampled text and tasks.", rich_help_panel=MEASUREMENT)
-]
-TaskNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Zero-shot task of lm-evaluation-harness: piqa, arc_easy, winogrande, hellaswag, mmlu; repeatable. "
-        "NAME=FILE.jsonl takes its examples from a file.",
-        metavar="NAME",
-        rich_help_panel=MEASUREMENT,
-    ),
-]
-TaskLimit = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Examples per task. Default: all.", rich_help_panel=MEASUREMENT)
-]
 EvaluationValues = dict[str, Any]
 """Values of `evaluation_options`."""
 Scope = Literal["quality", "speed", "job", "gate"]
 """What a command measures: quality alone; speed too; both, held against thresholds; all that there is."""
+_measured = partial(option, panel=MEASUREMENT)
+_number = partial(option, panel=MEASUREMENT, metavar="N", min=1)
 QUALITY: Mapping[str, Option] = {
-    "evaluate": (Evaluate, "python-docs"),
-    "evaluation_windows": (EvaluationWindows, 8),
-    "evaluation_length": (EvaluationLength, 512),
-    "threads": (Threads, None),
+    "evaluate": (_measured(str, "Text that is measured on, as for --calibration."), "python-docs"),
+    "evaluation_windows": (_number(int, "Windows measured."), 8),
+    "evaluation_length": (_number(int, "Tokens per measured window.", min=2), 512),
+    "threads": (_number(int | None, "CPU threads of the runtimes. Default: all cores."), None),
 }
-SPEED: Mapping[str, Option] = {**QUALITY, "speed": (Speed, True)}
-JOB: Mapping[str, Option] = {**SPEED, "gates": (Gates, None), "gate": (Gate, None)}
+SPEED: Mapping[str, Option] = {
+    **QUALITY,
+    "speed": (_measured(bool, "Time prefill and decode.", "--speed/--no-speed"), True),
+}
+JOB: Mapping[str, Option] = {
+    **SPEED,
+    "gates": (
+        _measured(Path | None, "Thresholds, see docs/validation.md. Default: ./gates.yaml if it is there."),
+        None,
+    ),
+    "gate": (
+        _measured(
+            list[str] | None,
+            "One threshold, over --gates: quality.mean_kld=0.5, or =off; repeatable.",
+            metavar="NAME=VALUE",
+        ),
+        None,
+    ),
+}
 OPTIONS: Mapping[Scope, Mapping[str, Option]] = {
     "quality": QUALITY,
     "speed": SPEED,
     "job": JOB,
     "gate": {
         **JOB,
-        "evaluation_stride": (Stride, None),
-        "llama_windows": (LlamaWindows, False),
-        "prompt_tokens": (PromptTokens, None),
-        "more_threads": (MoreThreads, None),
-        "continuations": (Continuations, 16),
-        "seed": (SampleSeed, 0),
-        "task": (TaskNames, None),
-        "task_limit": (TaskLimit, None),
+        "evaluation_stride": (
+            _number(int | None, "Overlapping windows, a new one every so many tokens; each token counts once."),
+            None,
+        ),
+        "llama_windows": (
+            _measured(bool, "llama.cpp's windows: chunks, of which the second half is scored.", "--llama-windows"),
+            False,
+        ),
+        "prompt_tokens": (_number(list[int] | None, "Prompt lengths that are timed; repeatable. Default: 256."), None),
+        "more_threads": (_number(list[int] | None, "Thread counts timed besides; repeatable."), None),
+        "continuations": (
+            _number(int, "Pieces of the text that are continued to see whether the model repeats itself."),
+            16,
+        ),
+        "seed": (_number(int, "Of sampled text and tasks.", min=0), 0),
+        "task": (
+            _measured(
+                list[str] | None,
+                "Zero-shot task of lm-evaluation-harness: piqa, arc_easy, winogrande, hellaswag, mmlu; repeatable. "
+                "NAME=FILE.jsonl takes its examples from a file.",
+                metavar="NAME",
+            ),
+            None,
+        ),
+        "task_limit": (_number(int | None, "Examples per task. Default: all."), None),
     },
 }
 

@@ -118,7 +118,7 @@ def torch_row(
     with _opened(path, TORCH, run, exact=True) as backend:
         logits = ReferenceLogits.record(backend, run.windows, scratch, run.progress, label=f"torch ({model})")
         try:
-            text, scores = _written(backend, run), _tasked(backend, run, f"torch ({model})")
+            text, scores = _written(backend, run, f"torch ({model})"), _tasked(backend, run, f"torch ({model})")
         except BaseException:
             logits.close()
             raise
@@ -136,7 +136,7 @@ def artifact_rows(
 ) -> Iterator[Row]:
     """Measure one artifact in each runtime that runs it: parity with the first reference, quality with the second."""
     for name in backend_names(artifact.path):
-        label = f"{name} {artifact.quantisation} ({model})"
+        label = f"{name} {artifact.quantization} ({model})"
         row, reason = _row(artifact, name, model, Measured(NOT_MEASURED, ())), error
         if not error:
             try:
@@ -149,12 +149,12 @@ def artifact_rows(
 
 
 def _measured(artifact: Artifact, name: str, model: str, references: Sequence[ReferenceLogits], run: Run) -> Row:
-    label = f"{name} {artifact.quantisation} ({model})"
+    label = f"{name} {artifact.quantization} ({model})"
     with _opened(artifact.path, name, run, exact=True) as backend:
         found = measure(backend, run.windows, references, run.progress, label=label)
         return replace(
             _row(artifact, name, model, found),
-            writing=_written(backend, run),
+            writing=_written(backend, run, label),
             tokenizer=check_tokenizer(backend, artifact.path, run.tokenizer),
             tasks=_tasked(backend, run, label),
         )
@@ -168,7 +168,7 @@ def _row(artifact: Artifact, backend: str, model: str, found: Measured) -> Row:
         path=str(artifact.path),
         sha256=weights_sha256(artifact.path),
         format=artifact.format,
-        quantisation=artifact.quantisation,
+        quantization=artifact.quantization,
         layout=artifact.layout,
         bytes=artifact.bytes,
         parameters=artifact.parameters,
@@ -180,13 +180,21 @@ def _row(artifact: Artifact, backend: str, model: str, found: Measured) -> Row:
     )
 
 
-def _written(backend: Backend, run: Run) -> Writing | None:
+def _written(backend: Backend, run: Run, label: str) -> Writing | None:
     settings = run.settings
     if not settings.prompts or not settings.sample_tokens:
         return None
-    return write(
-        backend, run.tokenizer, settings.prompts, run.pieces, max_tokens=settings.sample_tokens, seed=settings.seed
-    )
+    texts = 2 * len(settings.prompts) + len(run.pieces)
+    with run.progress.stage(f"{label}: text", texts * settings.sample_tokens) as advance:
+        return write(
+            backend,
+            run.tokenizer,
+            settings.prompts,
+            run.pieces,
+            max_tokens=settings.sample_tokens,
+            seed=settings.seed,
+            advance=advance,
+        )
 
 
 def _tasked(backend: Backend, run: Run, label: str) -> tuple[TaskScore, ...]:

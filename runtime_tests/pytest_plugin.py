@@ -127,7 +127,7 @@ class Measurement:
         for path in self.artifacts:
             try:
                 artifact = describe(path)
-                names = gate_names(artifact.format, artifact.quantisation, self.thresholds)
+                names = gate_names(artifact.format, artifact.quantization, self.thresholds)
             except InputError:
                 names = ["artifact.runs"]
             for backend in backend_names(path):

@@ -1,4 +1,4 @@
-"""The main job: compress, export, validate, in one folder; a job that was cut short goes on where it stopped."""
+"""The main job: compress, export, validate, in one folder; an interrupted job resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from ..converter.checkpoint.reader import read_json
 from ..converter.core.errors import UsageError
 from ..converter.core.progress import Progress
 from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
-from ..converter.model.source import open_source
+from ..converter.model.source import Source, open_source
 from ..converter.pipeline import compress
+from ..converter.planning.disk_forecast import bytes_at, check_disk, checkpoint_bytes, factored_shapes
 from ..converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ..converter.storage.files import check_output, remove
 from ..exporters.artifact import Artifact
@@ -21,12 +22,14 @@ from ..exporters.budget.sized import CHECKPOINT
 from ..exporters.chosen import CHOSEN
 from ..exporters.export import export
 from ..exporters.forecast import with_rank_multiple
-from ..exporters.preflight import check_exports
+from ..exporters.preflight import check_exports, export_bytes
 from ..exporters.registry import TARGETS
 from ..exporters.target import ExportRequest
 from .artifacts import describe
 from .evaluation import Evaluation, load_windows
-from .metrics.measure import check_measurable
+from .metrics.measure import FLOAT, check_measurable
+from .metrics.tasks import check_tasks
+from .metrics.windows import Windows, check_windows
 from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
@@ -64,7 +67,7 @@ def release(
 ) -> Report:
     """Compress, export and validate into `out`: checkpoint/, an artifact and its card per export, the report's files.
 
-    Finished stages of a job that was cut short are kept when the recipe is the same.
+    Finished stages of an interrupted job are kept when the recipe is the same.
 
     Args:
         recipe: what to compress and how.
@@ -81,7 +84,7 @@ def release(
     device, limits, statistics = placement.device, placement.limits, placement.statistics
     for request in exports:
         request.check()
-        if request.quantisation == CHOSEN:
+        if request.quantization == CHOSEN:
             request.check_choice(recipe.forms)
     of_dense = [request.of_dense(recipe.calibration) for request in exports]
     _check_place(recipe, out, force)
@@ -91,6 +94,10 @@ def release(
     check_measurable(source.reader(), MemoryLimits(limits.process))
     check_exports(source.reader(), exports)
     windows = load_windows(evaluation, source.path, progress)
+    check_windows(windows, source.reader().config)
+    if evaluation.tasks:
+        check_tasks(evaluation.tasks)
+    _check_disk(recipe, source, exports, of_dense, windows, out)
     if force:
         _clear(out)
     checkpoint, size = out / CHECKPOINT, None
@@ -154,6 +161,24 @@ def release(
     for file in (SIZE_FILE, HELD_OUT_FILE):
         remove(out / file)
     return report
+
+
+def _check_disk(
+    recipe: Recipe,
+    source: Source,
+    exports: Sequence[ExportRequest],
+    of_dense: Sequence[ExportRequest],
+    windows: Windows,
+    out: Path,
+) -> None:
+    """Refuse a job whose checkpoint, exports and recorded logits do not fit beside what the folder holds already."""
+    reader = source.reader()
+    factored, dense = factored_shapes(recipe, source), {name: reader.shape(name) for name in reader.names}
+    needed = checkpoint_bytes(recipe, factored) + export_bytes(exports, factored, reader.config)
+    if not recipe.sized and not recipe.choice:  # a size is held against another file, of types that are chosen later
+        needed += export_bytes(of_dense, dense, reader.config)
+    logits = 2 * FLOAT * int(windows.counts.sum()) * int(reader.config["vocab_size"])  # of both torch models
+    check_disk(out, needed + logits - bytes_at(out), "the checkpoint, its exports and what is recorded to compare them")
 
 
 def _check_place(recipe: Recipe, out: Path, force: bool) -> None:

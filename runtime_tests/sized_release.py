@@ -86,7 +86,7 @@ class Settled:
             chosen, plain: their artifacts, of one format.
             dense: the dense checkpoint.
             threads: CPU threads of the runtimes.
-            progress: told about stages, and of both figures.
+            progress: receives stages, and of both figures.
 
         Returns:
             False, too, where no windows are held out: the prediction stands then. `facts` says what was measured.
@@ -137,7 +137,7 @@ def settle(
         statistics: a folder where they are kept.
         device: "auto", "cpu", "cuda".
         limits: of memory.
-        progress: told about stages, and of the choice.
+        progress: receives stages, and of the choice.
     """
     path = out / SIZE_FILE
     kept, format = read_json(path) if path.is_file() else {}, request.budget(progress)

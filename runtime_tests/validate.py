@@ -192,13 +192,13 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
     """Rows of one runtime and type together, dense first, in the order the runtimes and types first appear."""
     places: dict[tuple[str, str], int] = {}
     for row in rows:
-        places.setdefault((row.backend, row.quantisation), len(places))
+        places.setdefault((row.backend, row.quantization), len(places))
     runtimes = list(dict.fromkeys(row.backend for row in rows))
     return sorted(
         rows,
         key=lambda row: (
             runtimes.index(row.backend),
-            places[row.backend, row.quantisation],
+            places[row.backend, row.quantization],
             row.model != DENSE,
         ),
     )

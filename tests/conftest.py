@@ -74,6 +74,18 @@ def _no_fsync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def small_recipe() -> Callable[..., Any]:
+    """(folder, **keys) -> a recipe for "dense" and "text.txt" in a folder, of a size that tiny models have."""
+    from lowrank_export.converter.core.recipe import Recipe
+
+    def build(folder: Path, **keys: Any) -> Any:
+        found = {"model": str(folder / "dense"), "calibration": str(folder / "text.txt")}
+        return Recipe(**{**found, "retention": 0.6, "rank_multiple": 4, "window_length": 32, **keys})
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def forked() -> Callable[..., Any]:
     """Start `argv` (tests/forked.py) in a process of its own, which needs no second to import torch and transformers.
 

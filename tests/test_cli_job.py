@@ -123,6 +123,12 @@ def test_a_model_that_cannot_be_measured_within_the_limit(job: list[str], tmp_pa
     assert run(*command, *options, "--max-memory", "much").exit_code == 2
 
 
+def test_windows_are_looked_at_before_the_work(job: list[str], tmp_path: Path) -> None:
+    refused = run(*job, "--format", "onnx", "--evaluation-length", "513")
+    assert refused.exit_code == 3 and "evaluation windows of 513 tokens, but the model holds 512" in refused.stderr
+    assert "compressing" not in refused.stderr and not (tmp_path / "out").exists()
+
+
 def test_failed_gate_is_exit_code_4(job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lowrank_export.runtime_tests.report.report import Report
 

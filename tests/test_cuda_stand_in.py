@@ -120,15 +120,15 @@ def trained(device: str) -> list[torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).to(device)
     assert all(isinstance(parameter, nn.Parameter) for parameter in model.parameters())
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     seen: list[torch.Tensor] = []
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         hidden = model[1](model[0](torch.linspace(-1, 1, 20, device=device).view(5, 4)))
         hidden.register_hook(lambda gradient: seen.append(gradient))
         loss = nn.functional.cross_entropy(model[2](hidden), torch.arange(5, device=device) % 3)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     (again,) = torch.autograd.grad(model(torch.ones(1, 4, device=device)).sum(), model[0].weight)
     found = [*model.parameters(), *(p.grad for p in model.parameters()), *seen, again]
     assert all(tensor.device.type == device for tensor in found)

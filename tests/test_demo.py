@@ -42,7 +42,7 @@ def test_every_runtime_computes_what_the_factored_model_computes(
     assert len(report.rows) == 1 + len(types["gguf"]) + 2 * len(types["onnx"])
     assert [(row.label, gate) for row, gate in report.failures] == []
     for row in report.rows:
-        if row.parity is not None and row.quantisation in ("f32", "fp32"):
+        if row.parity is not None and row.quantization in ("f32", "fp32"):
             assert row.parity.mean_kld < 1e-10
     predicted = {row.path: row.bytes for row in report.rows}
     assert all(artifact.bytes == predicted[str(artifact.path)] for artifact in artifacts)

@@ -49,8 +49,8 @@ def model(family: str, *, tied: bool = True, seed: int = 0, blocks: int = 2, **o
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             if parameter.ndim == 1:
-                centre = 0.0 if name.endswith("bias") else 1.0
-                parameter.copy_(centre + 0.2 * torch.randn_like(parameter))
+                center = 0.0 if name.endswith("bias") else 1.0
+                parameter.copy_(center + 0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
     return built

@@ -25,7 +25,7 @@ def similarity(x: Tensor, y: Tensor, reading: str) -> float:
     return cosine if reading == "cosine" else 1 - cosine
 
 
-def normalise(importance: Sequence[float]) -> tuple[float, ...]:
+def normalize(importance: Sequence[float]) -> tuple[float, ...]:
     """Importance divided by its mean (AdaSVD: I_n); uniform where the mean is not positive."""
     mean = sum(importance) / len(importance)
     return tuple(value / mean for value in importance) if mean > 0 else (1.0,) * len(importance)

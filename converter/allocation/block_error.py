@@ -16,7 +16,7 @@ def block_error(
 ) -> list[float]:
     """Wanted retention per linear, the same for all linears of a block.
 
-    minimise sum_b error_b(r_b) subject to sum_b r_b parameters_b = target x original, where error_b is the lower convex
+    minimize sum_b error_b(r_b) subject to sum_b r_b parameters_b = target x original, where error_b is the lower convex
     hull of block b's candidates. All blocks start at the lowest retention, and steps along the hulls are taken by the
     error that they save per parameter, the last of them in part: every other block ends on one of its candidates.
 

@@ -1,4 +1,4 @@
-"""Which multiple ranks are rounded to, where the recipe leaves it open: what the target wants, if it costs little."""
+"""Which multiple ranks are rounded to, where the recipe does not say: the target's, if that costs little."""
 
 from __future__ import annotations
 

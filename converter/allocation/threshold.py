@@ -14,9 +14,9 @@ BISECTIONS = 100
 
 
 def threshold(shapes: Sequence[LinearShape], energies: Sequence[Tensor], target: float) -> list[float]:
-    """Wanted retention per linear that minimises the total discarded energy under the parameter budget.
+    """Wanted retention per linear that minimizes the total discarded energy under the parameter budget.
 
-    minimise sum_i loss_i(r_i) subject to sum_i parameters_i(r_i) <= target x original, by bisection on the multiplier
+    minimize sum_i loss_i(r_i) subject to sum_i parameters_i(r_i) <= target x original, by bisection on the multiplier
     of the budget. For a given multiplier every linear chooses alone among its ranks below break-even and staying dense,
     which costs all parameters and no loss. Nothing else is tuned: energies of different linears are compared as they
     are, so they must be in one unit, as those of the two-sided metric are.

@@ -18,7 +18,7 @@ from .prefixes import Prefix, foreign_prefixes, plain_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAFETENSORS_INDEX = "model.safetensors.index.json"
+SAFETENSORS_INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 ROWS = 4096  # compared at once
 _COMPARED: dict[tuple[object, str, str], bool] = {}
 
@@ -105,10 +105,16 @@ class CheckpointReader:
         return header
 
     def _shard_files(self) -> list[Path]:
-        index, single = self.path / SAFETENSORS_INDEX, self.path / "model.safetensors"
+        named = self.config.get("transformers_weights")  # transformers would read these, and no other file
+        if named not in (None, SAFETENSORS_INDEX, SINGLE):
+            raise InputError(
+                f"{self.path}: config.json says transformers_weights is {shown(named)}; call the weights {SINGLE}, or "
+                f"their index {SAFETENSORS_INDEX}, and take that key out"
+            )
+        index, single = self.path / SAFETENSORS_INDEX, self.path / SINGLE
         if not index.is_file():
             if not single.is_file():
-                raise InputError(f"{self.path}: no model.safetensors and no {SAFETENSORS_INDEX} (pickles are not read)")
+                raise InputError(f"{self.path}: no {SINGLE} and no {SAFETENSORS_INDEX} (pickles are not read)")
             return [single]
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
@@ -148,6 +154,8 @@ class CheckpointReader:
         if family is None or not self.config.get("tie_word_embeddings"):
             return
         head, embedding = (path + ".weight" for path in (family.head, family.embedding))
+        if head in self._shards and embedding not in self._shards:  # one of the two is there, under the other's name
+            self._shards[embedding], self._stored[embedding] = self._shards.pop(head), self._stored.pop(head)
         if head in self._shards and embedding in self._shards and not self._same(head, embedding):
             self.config["tie_word_embeddings"] = False
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..factors.finite import all_finite
+from ..storage.links import TEMPLATES
 from .reader import SAFETENSORS_INDEX, CheckpointReader
 
 SIDE_FILES = (
@@ -22,6 +23,7 @@ SIDE_FILES = (
     "merges.txt",
     "spiece.model",
     "*.jinja",
+    f"{TEMPLATES}/*.jinja",
     "generation_config.json",
     "LICENSE*",
 )
@@ -58,8 +60,9 @@ class CheckpointWriter:
         index = {"metadata": {"total_size": self._total_bytes}, "weight_map": dict(sorted(self._weight_map.items()))}
         (self._folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         (self._folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for pattern in SIDE_FILES:
-            for file in source.path.glob(pattern):
-                shutil.copyfile(file, self._folder / file.name)
+        for file in (found for pattern in SIDE_FILES for found in source.path.glob(pattern)):
+            to = self._folder / file.relative_to(source.path)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, to)
         for name, text in texts.items():
             (self._folder / name).write_text(text, encoding="utf-8")

@@ -5,11 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 Command = Callable[..., Any]
 Option = tuple[Any, Any]
 """Annotation for Typer, and default."""
+
+
+def option(
+    kind: Any,
+    help: str,
+    *names: str,
+    panel: str | None = None,
+    metavar: str | None = None,
+    min: int | None = None,
+) -> Any:
+    """The annotation of an option of a group.
+
+    Args:
+        kind: type of its value.
+        help: its line of `--help`.
+        names: of the option, where they are not its parameter's.
+        panel: of `--help`; without one it is among those that are shown first.
+        metavar: what stands for its value.
+        min: smallest number.
+    """
+    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, min=min)]
 
 
 def option_group(parameter: str, options: Callable[[], Mapping[str, Option]]) -> Callable[[Command], Command]:

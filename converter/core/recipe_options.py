@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import UsageError
-from .option_groups import Command, Option, option_group
+from .option_groups import Command, Option, option, option_group
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -18,103 +18,64 @@ if TYPE_CHECKING:
 RANKS, TEXT, REFINEMENT, ARITHMETIC = "Ranks and factors", "Calibration", "Refinement", "Arithmetic"  # panels of --help
 
 
-def _recipe_option(help: str, *names: str, panel: str | None = None, metavar: str | None = None) -> Any:
-    """An option; without a panel it is among those that `--help` shows first."""
-    return typer.Option(*names, help=help, show_default=False, rich_help_panel=panel, metavar=metavar)
-
-
 METHOD_HELP = (
     "adasvd (default), loss-aware (recommended), or published: svd, fwsvd, asvd, asvd-stable-rank, svd-llm, svd-llm-u, "
     "svd-llm-v2, pifa-m, saes, lc-svd; see docs/methods.md."
 )
 # Recipe key -> its option. The one place where they are stated: `recipe_options` adds them to a command.
 RECIPE_OPTIONS: dict[str, Any] = {
-    "model": Annotated[str | None, _recipe_option("Hugging Face folder, hub id, .gguf file, `demo`.", "--model", "-m")],
-    "method": Annotated[str | None, _recipe_option(METHOD_HELP)],
-    "retention": Annotated[
-        float | None, _recipe_option("Kept / original parameters of the linears, in (0, 1]. Default 0.8.")
-    ],
-    "max_bytes": Annotated[
+    "model": option(str | None, "Hugging Face folder, hub id, .gguf file, `demo`.", "--model", "-m"),
+    "method": option(str | None, METHOD_HELP),
+    "retention": option(float | None, "Kept / original parameters of the linears, in (0, 1]. Default 0.8."),
+    "max_bytes": option(
+        str | None, "In place of --retention: bytes of the file, such as 80MB; see docs/gguf.md.", metavar="SIZE"
+    ),
+    "bits_per_weight": option(
+        float | None, "In place of --retention: bytes of the file, as bits per weight of the model.", panel=RANKS
+    ),
+    "layout": option(str | None, "two-factor (default), or pivot: more rank in the same bytes.", panel=RANKS),
+    "min_retention": option(float | None, "Floor of adaCR's retention per block.", panel=RANKS),
+    "rank_multiple": option(
+        int | None, "Ranks are multiples of this. Default 32; 256 for K-quants of wide models.", panel=RANKS
+    ),
+    "keep_dense": option(list[str] | None, "Leave matching linears dense (glob; repeatable).", panel=RANKS),
+    "similarity": option(str | None, "adaCR's similarity: angular (default) or cosine.", panel=RANKS),
+    "iterations": option(int | None, "adaComp iterations. Default 1.", panel=RANKS),
+    "alpha": option(float | None, "Weight of the dense output in the target, 0 to 1.", panel=RANKS),
+    "truncation": option(
+        str | None, "two-sided sees loss gradients, one-sided does not. Default: the method's.", panel=RANKS
+    ),
+    "allocation": option(str | None, "Of ranks: uniform, adacr, threshold. Default: the method's.", panel=RANKS),
+    "gradient_windows": option(int | None, "Windows that gradients are taken over. Default 12.", panel=TEXT),
+    "sensitivity_windows": option(int | None, "Windows that asvd and lc-svd measure on. Default 2.", panel=TEXT),
+    "refine": option(
         str | None,
-        _recipe_option("In place of --retention: bytes of the file, such as 80MB; see docs/gguf.md.", metavar="SIZE"),
-    ],
-    "bits_per_weight": Annotated[
-        float | None,
-        _recipe_option("In place of --retention: bytes of the file, as bits per weight of the model.", panel=RANKS),
-    ],
-    "layout": Annotated[
-        str | None, _recipe_option("two-factor (default), or pivot: more rank in the same bytes.", panel=RANKS)
-    ],
-    "min_retention": Annotated[float | None, _recipe_option("Floor of adaCR's retention per block.", panel=RANKS)],
-    "rank_multiple": Annotated[
-        int | None,
-        _recipe_option("Ranks are multiples of this. Default 32; 256 for K-quants of wide models.", panel=RANKS),
-    ],
-    "keep_dense": Annotated[
-        list[str] | None, _recipe_option("Leave matching linears dense (glob; repeatable).", panel=RANKS)
-    ],
-    "similarity": Annotated[
-        str | None, _recipe_option("adaCR's similarity: angular (default) or cosine.", panel=RANKS)
-    ],
-    "iterations": Annotated[int | None, _recipe_option("adaComp iterations. Default 1.", panel=RANKS)],
-    "alpha": Annotated[float | None, _recipe_option("Weight of the dense output in the target, 0 to 1.", panel=RANKS)],
-    "truncation": Annotated[
+        "Gradient descent on the factors: none, block, model. Default: none (lc-svd: block).",
+        panel=REFINEMENT,
+    ),
+    "refine_epochs": option(int | None, "Passes of the refinement over the windows.", panel=REFINEMENT),
+    "refine_rate": option(float | None, "First step of the refinement, relative to each tensor.", panel=REFINEMENT),
+    "refine_model_epochs": option(int | None, "Passes over the windows, of the whole model.", panel=REFINEMENT),
+    "refine_model_rate": option(float | None, "First step, of the whole model.", panel=REFINEMENT),
+    "refine_alpha": option(float | None, "Weight of the dense output in the refinement's target.", panel=REFINEMENT),
+    "calibration": option(
         str | None,
-        _recipe_option("two-sided sees loss gradients, one-sided does not. Default: the method's.", panel=RANKS),
-    ],
-    "allocation": Annotated[
-        str | None, _recipe_option("Of ranks: uniform, adacr, threshold. Default: the method's.", panel=RANKS)
-    ],
-    "gradient_windows": Annotated[
-        int | None, _recipe_option("Windows that gradients are taken over. Default 12.", panel=TEXT)
-    ],
-    "sensitivity_windows": Annotated[
-        int | None, _recipe_option("Windows that asvd and lc-svd measure on. Default 2.", panel=TEXT)
-    ],
-    "refine": Annotated[
-        str | None,
-        _recipe_option(
-            "Gradient descent on the factors: none, block, model. Default: none (lc-svd: block).", panel=REFINEMENT
-        ),
-    ],
-    "refine_epochs": Annotated[
-        int | None, _recipe_option("Passes of the refinement over the windows.", panel=REFINEMENT)
-    ],
-    "refine_rate": Annotated[
-        float | None, _recipe_option("First step of the refinement, relative to each tensor.", panel=REFINEMENT)
-    ],
-    "refine_model_epochs": Annotated[
-        int | None, _recipe_option("Passes over the windows, of the whole model.", panel=REFINEMENT)
-    ],
-    "refine_model_rate": Annotated[float | None, _recipe_option("First step, of the whole model.", panel=REFINEMENT)],
-    "refine_alpha": Annotated[
-        float | None, _recipe_option("Weight of the dense output in the refinement's target.", panel=REFINEMENT)
-    ],
-    "calibration": Annotated[
-        str | None,
-        _recipe_option(
-            "Text, FILE#FIELD of records, windows (.npy), python-docs (default), self, datasets:NAME.", panel=TEXT
-        ),
-    ],
-    "update_calibration": Annotated[
-        str | None,
-        _recipe_option(
-            "Text or windows the compressed model is fitted on, where not those of --calibration.", panel=TEXT
-        ),
-    ],
-    "windows": Annotated[int | None, _recipe_option("Calibration windows. Default 32.", panel=TEXT)],
-    "window_length": Annotated[int | None, _recipe_option("Tokens per window. Default 1024.", panel=TEXT)],
-    "held_out": Annotated[
-        int | None, _recipe_option("Further windows that no factor is fitted on. Default 2.", panel=TEXT)
-    ],
-    "calibration_reduction": Annotated[str | None, _recipe_option("moments (default) or stack-of-batch.", panel=TEXT)],
-    "buckets": Annotated[int | None, _recipe_option("Buckets of stack-of-batch. Default 16.", panel=TEXT)],
-    "seed": Annotated[int | None, _recipe_option("Of everything random. Default 0.", panel=ARITHMETIC)],
-    "dtype": Annotated[str | None, _recipe_option("float32 (default), float16 or bfloat16.", panel=ARITHMETIC)],
-    "activations": Annotated[
-        str | None,
-        _recipe_option("Forward passes in float32 or bfloat16; auto: bfloat16 where it is faster.", panel=ARITHMETIC),
-    ],
+        'Text, FILE#FIELD, windows (.npy), python-docs (default), self, datasets:NAME; several as "A + B".',
+        panel=TEXT,
+    ),
+    "update_calibration": option(
+        str | None, "Text or windows the compressed model is fitted on, where not those of --calibration.", panel=TEXT
+    ),
+    "windows": option(int | None, "Calibration windows. Default 32.", panel=TEXT),
+    "window_length": option(int | None, "Tokens per window. Default 1024.", panel=TEXT),
+    "held_out": option(int | None, "Further windows that no factor is fitted on. Default 2.", panel=TEXT),
+    "calibration_reduction": option(str | None, "moments (default) or stack-of-batch.", panel=TEXT),
+    "buckets": option(int | None, "Buckets of stack-of-batch. Default 16.", panel=TEXT),
+    "seed": option(int | None, "Of everything random. Default 0.", panel=ARITHMETIC),
+    "dtype": option(str | None, "float32 (default), float16 or bfloat16.", panel=ARITHMETIC),
+    "activations": option(
+        str | None, "Forward passes in float32 or bfloat16; auto: bfloat16 where it is faster.", panel=ARITHMETIC
+    ),
 }
 Given = dict[str, Any]
 """Recipe key -> its value on the command line; None, or nothing in a list, where it was not given."""
@@ -131,7 +92,7 @@ def recipe_options(*without: str) -> Callable[[Command], Command]:
     """Give a command every option of RECIPE_OPTIONS but `without`; their values reach its parameter `given`."""
 
     def offered() -> Mapping[str, Option]:
-        return {key: (option, None) for key, option in RECIPE_OPTIONS.items() if key not in without}
+        return {key: (annotation, None) for key, annotation in RECIPE_OPTIONS.items() if key not in without}
 
     return option_group("given", offered)
 

@@ -37,7 +37,7 @@ def require_single_process(command: str) -> None:
     """
     if started() > 1:
         if os.environ["RANK"] != "0":
-            with suppress(KeyboardInterrupt):  # torchrun ends all when one has ended: the first has to speak before
+            with suppress(KeyboardInterrupt):  # torchrun ends all when one has ended; the first reports before that
                 time.sleep(FIRST_RANK_GRACE_SECONDS)
             raise AlreadyReportedError(UsageError.exit_code)
         raise UsageError(f"{command}: is the work of one process; torchrun is for compress and statistics")
@@ -55,7 +55,7 @@ def joined(device: str, threads: int | None = None) -> Iterator[Workers]:
 
     Raises:
         UsageError: the environment does not say how to connect.
-        WorkerLostError: another process is gone, or this one was told to stop because of that.
+        WorkerLostError: another process is gone, or this one was stopped because of that.
     """
     import torch
 
@@ -88,7 +88,7 @@ def joined(device: str, threads: int | None = None) -> Iterator[Workers]:
         raise UsageError(f"the processes of torchrun cannot be connected ({str(error).splitlines()[0]})") from None
     with _reported_once(store):
         yield workers
-        workers.wait()  # for the writer's last file
+        workers.barrier()  # for the writer's last file
     dist.destroy_process_group()
 
 
@@ -102,14 +102,14 @@ def _share_of_cores() -> int:
 @contextmanager
 def _reported_once(store: Any) -> Iterator[None]:
     """Let one process only report a failure: the first, which is the one that knows its cause."""
-    told = False
+    stopping = False
 
-    def told_to_stop(*_: object) -> None:  # by torchrun, when another process has ended
-        nonlocal told
-        told = True
+    def stop_requested(*_: object) -> None:  # by torchrun, when another process has ended
+        nonlocal stopping
+        stopping = True
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, told_to_stop)
+    before = signal.signal(signal.SIGTERM, stop_requested)
     try:
         yield
     except BaseException as error:
@@ -120,9 +120,9 @@ def _reported_once(store: Any) -> Iterator[None]:
             first = store.add("failed", 1) == 1
         if not first:
             raise AlreadyReportedError(error.exit_code if isinstance(error, LowRankError) else 1) from None
-        if told:
+        if stopping:
             raise WorkerLostError(
-                "told to stop, because another worker of this job is gone or the job was cancelled; "
+                "told to stop, because another worker of this job is gone or the job was canceled; "
                 "the same command goes on"
             ) from None
         raise

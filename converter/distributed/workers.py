@@ -47,7 +47,7 @@ class Workers:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes files and reports."""
         return self.index == 0
 
     def part(self, items: Sequence[T], *, larger_first: bool = False) -> Sequence[T]:
@@ -152,12 +152,12 @@ class Workers:
         for turn in range(self.count):
             if turn == self.index:
                 made = make()
-            self.wait()
+            self.barrier()
         assert made is not None
         return made
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def barrier(self) -> None:
+        """Return when every process of the job has called it."""
         self.gathered(None)
 
     def check_shared(self, path: Path) -> None:
@@ -166,7 +166,7 @@ class Workers:
         Raises:
             ResourceError: it lies on a disk that this process does not see.
         """
-        self.wait()
+        self.barrier()
         if not path.exists():
             raise ResourceError(f"{path}: is not seen by all machines of this job; choose a folder that they share")
 

@@ -12,22 +12,22 @@ ALPHA_MIN, ALPHA_MAX = 0.2, 3 / 7
 
 
 def adaptive_alpha(
-    base: Tensor, drift: Tensor, rank: int, low: float = ALPHA_MIN, high: float = ALPHA_MAX
+    base: Tensor, update: Tensor, rank: int, low: float = ALPHA_MIN, high: float = ALPHA_MAX
 ) -> tuple[float, float]:
-    """The alpha in [low, high] at which base + alpha drift loses the smallest share of its energy beside rank r.
+    """The alpha in [low, high] at which base + alpha update loses the smallest share of its energy beside rank r.
 
-    SAES-SVD (ICLR 2026) minimises ||U V^T X' - W X'||^2 + a ||U V^T X' - W X||^2, which is the truncation of
+    SAES-SVD (ICLR 2026) minimizes ||U V^T X' - W X'||^2 + a ||U V^T X' - W X||^2, which is the truncation of
     W ((1 - alpha) X' + alpha X) with alpha = a / (1 + a), and picks alpha by the retained energy. Exactly that takes a
     spectrum per candidate; with the leading subspaces P, Q of `base` frozen, the discarded share is a quotient of two
     quadratics in alpha,
 
-        ||(I - P P^T)(base + alpha drift)(I - Q Q^T)||^2 / ||base + alpha drift||^2,
+        ||(I - P P^T)(base + alpha update)(I - Q Q^T)||^2 / ||base + alpha update||^2,
 
     whose stationary points are the roots of a third one.
 
     Args:
         base: W S (m, n) float64, S S^T = Sigma'.
-        drift: W Delta Sigma'^-1 S (m, n) float64.
+        update: W Delta Sigma'^-1 S (m, n) float64.
         rank: r.
         low, high: what alpha is clipped to.
 
@@ -38,10 +38,10 @@ def adaptive_alpha(
     p = _leading(base, rank)
     q = torch.linalg.qr(base.T @ p).Q
     outside = base - p @ (p.T @ base)
-    drift_outside = drift - p @ (p.T @ drift)
-    drift_outside = drift_outside - (drift_outside @ q) @ q.T
-    discarded = _quadratic(outside, drift_outside)
-    whole = _quadratic(base, drift)
+    update_outside = update - p @ (p.T @ update)
+    update_outside = update_outside - (update_outside @ q) @ q.T
+    discarded = _quadratic(outside, update_outside)
+    whole = _quadratic(base, update)
     candidates = [low, high, *(root for root in _stationary(discarded, whole) if low < root < high)]
     shares = [_at(discarded, alpha) / max(_at(whole, alpha), 1e-300) for alpha in candidates]
     best = min(range(len(candidates)), key=shares.__getitem__)

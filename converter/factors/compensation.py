@@ -39,7 +39,7 @@ def update_v(weight: Tensor, factors: LowRankFactors, cutoff: float = CUTOFF) ->
 def adacomp(weight: Tensor, factors: LowRankFactors, sigma: Tensor, iterations: int) -> LowRankFactors:
     """`iterations` times one U and one V^T update (AdaSVD eq. 16) on activations with second moment `sigma`.
 
-    The loss tr((W - U V^T) Sigma (W - U V^T)^T) never rises: each update minimises it over one factor.
+    The loss tr((W - U V^T) Sigma (W - U V^T)^T) never rises: each update minimizes it over one factor.
     """
     weight = weight.double()
     for _ in range(iterations):

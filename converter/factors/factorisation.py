@@ -32,7 +32,7 @@ class LowRankFactors:
 def factor(
     weight: Tensor, rank: int, inputs: Whitener | None = None, outputs: OutputMetric | OutputRoot | None = None
 ) -> tuple[LowRankFactors, Tensor]:
-    """The rank-r minimiser of ||R (W - U V^T) S||_F. With S S^T = Sigma and R^T R = G that is tr(G dW Sigma dW^T).
+    """The rank-r minimizer of ||R (W - U V^T) S||_F. With S S^T = Sigma and R^T R = G that is tr(G dW Sigma dW^T).
 
     With U_r an orthonormal basis of the leading left singular vectors of A = R W S, U = R^-1 U_r and V^T = U_r^T R W.
     This is the same product as R^-1 U_r s_r V_r^T S^-1, because U_r^T R W S = s_r V_r^T, but it needs no inverse of S,

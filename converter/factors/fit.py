@@ -51,8 +51,8 @@ class GroupMetric:
         evaluation: Sigma the losses are reported on; None where there are no activations.
         compensation: Sigma that the compensation fits; None where the method has none.
         regression: on X', and
-        drift: Delta (n, n), where the target is not W X'; or in their place
-        moved: W Delta (Sigma' + d I)^-1 (m, n) of the group's one linear, where W Delta was gathered.
+        cross_moment: Delta (n, n), where the target is not W X'; or in their place
+        update: W Delta (Sigma' + d I)^-1 (m, n) of the group's one linear, where W Delta was gathered.
         held_out: second moment of held-out windows, where there are any.
     """
 
@@ -61,8 +61,8 @@ class GroupMetric:
     evaluation: Tensor | None
     compensation: Tensor | None
     regression: Regression | None
-    drift: Tensor | None
-    moved: Tensor | None
+    cross_moment: Tensor | None
+    update: Tensor | None
     held_out: Tensor | None
 
 
@@ -103,20 +103,20 @@ def group_metric(
     if method.compensation != "none":
         stacked = reduction == "stack-of-batch" and method.compensation == "adacomp"
         compensation = moments.stacked.mean() if stacked else compressed
-    moving = moved = None
+    regressed = update = None
     if method.aligned:
         assert compressed is not None
-        moving = regression(compressed, ALIGNMENT_DAMPING)
-        if moments.output_drift.tokens:
-            moved, moving = moving.weight(moments.output_drift.mean()), None
+        regressed = regression(compressed, ALIGNMENT_DAMPING)
+        if moments.output_cross_moment.tokens:
+            update, regressed = regressed.weight(moments.output_cross_moment.mean()), None
     return GroupMetric(
         method=method,
         whitener=whitener or group_whitener(method, moments),
         evaluation=compressed if compressed is not None else dense,
         compensation=compensation,
-        regression=moving,
-        drift=moments.drift.mean() if moments.drift.tokens else None,
-        moved=moved,
+        regression=regressed,
+        cross_moment=moments.cross_moment.mean() if moments.cross_moment.tokens else None,
+        update=update,
         held_out=moments.held_out.mean() if moments.held_out.tokens else None,
     )
 
@@ -188,16 +188,16 @@ def aligned_target(weight: Tensor, rank: int, metric: GroupMetric) -> Tensor:
         rank: r, which an adaptive alpha depends on.
         metric: of its input group.
     """
-    moved, alpha = metric.moved, metric.method.alpha
-    if moved is None:
+    update, alpha = metric.update, metric.method.alpha
+    if update is None:
         if metric.regression is None:
             return weight
-        assert metric.drift is not None
-        moved = metric.regression.weight(weight @ metric.drift)
+        assert metric.cross_moment is not None
+        update = metric.regression.weight(weight @ metric.cross_moment)
     if alpha == "adaptive":
         assert metric.whitener is not None
-        alpha, _ = adaptive_alpha(weight @ metric.whitener.matrix, moved @ metric.whitener.matrix, rank)
-    return weight + alpha * moved
+        alpha, _ = adaptive_alpha(weight @ metric.whitener.matrix, update @ metric.whitener.matrix, rank)
+    return weight + alpha * update
 
 
 def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
@@ -207,7 +207,7 @@ def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
         weight: W (m, n).
         metric: of its input group; without alignment W itself is the answer.
     """
-    if metric.regression is None and metric.moved is None:
+    if metric.regression is None and metric.update is None:
         return weight
     return aligned_target(weight.double(), min(weight.shape), metric).to(weight.dtype)
 
@@ -215,7 +215,7 @@ def align_dense(weight: Tensor, metric: GroupMetric) -> Tensor:
 def _losses(
     target: Tensor, truncated: LowRankFactors, factors: LowRankFactors, metric: GroupMetric, known: float | None
 ) -> FitLoss | None:
-    """Losses of both on what the metric evaluates on; `known` is that of `truncated` where the truncation told it."""
+    """Losses of both on what the metric evaluates on; `known` is that of `truncated` where the truncation knows it."""
     if metric.evaluation is None:
         return None
 

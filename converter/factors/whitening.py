@@ -108,7 +108,7 @@ class OutputRoot:
 
 
 def gradient_metric(gradient: Tensor, damping: float = GRADIENT_DAMPING) -> OutputMetric:
-    """G + damping mean I. A few sequences leave G far from settled; the damping keeps directions it has not seen from
+    """G + damping mean I. A few sequences leave G a poor estimate; the damping keeps directions it has not seen from
     looking free.
 
     Args:

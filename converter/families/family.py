@@ -63,7 +63,7 @@ class Gguf:
         block: module path inside a block -> name inside a GGUF block.
         outside: module path in the model -> GGUF name, for what lies outside the blocks.
         blocks: path of the list of transformer blocks.
-        interleaved: llama.cpp rotates neighbouring rows (2i, 2i + 1) of q and k instead of the halves of a head, so
+        interleaved: llama.cpp rotates neighboring rows (2i, 2i + 1) of q and k instead of the halves of a head, so
             their rows are stored in another order.
         factored: all linears pass llama.cpp's `build_lora_mm`, verified against torch logit by logit; a factored
             weight used elsewhere would end the process inside ggml.

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ..core.errors import ResourceError
 
 ONEDNN_PRODUCTS = 1 << 22  # multiplications from which oneDNN's start-up time no longer shows
-# what makes libraries round, whatever PyTorch is told
+# what makes libraries round, whatever PyTorch's settings are
 VARIABLES = "ONEDNN_DEFAULT_FPMATH_MODE, NVIDIA_TF32_OVERRIDE"
 
 

@@ -1,7 +1,7 @@
-"""A block's forward that stops at each input group, so that factors can be fitted and installed in passing.
+"""A block's forward that is suspended at each input group, so that factors are fitted and installed group by group.
 
 Each chunk of calibration windows runs its forward in a greenlet. At a group's first linear the greenlet hands the
-group's input over and sleeps; what it keeps alive is the residual stream and that input, nothing else. All chunks
+group's input over and is suspended; it keeps in memory the residual stream and that input, nothing else. All chunks
 stop at the same group before any goes on. So every group sees inputs made by the groups before it as they are by then,
 at the price of one forward per stream and with the activations of one group in memory.
 """
@@ -18,7 +18,7 @@ from ..families.family import Family
 
 
 class _Tap(nn.Module):
-    """Stands before a linear; looks the linear up when called, so a replacement made while asleep takes effect."""
+    """Stands before a linear, looked up when called: one replaced while the forward is suspended takes effect."""
 
     def __init__(self, linear: nn.Module, stops: bool) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ def check_sizes(
         document: what says it, for errors.
 
     Raises:
-        InputError: a size is no number of things, or not that of the tensors; names it.
+        InputError: a size is not a positive integer, or not that of the tensors; names it.
     """
 
     def size(key: str, otherwise: int | None = None) -> int:
@@ -82,7 +82,7 @@ def check_sizes(
     if size("max_position_embeddings") > LONGEST:
         raise InputError(f"{where}: {document} says max_position_embeddings is more than {LONGEST:,}")
     if heads % keys:
-        raise InputError(f"{where}: {document} says {heads} attention heads share {keys} keys, which does not come out")
+        raise InputError(f"{where}: {document} says {heads} attention heads share {keys} keys: not divisible")
     compare(family.embedding, (size("vocab_size"), hidden))
     if len(blocks) != count or set(blocks) != set(range(count)):
         raise InputError(f"{where}: holds {len(blocks)} blocks, but {document} says {count}")

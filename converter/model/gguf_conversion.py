@@ -22,7 +22,7 @@ CONVERSION = 2  # raised when the conversion of a GGUF changes, so that no older
 
 
 def from_gguf(path: Path, progress: Progress) -> Path:
-    """Dequantise a GGUF through transformers into a directory of the cache, once."""
+    """Dequantize a GGUF through transformers into a directory of the cache, once."""
     parts = gguf_parts(path)
     hashes = [file_sha256(part) for part in parts]
     digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -53,7 +53,7 @@ def _convert_gguf(path: Path, out: Path, named: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(refusing(named, "transformers cannot read this GGUF"))
         stack.enter_context(quiet_transformers())
-        alone = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # of the file's neighbours nothing is read
+        alone = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # of the file's neighbors nothing is read
         (alone / "model.gguf").symlink_to(path.resolve())
         here: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
         config: Any = AutoConfig.from_pretrained(str(alone), **here)

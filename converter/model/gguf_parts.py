@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +31,27 @@ def gguf_parts(path: Path) -> tuple[Path, ...]:
     if type(count) is not int or type(number) is not int or not 0 <= number < count:
         raise InputError(f"{path}: {COUNT} is {count!r} and {NUMBER} {number!r}, which is no part of a whole")
     return parts_beside(path, number + 1, count)
+
+
+def read_whole(path: Path) -> Header:
+    """The header of a GGUF file, of one in parts that of the whole: metadata of the first part, tensors of all.
+
+    Offsets of tensors are those in their own part.
+
+    Args:
+        path: the file, or any part.
+
+    Raises:
+        InputError: damaged, a part is missing, or is none of this file.
+    """
+    parts = gguf_parts(path)
+    headers = [read_header(part) for part in parts]
+    if len(headers) == 1:
+        return headers[0]
+    _check(parts, headers)
+    metadata = {key: value for key, value in headers[0].metadata.items() if key not in (NUMBER, COUNT, TENSORS)}
+    tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    return replace(headers[0], metadata=metadata, tensors=tensors, size=sum(header.size for header in headers))
 
 
 def join_parts(parts: Sequence[Path], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""How the windows of a stream run through a block that is being replaced group by group: asleep, or once per group.
+"""How the windows of a stream run through a block that is being replaced group by group: suspended, or recomputed.
 
 Either way a group's inputs come out of the groups before it as they are by then, from the same computation.
 """
@@ -35,7 +35,7 @@ class Pass(Protocol):
 
 
 class SuspendedPass:
-    """One forward per chunk, which sleeps at each group: what a forward keeps alive of all windows is in memory."""
+    """One forward per chunk, suspended at each group: what the forwards of all windows keep is in memory at once."""
 
     def __init__(self, run: Run, block: nn.Module, chunks: Activations) -> None:
         self._forwards = [StoppedForward(partial(run, block, x)) for x in chunks]
@@ -55,7 +55,7 @@ class SuspendedPass:
 
 
 class RecomputedPass:
-    """A forward from the block's start per chunk and group: what it keeps alive of one chunk is in memory."""
+    """A forward from the block's start per chunk and group: what the forward of one chunk keeps is in memory."""
 
     def __init__(self, run: Run, block: nn.Module, chunks: Activations) -> None:
         self._run, self._block, self._chunks = run, block, chunks

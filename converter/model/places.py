@@ -22,6 +22,12 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
+def is_later_part(path: Path) -> bool:
+    """Whether a file's name says that it is a part of a GGUF file, and not the first."""
+    found = _PART.fullmatch(path.name)
+    return found is not None and int(found["number"]) > 1
+
+
 def model_place(path: Path) -> Path:
     """What a folder stands for.
 
@@ -43,8 +49,7 @@ def model_place(path: Path) -> Path:
         return _snapshot(path.parent)
     if cached := sorted(entry for entry in path.glob(f"{REPOSITORY}*") if entry.is_dir()):
         raise InputError(f"{path}: is a cache of the hub; give one of {_some(cached)}")
-    files = sorted(entry for entry in path.iterdir() if is_gguf(entry))
-    firsts = [file for file in files if (found := _PART.fullmatch(file.name)) is None or int(found["number"]) == 1]
+    firsts = [entry for entry in sorted(path.iterdir()) if is_gguf(entry) and not is_later_part(entry)]
     if len(firsts) > 1:
         raise InputError(f"{path}: holds several GGUF files; give one of {_some(firsts)}")
     return firsts[0] if firsts else path

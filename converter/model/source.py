@@ -66,7 +66,7 @@ def open_source(spec: str, progress: Progress, option: str = "--model") -> Sourc
     Args:
         spec: a directory, also one of the hub's cache or one around a GGUF file; a GGUF file, of several parts any one;
             `demo`, or a hub id ("owner/name").
-        progress: told what is fetched, and which file or snapshot was taken.
+        progress: receives what is fetched, and which file or snapshot was taken.
         option: that names the model, for errors.
 
     Raises:
@@ -168,4 +168,4 @@ def _from_hub(spec: str, progress: Progress) -> Path:
         return Path(snapshot_download(spec, allow_patterns=patterns))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{spec}: no such folder here, and not to be had as a hub id ({reason})") from None
+        raise InputError(f"{spec}: no such folder here, and not found as a hub id ({reason})") from None

@@ -59,8 +59,8 @@ def check_types(reader: CheckpointReader, names: Iterable[str]) -> None:
         kind = reader.dtype(name)
         if kind not in READ and not (name.endswith(PERM_SUFFIX) and kind == "I32"):
             raise InputError(
-                f"{reader.path}: {shown(name)} is stored as {kind}, quantised or packed numbers that mean nothing "
-                "without their scales; start from the unquantised checkpoint, or save the model dequantised"
+                f"{reader.path}: {shown(name)} is stored as {kind}, quantized or packed numbers that mean nothing "
+                "without their scales; start from the unquantized checkpoint, or save the model dequantized"
             )
 
 

@@ -31,7 +31,7 @@ class CompressionMemory:
     def compression(self, streams: int, suspended: bool) -> int:
         """A block, the moments and metric of the group at work, and what its largest linear takes."""
         groups = list(self.shape.inputs)
-        at_end = self.method.installs == "at end"
+        per_block = self.method.installs == "per block"
         found, waiting = 0, 0
         for number, group in enumerate(groups):
             alive = self.shape.suspended(number, self.windows.tokens)
@@ -45,8 +45,8 @@ class CompressionMemory:
                 fitting = blocks + held
             else:
                 fitting = self.shape.block + (alive if suspended and streams else 0)
-            waiting = gathered if at_end else 0
-            found = max(found, fitting + self.fitted(group) + (gathered if at_end else 0))
+            waiting = gathered if per_block else 0
+            found = max(found, fitting + self.fitted(group) + (gathered if per_block else 0))
         return found + self.ahead()
 
     def ahead(self) -> int:
@@ -62,9 +62,9 @@ class CompressionMemory:
 
     def gathered(self, group: str) -> int:
         """Moments of a group."""
-        return self.shape.moment(group) * sum(self._counts().values()) + self.drift(group)
+        return self.shape.moment(group) * sum(self._counts().values()) + self.cross_moment(group)
 
-    def drift(self, group: str) -> int:
+    def cross_moment(self, group: str) -> int:
         """What the compressed stream lacks against what it has, (n, n), or (m, n) for a single linear with m < n."""
         if not self._counts()["compressed"] or not self.method.aligned:
             return 0
@@ -83,10 +83,10 @@ class CompressionMemory:
 
     def fitted(self, group: str) -> int:
         """The metric of a group while it is made, and while the group's linears are fitted with it."""
-        drift, moment = self.drift(group), self.shape.moment(group)
-        narrow = drift < moment  # its regression is done with before the fit
-        made = 2 * moment if drift else 0  # Sigma' damped, and L
-        kept = self.gathered(group) + (moment if drift and not narrow else 0)
+        cross_moment, moment = self.cross_moment(group), self.shape.moment(group)
+        narrow = cross_moment < moment  # its regression is done with before the fit
+        made = 2 * moment if cross_moment else 0  # Sigma' damped, and L
+        kept = self.gathered(group) + (moment if cross_moment and not narrow else 0)
         if self.method.metric in ("activation-scale", "fisher-rows"):
             kept += self.shape.moment(group)  # a diagonal, as a matrix
         fits = factors = 0

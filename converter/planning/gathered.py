@@ -20,8 +20,9 @@ from ..machine.memory import exempt_loaded, release_freed
 from ..methods import Method
 from ..model.blocks import BlockSource
 from ..model.source import Source
-from ..statistics.calibration import SELF, Calibration
+from ..statistics.calibration import Calibration
 from ..statistics.gathering import gather_dense, gather_fisher, gather_gradients
+from ..statistics.mixture import samples
 from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
@@ -94,7 +95,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
         blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
         exempt_loaded()
         kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
-        if recipe.calibration == SELF:  # the model is sampled as a whole: refused before that
+        if samples(recipe.calibration):  # the model is sampled as a whole: refused before that
             sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
             plan_memory(recipe, method, blocks, sampled, context.room)
         calibration = update = None
@@ -113,7 +114,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
                 if folder is not None:
                     workers.check_shared(folder / IDENTITY)
                 _gather(context, found, calibration, statistics_kinds(recipe) if kinds is None else kinds)
-                workers.wait()  # for the writer's last file
+                workers.barrier()  # for the writer's last file
             release_freed()
             yield found
 

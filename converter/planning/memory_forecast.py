@@ -13,7 +13,7 @@ from typing import Literal
 
 from ..core.recipe import Recipe
 from ..methods import Method
-from ..statistics.calibration import SELF
+from ..statistics.mixture import samples
 from ..training.refinement import BATCH_TOKENS
 from .compression_memory import CompressionMemory
 from .model_shape import FLOAT, ModelShape
@@ -100,7 +100,7 @@ def _statistics_stages(memory: StatisticsMemory) -> dict[str, Stage]:
     recipe, method, shape, windows = memory.recipe, memory.method, memory.shape, memory.windows
     per_token = shape.hidden * shape.weight_bytes
     stages = {}
-    if recipe.calibration == SELF:
+    if samples(recipe.calibration):
         stages["sampling calibration text from the whole model"] = Stage(memory.sampling())
     if not {"dense", "sensitivity", "block-error"}.isdisjoint(method.statistics):
         stages["activations of the dense model"] = Stage(memory.dense_moments(), windows.tokens * per_token)

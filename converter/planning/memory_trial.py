@@ -48,9 +48,9 @@ def trial_of_a_block(recipe: Recipe, method: Method, blocks: BlockSource, window
             weight = tapped.linear(group.linears[0]).weight
             assert isinstance(weight, Tensor)
             if len(group.linears) == 1 and weight.shape[0] < weight.shape[1]:
-                moments.output_drift.add_cross(blocks.project(weight, y), y)
+                moments.output_cross_moment.add_cross(blocks.project(weight, y), y)
             else:
-                moments.drift.add_cross(y, y)
+                moments.cross_moment.add_cross(y, y)
         names = group.linears
     forward.finish()
     del stream, forward, y

@@ -44,7 +44,7 @@ def prepared(
         source: the recipe's model, where it is open already.
         limits: memory that this process may take; of its GPU by default what is free there.
         scratch: a folder for activations that do not fit into that; by default the system's.
-        progress: told about stages.
+        progress: receives stages.
         workers: the processes that share the job; all call this alike.
 
     Raises:
@@ -90,7 +90,7 @@ def gather_statistics(
         device: "auto", "cpu", "cuda".
         limits: memory that this process may take, of its GPU by default what is free there; activations that do not
             fit go to a file beside `folder`.
-        progress: told about stages.
+        progress: receives stages.
         workers: the processes that share the work; all call this alike.
 
     Returns:
@@ -133,7 +133,7 @@ def dense_statistics(
         source: the recipe's model.
         device: "auto", "cpu", "cuda".
         limits: see `prepared`.
-        progress: told about stages.
+        progress: receives stages.
 
     Raises:
         UsageError, InputError, ResourceError: as the stages say.

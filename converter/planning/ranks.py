@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from ..allocation.adacr import adacr, normalise
+from ..allocation.adacr import adacr, normalize
 from ..allocation.block_error import block_error
 from ..allocation.candidate_cut import TENTHS, candidate_cut, measured_retentions, stable_rank_scores
 from ..allocation.plan import LinearPlan, LinearShape, RankPlan
@@ -79,7 +79,7 @@ def allocate(
         blocks: the dense model.
         calibration: its windows; None for a method that needs none.
         store: statistics of the kinds that the method reads.
-        progress: told about stages.
+        progress: receives stages.
         workers: the processes that share the job.
 
     Raises:
@@ -165,7 +165,7 @@ def _wanted(
         return candidate_cut(shapes, scores, TENTHS, target), ()
     assert calibration is not None
     if allocation == "adacr":
-        importance = normalise(block_similarities(blocks, calibration, recipe.similarity, progress, workers))
+        importance = normalize(block_similarities(blocks, calibration, recipe.similarity, progress, workers))
         return adacr(shapes, importance, target, recipe.min_retention), importance
     if allocation == "threshold":
         energies = loss_energies(blocks, store, "gradients", progress, workers)

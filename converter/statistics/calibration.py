@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError, UsageError
-from ..core.progress import Progress
+from ..storage.documents import shown
 from ..texts.corpus import Counts, is_windows, read_corpus
 from ..texts.corpus import text_sha256 as sha256_of_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 Tokens = NDArray[np.int32]
 SELF = "self"
@@ -35,6 +35,7 @@ class Calibration:
         text: its spec.
         seed: that they were drawn with.
         drawn_from: how much the text was; None of windows that were given, or sampled.
+        sampled: those of the windows that the model wrote itself, (n, T); None if there are none.
     """
 
     windows: Tokens
@@ -42,6 +43,7 @@ class Calibration:
     text: str
     seed: int
     drawn_from: Counts | None = None
+    sampled: Tokens | None = None
 
     @property
     def sha256(self) -> str:
@@ -62,18 +64,35 @@ class Calibration:
 
 
 def calibrate(
-    spec: str, tokenizer: PreTrainedTokenizerBase, *, windows: int, length: int, held_out: int, seed: int
+    spec: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    windows: int,
+    length: int,
+    held_out: int,
+    seed: int,
+    rows: int | None = None,
 ) -> Calibration:
     """Draw calibration windows from a text (any spec but `self`).
 
+    Args:
+        rows: of the model's embedding; as many as the tokenizer has tokens by default.
+
     Raises:
-        InputError: the text cannot be read or is shorter than one window.
+        InputError: the text cannot be read, is shorter than one window, or holds a token that has no row.
     """
+    rows = len(tokenizer) if rows is None else rows
     if is_windows(spec):
-        given = read_token_windows(Path(spec), len(tokenizer))
+        given = read_token_windows(Path(spec), rows)
         return Calibration(given, given[:0], spec, seed)
     corpus = read_corpus(spec, "calibration", tokenizer)
     tokens = tokenize(tokenizer, corpus.text)
+    if len(tokens) and int(tokens.max()) >= rows:
+        last = int(tokens.max())
+        raise InputError(
+            f"{spec}: holds token {last} ({shown(tokenizer.convert_ids_to_tokens(last))}), but the "
+            f"model's embedding only {rows} rows; take the tokenizer that the model was made with"
+        )
     drawn = draw_windows(tokens, windows + held_out, length, seed, spec)
     counts = Counts(corpus.documents, len(tokens), corpus.skipped)
     return Calibration(drawn[:windows], drawn[windows:], spec, seed, counts)
@@ -174,32 +193,3 @@ def text_sha256(spec: str) -> str | None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def sample_from_model(
-    model: PreTrainedModel, *, windows: int, length: int, held_out: int, seed: int, start: int, progress: Progress
-) -> Calibration:
-    """Windows sampled from the model itself at temperature 1: calibration without any data.
-
-    Args:
-        model: the dense model, on its device.
-        start: the token every window begins with (beginning of text).
-
-    Returns:
-        Windows (N, length) int32; the same seed gives the same windows on the same device.
-    """
-    import torch
-
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    count = windows + held_out
-    tokens = torch.full((count, 1), start, device=model.device)
-    cache, step = None, tokens
-    with torch.no_grad(), progress.stage("sampling calibration text from the model", length - 1) as advance:
-        for _ in range(length - 1):
-            output = model(step, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            step = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
-            tokens = torch.cat([tokens, step], dim=1)
-            advance(1)
-    drawn = tokens.cpu().numpy().astype(np.int32)
-    return Calibration(drawn[:windows], drawn[windows:], SELF, seed)

@@ -39,7 +39,7 @@ def gather_dense(
         chunks: calibration windows, (B, T) each; this process's.
         held_out: windows that no factor is fitted on; this process's.
         store: filled with kind "dense".
-        progress: told about blocks.
+        progress: receives blocks.
         keep: where the residual streams lie between blocks.
         workers: of the job.
     """
@@ -95,7 +95,7 @@ def gather_gradients(
         windows: token ids (N, T); a handful is enough.
         seed: of the labels.
         store: filled with kind "gradients".
-        progress: told about blocks.
+        progress: receives blocks.
         keep: where residual streams and gradients lie, see `backward_blocks`.
         workers: of the job.
     """
@@ -136,7 +136,7 @@ def gather_fisher(
         blocks: the dense model.
         windows: token ids (N, T).
         store: filled with kind "fisher".
-        progress: told about blocks.
+        progress: receives blocks.
         keep: where residual streams and gradients lie, see `backward_blocks`.
         workers: of the job.
     """

@@ -46,7 +46,7 @@ def backward_blocks(
         labels: what the loss is taken against.
         seed: of the drawn labels, which are drawn on the CPU: the same numbers on every device.
         observe: sees every linear of every chunk of windows; of this process's windows where there are several.
-        progress: told about blocks.
+        progress: receives blocks.
         keep: where the residual streams of all blocks, and the gradients at one, lie.
         workers: of the job: each runs its part of the windows, with the labels that one process would draw.
     """

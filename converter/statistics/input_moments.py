@@ -25,15 +25,15 @@ class GroupStop:
         group: the linears that share this input.
         tapped: the block; a linear that is replaced now is what the pass goes on through.
         moment: Sigma' (n, n) float64 of the input, over all tokens.
-        drift: Delta = (X - X')^T X' / T (n, n) float64, where X is the input in the model as it was; None where that
-            does not run beside.
+        cross_moment: Delta = (X - X')^T X' / T (n, n) float64, where X is the input in the model as it was; None where
+            that does not run beside.
     """
 
     block: int
     group: InputGroup
     tapped: TappedBlock
     moment: Tensor
-    drift: Tensor | None = None
+    cross_moment: Tensor | None = None
 
 
 def input_moments(
@@ -46,7 +46,7 @@ def input_moments(
     Args:
         blocks: the model.
         chunks: token windows, (B, T) each.
-        progress: told about blocks.
+        progress: receives blocks.
         label: of the stage.
         beside: whether the model as it was runs beside the one whose linears are replaced: two forwards then.
     """
@@ -61,13 +61,13 @@ def input_moments(
                 original = TappedBlock(blocks.block(index), blocks.family)
                 others = [StoppedForward(partial(blocks.run, original.block, stream)) for stream in originals]
             for group in blocks.family.groups:
-                moment, drift = Moment(), Moment()
+                moment, cross_moment = Moment(), Moment()
                 for chunk, forward in enumerate(forwards):
                     y = forward.next_input()
                     moment.add(y)
                     if beside:
-                        drift.add_cross(others[chunk].next_input() - y, y)
-                yield GroupStop(index, group, tapped, moment.mean(), drift.mean() if beside else None)
+                        cross_moment.add_cross(others[chunk].next_input() - y, y)
+                yield GroupStop(index, group, tapped, moment.mean(), cross_moment.mean() if beside else None)
             streams = [forward.finish() for forward in forwards]
             originals = [other.finish() for other in others]
             release_freed()

@@ -24,7 +24,7 @@ def last_hidden_states(
         windows: token ids (N, T); each process runs its share, and all get all.
         keep: where they lie between blocks, and after.
         workers: of the job.
-        progress: told about blocks.
+        progress: receives blocks.
     """
     states = keep(blocks.embed([windows[i : i + 1] for i in workers.part(range(len(windows)))]))
     with progress.stage("hidden states of the dense model", blocks.block_count) as advance:

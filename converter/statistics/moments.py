@@ -118,8 +118,8 @@ class GroupMoments:
     Attributes:
         dense: Sigma of the dense model's activations X.
         compressed: Sigma' of X', the same inputs when everything before is already compressed.
-        drift: Delta = (X - X')^T X' / T: what the compressed stream lacks, against what it has.
-        output_drift: W Delta in its place, where the group's one linear has fewer outputs than inputs.
+        cross_moment: Delta = (X - X')^T X' / T: what the compressed stream lacks, against what it has.
+        output_cross_moment: W Delta in its place, where the group's one linear has fewer outputs than inputs.
         stacked: second moment of the stack-of-batch activations of X' (AdaSVD eq. 14, 15).
         mean_abs: mean |X| per feature (n,) float64, where the method sees it.
         held_out: over windows that no factor was fitted on: of X', or of X where the method sees only that.
@@ -127,8 +127,8 @@ class GroupMoments:
 
     dense: Moment = field(default_factory=Moment)
     compressed: Moment = field(default_factory=Moment)
-    drift: Moment = field(default_factory=Moment)
-    output_drift: Moment = field(default_factory=Moment)
+    cross_moment: Moment = field(default_factory=Moment)
+    output_cross_moment: Moment = field(default_factory=Moment)
     stacked: Moment = field(default_factory=Moment)
     mean_abs: Tensor | None = None
     held_out: Moment = field(default_factory=Moment)

@@ -71,7 +71,7 @@ def truncation_losses(
         windows: token ids (N, T).
         truncated: which linears, and to what.
         store: read for kind "dense"; filled with kind `alone`.
-        progress: told about every block that the variants of a block run through.
+        progress: receives every block that the variants of a block run through.
         workers: of the job.
         alone: what is truncated at a time.
     """

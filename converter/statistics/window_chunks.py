@@ -14,10 +14,12 @@ from ..core.progress import Progress
 from ..core.recipe import Recipe
 from ..distributed.workers import ALONE, Workers
 from ..model.blocks import BlockSource
-from ..model.loading import load, load_tokenizer
+from ..model.loading import load_tokenizer
 from ..model.source import Source
 from ..planning.memory_forecast import Windows
-from .calibration import SELF, Calibration, calibrate, hold_out, sample_from_model
+from .calibration import Calibration, hold_out
+from .mixture import draw
+from .sampling import Sampler
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
 
@@ -42,22 +44,20 @@ def draw_windows(
 def _drawn(
     text: str, option: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress
 ) -> Calibration:
-    tokenizer = load_tokenizer(source.path)
-    options = {
-        "windows": recipe.windows,
-        "length": recipe.window_length,
-        "held_out": recipe.held_out,
-        "seed": recipe.seed,
-    }
-    if text == SELF:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        model = load(source.path, device=str(blocks.device), dtype=blocks.dtype)
-        drawn = sample_from_model(model, start=int(start or 0), progress=progress, **options)
-    else:
-        with naming(option):
-            drawn = calibrate(text, tokenizer, **options)
-        if drawn.drawn_from is not None:
-            progress.note(drawn.drawn_from.said(text))
+    sample = Sampler(source.path, str(blocks.device), blocks.dtype, progress)
+    with naming(option):
+        drawn = draw(
+            text,
+            load_tokenizer(source.path),
+            sample,
+            windows=recipe.windows,
+            length=recipe.window_length,
+            held_out=recipe.held_out,
+            seed=recipe.seed,
+            rows=int(blocks.reader.config["vocab_size"]),
+        )
+    if drawn.drawn_from is not None:
+        progress.note(drawn.drawn_from.said(text))
     if drawn.windows.shape[1] > blocks.window_limit:
         raise InputError(
             f"{recipe.model}: attends over {blocks.window_limit} tokens, fewer than the window length "

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..core.errors import InputError
 
-READ_FOLDERS = ("additional_chat_templates",)  # what transformers looks for below a model folder
+TEMPLATES = "additional_chat_templates"
+READ_FOLDERS = (TEMPLATES,)  # what transformers looks for below a model folder
 FOLLOW = "LOWRANK_FOLLOW_LINKS"
 """Set to 1, the links of every model folder are its owner's and meant."""
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

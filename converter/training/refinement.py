@@ -63,7 +63,7 @@ def refine_block(
 ) -> Refined:
     """Fit all parameters of a block to given outputs, in place.
 
-    minimise mean_t || R (y'_t - y_t) ||^2 with R^T R = G, the second moment of the loss gradient at the block's output:
+    minimize mean_t || R (y'_t - y_t) ||^2 with R^T R = G, the second moment of the loss gradient at the block's output:
     an error counts as far as the loss feels it.
 
     Args:
@@ -117,7 +117,7 @@ def refine_model(
 ) -> Refined:
     """Fit parameters of a compressed model to the dense model's distribution of the next token, in place.
 
-    minimise KL(dense || student), mean over tokens. Its gradient at the head is p_student - p_dense, so logits are in
+    minimize KL(dense || student), mean over tokens. Its gradient at the head is p_student - p_dense, so logits are in
     memory for a few rows at a time only; blocks are recomputed in the backward pass.
 
     Args:
@@ -127,7 +127,7 @@ def refine_model(
         schedule: epochs, rate, seed.
         bfloat16: whether forwards are autocast to it.
         journal: as for `descend`.
-        advance: told about steps.
+        advance: receives steps.
         workers: of the job; the windows of a batch are divided among them.
     """
     windows, fitted = teacher.windows, teacher.fitted

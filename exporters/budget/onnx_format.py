@@ -10,7 +10,7 @@ from torch import Tensor
 from ...converter.budget.forms import Form
 from ...converter.checkpoint.reader import CheckpointReader
 from ..onnx.weights.multiplied_out import MATMUL, weights_cost
-from ..onnx.weights.quantise import dequantise, quantise, searched_values
+from ..onnx.weights.quantize import dequantize, quantize, searched_values
 from ..onnx.weights.types import CODES, OnnxOptions
 from .onnx_size import OnnxSize, matrix_bytes
 
@@ -75,7 +75,7 @@ class OnnxFormat:
 
     def round_vocabulary(self, weights: Tensor, type: str) -> Tensor:
         """Rounded plainly: nothing tells the inputs."""
-        return dequantise(quantise(weights, self.options.format(type)))
+        return dequantize(quantize(weights, self.options.format(type)))
 
     def size(self, reader: CheckpointReader, name: str, method: str) -> OnnxSize:
         """Of graph and weights; the graph does not say what it was made from."""

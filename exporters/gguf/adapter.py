@@ -38,7 +38,7 @@ from .adapter_files import (
 )
 from .encoding import encode
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
-from .mixes import Quantisation, fallback_lines
+from .mixes import Quantization, fallback_lines
 from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .shapes import check_shapes
@@ -61,7 +61,7 @@ class _Job:
     reader: CheckpointReader
     of: Gguf
     hyper: Hyperparameters
-    asked: Quantisation
+    asked: Quantization
     vocabulary: Vocabulary
     library: Path | None
     progress: Progress
@@ -70,7 +70,7 @@ class _Job:
 def export_adapter(
     checkpoint: Path,
     out: Path,
-    asked: Quantisation,
+    asked: Quantization,
     *,
     dense: Model | None = None,
     residual: str | None = None,
@@ -93,22 +93,15 @@ def export_adapter(
 
     Returns:
         The record of both files: bytes and tensors of both; `parameters` are those of the base, so that bits per weight
-        are per weight of the model; `quantisation` is the residuals' type where there are any, the coarser one.
+        are per weight of the model; `quantization` is the residuals' type where there are any, the coarser one.
 
     Raises:
         UsageError: an unknown type, a residual without a dense model, or a file that exists.
         InputError: not in two factors, not made from `dense`, or as `writer.export_gguf` says.
         ResourceError: no space left.
     """
-    residual = residual or (DEFAULT_RESIDUAL if dense else NOTHING)
-    if residual not in RESIDUALS:
-        raise UsageError(f"unknown residual type {residual!r}{nearest(residual, RESIDUALS)}")
-    if residual != NOTHING and dense is None:
-        raise UsageError(f"a residual in {residual} is of the dense model: give --dense, or --gguf-residual-type zero")
     reader = CheckpointReader(checkpoint)
-    if reader.layout != "two-factor":
-        raise InputError(f"{checkpoint}: layout {reader.layout}; an adapter holds two factors")
-    model = None if dense is None or residual == NOTHING else _checked(dense, reader)
+    residual, model = check_adapter(reader, dense, residual)
     hyper = read_hyperparameters(reader.config)
     job = _Job(reader, gguf_of(reader.config), hyper, asked, vocabulary_of(reader), None, progress)
     sources, base, adapter = _plan(job, residual)
@@ -125,12 +118,37 @@ def export_adapter(
     return Artifact(
         path=out,
         format="gguf",
-        quantisation=asked.mix if residual == NOTHING else residual,
+        quantization=asked.mix if residual == NOTHING else residual,
         layout=LAYOUT,
         bytes=out.stat().st_size + beside.stat().st_size,
         parameters=sum(prod(record.shape) for record in base),
         tensors=(*base, *adapter),
     )
+
+
+def check_adapter(
+    reader: CheckpointReader, dense: Model | None, residual: str | None
+) -> tuple[str, CheckpointReader | None]:
+    """Refuse what cannot be written as a base and an adapter.
+
+    Args:
+        reader: of the factored checkpoint.
+        dense, residual: as of `export_adapter`.
+
+    Returns:
+        The type of the residuals, and the tensors that they are taken from; None where there are none.
+
+    Raises:
+        UsageError, InputError: as of `export_adapter`.
+    """
+    residual = residual or (DEFAULT_RESIDUAL if dense else NOTHING)
+    if residual not in RESIDUALS:
+        raise UsageError(f"unknown residual type {residual!r}{nearest(residual, RESIDUALS)}")
+    if residual != NOTHING and dense is None:
+        raise UsageError(f"a residual in {residual} is of the dense model: give --dense, or --gguf-residual-type zero")
+    if reader.layout != "two-factor":
+        raise InputError(f"{reader.path}: layout {reader.layout}; an adapter holds two factors")
+    return residual, None if dense is None or residual == NOTHING else _checked(dense, reader)
 
 
 def _checked(dense: Model, reader: CheckpointReader) -> CheckpointReader:

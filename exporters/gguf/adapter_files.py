@@ -1,7 +1,7 @@
 """A base file and its adapter: how each finds the other, and what the two hold together.
 
 The base alone is no model. It names its adapter and the adapter's hash, so that this project's own tools find it and
-never take another; llama.cpp itself is told with `--lora`.
+never take another; llama.cpp itself takes it as `--lora`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ...converter.core.errors import InputError
 from ...converter.storage.files import file_sha256
 from ...converter.storage.gguf_header import Header, read_header
 from ..artifact import TensorRecord
-from .mixes import Quantisation
+from .mixes import Quantization
 from .mixes import records as tensor_records
 from .types import TYPES
 
@@ -51,7 +51,7 @@ def find_adapter(path: Path, header: Header) -> Path | None:
     return found
 
 
-def read_records(path: Path, header: Header, asked: Quantisation | None) -> tuple[TensorRecord, ...]:
+def read_records(path: Path, header: Header, asked: Quantization | None) -> tuple[TensorRecord, ...]:
     """What a base file and its adapter hold, as `export_adapter` returns it; of an adapter alone, its tensors.
 
     Args:

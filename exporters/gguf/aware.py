@@ -53,7 +53,7 @@ def rounded_files(
         aligned: each linear makes up for what was rounded before it, as in the fit that chose the types.
     """
     types = {record.name: record.type for record in records if record.name.startswith("blk.") and len(record.shape) > 1}
-    blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device)
+    blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device, progress)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
     with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
         alpha = ALPHA if aligned else 0.0
@@ -80,7 +80,7 @@ def round_linears(
         of: the model's family.
         library: a ggml library.
         folder: filled with one `.npy` per tensor; a model's worth of them need not fit into memory.
-        progress: told about blocks.
+        progress: receives blocks.
         alpha: see `rounding.aware.round_linears`.
 
     Returns:

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from ...converter.core.errors import InputError
-from ...converter.storage.gguf_header import read_header
+from ...converter.model.gguf_parts import read_whole
 from ..artifact import Artifact, TensorRecord, main_type
 from .adapter_files import LAYOUT, RESIDUAL_KEY, find_adapter, read_records
 from .consistency import check_consistency
@@ -15,12 +15,12 @@ from .types import INTEGERS, TYPES
 
 
 def describe_gguf(path: Path) -> Artifact:
-    """The record of a file. No weight is read.
+    """The record of a file, of one in parts that of the whole. No weight is read.
 
     Raises:
-        InputError: damaged, or its adapter is missing.
+        InputError: damaged, or a part or its adapter is missing.
     """
-    header, residual = read_header(path), None
+    header, residual = read_whole(path), None
     try:
         check_consistency(header)
     except InputError as error:
@@ -40,7 +40,7 @@ def describe_gguf(path: Path) -> Artifact:
     return Artifact(
         path=path,
         format="gguf",
-        quantisation=residual if residual in TYPES else asked.mix if asked else main_type(tensors),
+        quantization=residual if residual in TYPES else asked.mix if asked else main_type(tensors),
         layout=layout,
         bytes=header.size + (beside.stat().st_size if beside else 0),
         parameters=sum(prod(tensor.shape) for tensor in weights if tensor.type != INTEGERS),

@@ -38,7 +38,7 @@ def export_imatrix(
         text: that is run; the one that the checkpoint records by default.
         device: "auto", "cpu", "cuda".
         force: replace `out`.
-        progress: told about blocks.
+        progress: receives blocks.
 
     Raises:
         UsageError, InputError, ResourceError: as `recorded_windows` and `write_imatrix` say.
@@ -46,7 +46,7 @@ def export_imatrix(
     check_output(out, force)
     reader = CheckpointReader(checkpoint)
     of = gguf_of(reader.config)
-    blocks, chunks = open_calibrated(reader, text, device)
+    blocks, chunks = open_calibrated(reader, text, device, progress)
     with float32_products(blocks.device):
         found = measure_importance(blocks, chunks, of, progress)
     windows, length = sum(map(len, chunks)), chunks[0].shape[1]
@@ -67,7 +67,7 @@ def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Gguf, 
         blocks: the model, dense or factored.
         chunks: calibration windows, (B, T) each.
         of: the model's family.
-        progress: told about blocks.
+        progress: receives blocks.
     """
     squares: dict[str, NDArray[np.float32]] = {}
     for stop in input_moments(blocks, chunks, progress, LABEL):

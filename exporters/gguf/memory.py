@@ -9,7 +9,7 @@ from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.families.table import gguf_of
 from ...converter.storage.safetensors_header import WIDTHS
 from .metadata import read_hyperparameters
-from .mixes import Quantisation
+from .mixes import Quantization
 from .mixes import records as tensor_records
 from .names import rotary_heads
 from .tensors import plan_tensors
@@ -17,7 +17,7 @@ from .tensors import plan_tensors
 FLOAT = 4
 
 
-def largest_tensor(checkpoint: Path, asked: Quantisation, layout: str) -> int:
+def largest_tensor(checkpoint: Path, asked: Quantization, layout: str) -> int:
     """Bytes of the tensor that takes most: as stored, in float32, multiplied out, rows in another order, encoded."""
     reader = CheckpointReader(checkpoint)
     of, hyper = gguf_of(reader.config), read_hyperparameters(reader.config)

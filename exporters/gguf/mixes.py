@@ -16,7 +16,7 @@ from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_b
 
 EMBEDDING, HEAD = "token_embd", "output"
 FACTORS = (U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX)
-HEAD_BITS = 6.5  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantiser does
+HEAD_BITS = 6.5  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantizer does
 # Rounding gate and up costs least per byte: docs/gguf.md has the figures.
 SENSITIVE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_down")
 
@@ -29,7 +29,7 @@ class Mix:
     """Types of the kinds of matrices of a file. Rows that do not fit a type get its fallback.
 
     Attributes:
-        base: of every matrix that nothing below is said of.
+        base: of every matrix that no field below names.
         head: of the output head, or of the embedding that serves as one.
         file_type: llama.cpp's number for such files.
         sensitive: of both factors of the `SENSITIVE` linears; U and V alike, see docs/gguf.md.
@@ -112,14 +112,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Quantisation:
-    """How a file is quantised.
+class Quantization:
+    """How a file is quantized.
 
     Attributes:
         mix: a key of `MIXES`, or `CHOSEN`.
         embedding: type of the token embedding, where it is not the mix's.
         head: type of the output head, where it is not the mix's. A tied embedding is both.
-        rounding: what the rounding was told, `rounding_choice.Rounding.said`; None for nothing.
+        rounding: what files record of it, `rounding_choice.Rounding.recorded`; None for plain rounding.
         chosen: with `CHOSEN`, GGUF name -> type of every matrix.
     """
 
@@ -151,7 +151,7 @@ class Quantisation:
         return " ".join([self.mix, *(f"{name}={type}" for name, type in options.items() if type is not None)])
 
 
-def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> dict[str, Choice]:
+def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantization) -> dict[str, Choice]:
     """The type of every tensor of a file.
 
     Norms and biases (one dimension) stay F32, permutations are integers.
@@ -173,7 +173,7 @@ def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> 
     }
 
 
-def _wanted(name: str, shape: tuple[int, ...], asked: Quantisation, *, tied: bool, blocks: int) -> str:
+def _wanted(name: str, shape: tuple[int, ...], asked: Quantization, *, tied: bool, blocks: int) -> str:
     if not shape:
         raise InputError(f"tensor {name!r} has no dimensions")
     if name.endswith(PERM_SUFFIX):
@@ -207,11 +207,11 @@ def row_multiple(mix: str) -> int:
     Raises:
         UsageError: unknown type.
     """
-    Quantisation(mix)
+    Quantization(mix)
     return max(TYPES[MIXES[mix].base].block, TYPES[MIXES[mix].sensitive].block)
 
 
-def predict_bytes(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> int:
+def predict_bytes(shapes: Mapping[str, tuple[int, ...]], asked: Quantization) -> int:
     """Bytes of a file's tensor data, alignment included. Metadata and vocabulary come on top.
 
     Raises:
@@ -220,7 +220,7 @@ def predict_bytes(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) ->
     return sum(padded(record.bytes) for record in records(shapes, asked))
 
 
-def records(shapes: Mapping[str, tuple[int, ...]], asked: Quantisation) -> tuple[TensorRecord, ...]:
+def records(shapes: Mapping[str, tuple[int, ...]], asked: Quantization) -> tuple[TensorRecord, ...]:
     """Every tensor as a file holds it.
 
     Raises:
@@ -273,7 +273,7 @@ def _ranges(blocks: Iterable[str]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def exported_as(header: Header) -> Quantisation | None:
+def exported_as(header: Header) -> Quantization | None:
     """What a file of this project says it was exported in, None for another's."""
     made = str(header.metadata.get("general.quantized_by", ""))
     mix, *options = made.removeprefix(EXPORTED_AS).split(" ")
@@ -282,6 +282,6 @@ def exported_as(header: Header) -> Quantisation | None:
     try:
         given = dict(option.split("=", 1) for option in options)
         embedding, head, rounding = (given.pop(name, None) for name in ("embedding", "head", "rounding"))
-        return None if given else Quantisation(mix, embedding, head, rounding)
+        return None if given else Quantization(mix, embedding, head, rounding)
     except (UsageError, ValueError):
         return None

@@ -55,7 +55,7 @@ def rotary_heads(name: str, of: Gguf, heads: int, key_value_heads: int) -> int |
 
 
 def interleave_rows(rows: NDArray[Number], heads: int) -> NDArray[Number]:
-    """Reorder the output rows of q or k from "halves" to "neighbours" rotary order.
+    """Reorder the output rows of q or k from "halves" to "neighbors" rotary order.
 
     Inside each head of d rows, row i and row i + d/2, which are rotated together, become rows 2i and 2i + 1.
 

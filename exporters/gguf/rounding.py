@@ -20,7 +20,7 @@ Rows = Rounded[NDArray[np.uint8]]
 
 
 def round_nearest(weights: Tensor, type: str, library: Path, importance: Tensor | None = None) -> Rows:
-    """Round every block by itself, as llama.cpp's quantiser does.
+    """Round every block by itself, as llama.cpp's quantizer does.
 
     Args:
         weights: (m, n), rows multiples of the type's block.

@@ -1,4 +1,4 @@
-"""Policy: what the rounding of a file is told about the inputs of its matrices."""
+"""Policy: how the matrices of a file are rounded, and what the rounding knows of their inputs."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Rounding:
             raise UsageError("--calibration: plain rounding runs no text; add --gguf-rounding aware")
 
     @property
-    def said(self) -> str | None:
-        """What a file says of it; None for the ordinary."""
+    def recorded(self) -> str | None:
+        """What a file records of it; None for plain rounding."""
         return self.how if self.how != "plain" else None if self.imatrix is None else "imatrix"
 
     def encodes(self, tensor: TensorRecord) -> bool:
@@ -60,7 +60,7 @@ class Rounding:
             tensors: of the file.
 
         Raises:
-            UsageError: a type wants an importance that nothing tells.
+            UsageError: a type needs an importance that nothing gives.
             InputError: the importance matrix is damaged, or of another model.
         """
         tensors = [tensor for tensor in tensors if tensor.type != INTEGERS]
@@ -72,7 +72,7 @@ class Rounding:
             known = tensor.name in found or (self.how == "aware" and tensor.name.startswith("blk."))
             if TYPES[tensor.type].importance and not known:
                 raise UsageError(
-                    f"{tensor.type} wants the importance of the inputs of {tensor.name}: add --gguf-rounding aware, or "
+                    f"{tensor.type} needs the importance of the inputs of {tensor.name}: add --gguf-rounding aware, or "
                     "an importance matrix with --gguf-imatrix"
                 )
             if tensor.name in found and found[tensor.name].shape != tensor.shape[-1:]:

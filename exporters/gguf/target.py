@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...converter.budget.forms import Form
     from ...converter.checkpoint.reader import CheckpointReader
     from ..budget.gguf_format import GgufFormat
-    from .mixes import Quantisation
+    from .mixes import Quantization
     from .rounding_choice import Rounding
 
 LAYOUTS = ("native", "dense", "adapter")
@@ -37,7 +37,7 @@ class GgufRequest:
     """One GGUF file that is asked for.
 
     Attributes:
-        quantisation: a storage type or mix, see `mixes.MIXES`; `chosen.CHOSEN` for a checkpoint that was made for a
+        quantization: a storage type or mix, see `mixes.MIXES`; `chosen.CHOSEN` for a checkpoint that was made for a
             size, whose recipe has a type for every matrix.
         embedding_type, head_type: of the token embedding and the output head, where they are not the mix's.
         layout: "native" (two factors); "dense" (factors multiplied out) and "adapter" (a base of residuals, and the
@@ -50,7 +50,7 @@ class GgufRequest:
         UsageError: an unknown type or layout, or fields that contradict each other.
     """
 
-    quantisation: str = "q8_0"
+    quantization: str = "q8_0"
     embedding_type: str | None = None
     head_type: str | None = None
     layout: str = "native"
@@ -63,8 +63,8 @@ class GgufRequest:
     def __post_init__(self) -> None:
         from ..chosen import CHOSEN
 
-        if self.quantisation != CHOSEN:
-            checked_type(GgufTarget(), self.quantisation)
+        if self.quantization != CHOSEN:
+            checked_type(GgufTarget(), self.quantization)
         _ = self.asked
         if self.layout not in LAYOUTS:
             raise UsageError(f"--layout {self.layout}: unknown layout{nearest(self.layout, LAYOUTS)}")
@@ -74,31 +74,34 @@ class GgufRequest:
     @property
     def name(self) -> str:
         """The file's name."""
-        return f"model-{self.quantisation}{SUFFIX}"
+        return f"model-{self.quantization}{SUFFIX}"
 
     @property
-    def asked(self) -> Quantisation:
+    def asked(self) -> Quantization:
         """The types, as the file says them of itself."""
-        from .mixes import Quantisation
+        from .mixes import Quantization
 
-        return Quantisation(self.quantisation, self.embedding_type, self.head_type, self.rounding.said)
+        return Quantization(self.quantization, self.embedding_type, self.head_type, self.rounding.recorded)
 
     @property
     def reads_calibration(self) -> bool:
         """Aware rounding does."""
         return self.rounding.how == "aware"
 
-    def check(self) -> None:
-        """A type that needs to know the inputs, and is not told."""
+    def check(self, reader: CheckpointReader | None = None) -> None:
+        """A type that needs the importance of its inputs, and gets none."""
         from .mixes import MIXES
         from .types import TYPES
+        from .writer import check_acceptable
 
         if self.reads_calibration or self.rounding.imatrix is not None:
             return
-        if self.quantisation in MIXES and TYPES[MIXES[self.quantisation].base].importance:
+        if self.quantization in MIXES and TYPES[MIXES[self.quantization].base].importance:
             raise UsageError(
-                f"--gguf-type {self.quantisation}: wants to know what the inputs are; add --gguf-rounding aware"
+                f"--gguf-type {self.quantization}: needs the importance of its inputs; add --gguf-rounding aware"
             )
+        if reader is not None and self.quantization in MIXES:
+            self.rounding.importance(check_acceptable(reader, self.asked))
 
     def check_model(self, config: Mapping[str, Any]) -> None:
         """llama.cpp has to know the family."""
@@ -108,24 +111,38 @@ class GgufRequest:
 
     def check_source(self, reader: CheckpointReader) -> None:
         """Settings, tensors, heads and tokenizer have to be such as a GGUF file expresses."""
+        from ..chosen import CHOSEN
         from .writer import check_acceptable
 
-        check_acceptable(reader)
+        check_acceptable(reader, None if self.quantization == CHOSEN else self.asked)
+
+    def check_checkpoint(self, reader: CheckpointReader) -> None:
+        """Its layout and choice, the importance matrix, the dense model, the text that aware rounding runs."""
+        from ...converter.core.progress import SilentProgress
+        from ...converter.model.source import open_source
+        from ..rounding.calibrated import check_calibrated
+        from .adapter import check_adapter
+        from .writer import check_acceptable, with_choice
+
+        if self.layout == "adapter":
+            dense = None if self.dense is None else open_source(self.dense, SilentProgress(), "--dense")
+            check_adapter(reader, dense, self.residual)
+            return
+        records = check_acceptable(reader, with_choice(self.asked, reader), self.layout)
+        self.rounding.importance(records)
+        if self.reads_calibration:
+            check_calibrated(reader, self.rounding.calibration)
 
     def row_multiple(self) -> int:
         """The larger block of the types of its factors."""
         from .mixes import row_multiple
 
-        return row_multiple(self.quantisation)
+        return row_multiple(self.quantization)
 
     def of_dense(self, calibration: str) -> GgufRequest:
         """Aware rounding runs `calibration`."""
-        from ...converter.statistics.calibration import SELF
-
         if not self.reads_calibration:
             return self
-        if calibration == SELF:
-            raise UsageError(f"--gguf-rounding {self.rounding.how}: wants a calibration text, and `{SELF}` is none")
         return replace(self, rounding=replace(self.rounding, calibration=calibration))
 
     def check_choice(self, forms: Mapping[str, Form]) -> None:
@@ -222,9 +239,9 @@ class GgufTarget:
             **dict.fromkeys(("iq2_s", "iq2_xs", "iq2_xxs"), (6.0, 200.0)),
         }
 
-    def request(self, quantisation: str | None = None, **fields: Any) -> GgufRequest:
+    def request(self, quantization: str | None = None, **fields: Any) -> GgufRequest:
         """See `GgufRequest`."""
-        return GgufRequest(quantisation or self.types()[0], **fields)
+        return GgufRequest(quantization or self.types()[0], **fields)
 
     def requests(self, given: Given) -> list[GgufRequest]:
         """One per --gguf-type."""
@@ -256,8 +273,10 @@ class GgufTarget:
         return GgufRequest(CHOSEN, embedding, head, rounding=Rounding("aware", device=given.device))
 
     def recognizes(self, path: Path) -> bool:
-        """By the ending."""
-        return path.is_file() and path.suffix.lower() == SUFFIX
+        """By what it begins with; a damaged file by the ending."""
+        from ...converter.model.places import is_gguf
+
+        return is_gguf(path) or (path.is_file() and path.suffix.lower() == SUFFIX)
 
     def describe(self, path: Path) -> Artifact:
         """From the header."""

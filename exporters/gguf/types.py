@@ -61,7 +61,7 @@ TYPES = {
     "iq2_xs": StorageType(256, 74, 20, "iq4_nl", importance=True),
     "iq2_xxs": StorageType(256, 66, 19, "iq4_nl", importance=True),
 }
-"""The types there are. The fallbacks are those of llama.cpp's quantiser."""
+"""The types there are. The fallbacks are those of llama.cpp's quantizer."""
 
 
 def storage_type(name: str) -> StorageType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ...converter.model.loading import refusing
 from ...converter.model.tokenizer_trial import check_tokenizer_file
 from ...converter.model.tokens import Tokens, read_tokens
 from ...converter.storage.links import check_links
-from .pretokenisers import pretokeniser_name
+from .pretokenizers import pretokenizer_name
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -25,6 +26,7 @@ ENDS_BY_TEXT = frozenset(
     ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>")
 )
 """Tokens that every llama.cpp takes for the end of a text by their spelling, whatever the file says."""
+DEFAULT = "default"  # the name of the template that is used where none is asked for
 MORE_ENDS = ("eot", "eom")
 """Keys of ends beside the first."""
 
@@ -71,8 +73,8 @@ def read_vocabulary(path: Path, rows: int) -> Vocabulary:
     Raises:
         InputError: no tokenizer, more tokens than rows, or a kind that llama.cpp does not have.
     """
-    tokeniser = _load(path)
-    data: dict[str, Any] = json.loads(tokeniser.backend_tokenizer.to_str())
+    tokenizer = _load(path)
+    data: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     if data["model"]["type"] != "BPE":
         raise InputError(f"{path}: tokenizer model {data['model']['type']!r} is not supported, only BPE")
     sentencepiece = bool(data["model"].get("byte_fallback"))
@@ -80,11 +82,11 @@ def read_vocabulary(path: Path, rows: int) -> Vocabulary:
     ids = {token: index for index, token in enumerate(tokens)}
     stated = read_tokens(path, find=ids.get, rows=rows)
     special, notes = _special(stated, tokens, default="" if sentencepiece else tokens[11] if rows > 11 else "")
-    encoded = tokeniser("a").input_ids
+    encoded = tokenizer("a").input_ids
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in data["model"]["merges"]]
     return Vocabulary(
         model="llama" if sentencepiece else "gpt2",
-        pre="default" if sentencepiece else pretokeniser_name(data),
+        pre="default" if sentencepiece else pretokenizer_name(data),
         tokens=tokens,
         types=tuple(_sentencepiece_types(tokens, types, special) if sentencepiece else types),
         merges=() if sentencepiece else tuple(" ".join(map(_escape, pair)) for pair in merges),
@@ -93,7 +95,7 @@ def read_vocabulary(path: Path, rows: int) -> Vocabulary:
         add_bos=len(encoded) > 1 and encoded[0] == special.get("bos"),
         add_eos=len(encoded) > 1 and encoded[-1] == special.get("eos"),
         add_space_prefix=sentencepiece and _prepends_space(data),
-        chat_templates=_chat_templates(tokeniser.chat_template),
+        chat_templates=_chat_templates(tokenizer.chat_template),
         notes=notes,
     )
 
@@ -113,8 +115,20 @@ def add_vocabulary(writer: GGUFWriter, of: Vocabulary) -> None:
         getattr(writer, f"add_{role}_token_id")(index)
     writer.add_add_bos_token(of.add_bos)
     writer.add_add_eos_token(of.add_eos)
-    if of.chat_templates:
-        writer.add_chat_template([{"name": name, "template": text} for name, text in of.chat_templates.items()])
+    _add_templates(writer, of.chat_templates)
+
+
+def _add_templates(writer: GGUFWriter, templates: Mapping[str, str]) -> None:
+    """As gguf-py's `add_chat_template` does, which lists their names in another order every time."""
+    from gguf import Keys
+
+    named = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in templates.items() if name != DEFAULT}
+    if named:
+        writer.add_array(Keys.Tokenizer.CHAT_TEMPLATES, sorted(named))
+    for name in sorted(named):
+        writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), named[name])
+    if DEFAULT in templates:
+        writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE, templates[DEFAULT])
 
 
 def _special(stated: Tokens, tokens: Sequence[str], default: str) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -146,10 +160,10 @@ def _load(path: Path) -> Any:
         if (path / "tokenizer.json").is_file():
             # Not AutoTokenizer: for some classes it rebuilds the pipeline instead of reading the file.
             return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
-        tokeniser = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    if not tokeniser.is_fast:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    if not tokenizer.is_fast:
         raise InputError(f"{path}: the tokenizer has no tokenizer.json and cannot be converted to one")
-    return tokeniser
+    return tokenizer
 
 
 def _tokens(data: Mapping[str, Any], rows: int, path: Path) -> tuple[tuple[str, ...], list[int]]:
@@ -183,9 +197,9 @@ def _scores(tokens: Sequence[str], merges: Sequence[Sequence[str]]) -> tuple[flo
 
 
 def _prepends_space(data: Mapping[str, Any]) -> bool:
-    """Whether the text gets a leading space mark: a Prepend normaliser, or a Metaspace that prepends."""
-    normaliser, splitter = data.get("normalizer") or {}, data.get("pre_tokenizer") or {}
-    steps = [*normaliser.get("normalizers", [normaliser]), *splitter.get("pretokenizers", [splitter])]
+    """Whether the text gets a leading space mark: a Prepend normalizer, or a Metaspace that prepends."""
+    normalizer, splitter = data.get("normalizer") or {}, data.get("pre_tokenizer") or {}
+    steps = [*normalizer.get("normalizers", [normalizer]), *splitter.get("pretokenizers", [splitter])]
     return any(
         step.get("type") == "Prepend"
         or (step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never")
@@ -201,4 +215,4 @@ def _escape(part: str) -> str:
 def _chat_templates(found: str | Mapping[str, str] | None) -> dict[str, str]:
     if not found:
         return {}
-    return {"default": found} if isinstance(found, str) else dict(found)
+    return {DEFAULT: found} if isinstance(found, str) else dict(found)

@@ -25,7 +25,7 @@ from ..chosen import CHOSEN, recorded_forms
 from .chosen import chosen_types
 from .encoding import encode, needs_ggml
 from .metadata import EXPORTED_AS, Hyperparameters, add_hyperparameters, read_hyperparameters
-from .mixes import MIXES, Quantisation, fallback_lines
+from .mixes import MIXES, Quantization, fallback_lines
 from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .rounding_choice import Rounding
@@ -61,7 +61,7 @@ class Encoding:
 def export_gguf(
     checkpoint: Path,
     out: Path,
-    asked: Quantisation,
+    asked: Quantization,
     *,
     layout: str = "native",
     rounding: Rounding | None = None,
@@ -81,9 +81,9 @@ def export_gguf(
             does not encode are encoded by llama.cpp's ggml, built once.
         layout: "native" stores the factors of each compressed linear (needs a patched llama.cpp); "dense" multiplies
             them out (runs anywhere). A dense checkpoint gives the same ordinary file either way.
-        rounding: what the rounding is told; nothing by default.
+        rounding: plain by default.
         force: replace an existing file.
-        progress: told about stages and fallbacks.
+        progress: receives stages and fallbacks.
 
     Returns:
         The record of the file. Its layout is "dense" where the file holds no factors.
@@ -94,15 +94,14 @@ def export_gguf(
         ResourceError: no space left, or ggml cannot be built.
     """
     rounding = rounding or Rounding()
-    asked = replace(asked, rounding=rounding.said)
+    asked = replace(asked, rounding=rounding.recorded)
     if layout not in LAYOUTS:
         raise UsageError(f"unknown GGUF layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     if out.is_dir() or (out.exists() and not force):
         raise UsageError(f"{out} exists; choose another name" + ("" if out.is_dir() else " or force"))
     reader = CheckpointReader(checkpoint)
     of = gguf_of(reader.config)
-    if asked.mix == CHOSEN and asked.chosen is None:
-        asked = replace(asked, chosen=chosen_types(recorded_forms(reader), of))
+    asked = with_choice(asked, reader)
     hyperparameters = read_hyperparameters(reader.config)
     native = layout == "native" and bool(reader.ranks)
     sources = plan_tensors(reader, of, hyperparameters, native=native)
@@ -124,8 +123,8 @@ def export_gguf(
         _rounded_linears(reader, records, rounding, library, out, progress, aligned=asked.mix == CHOSEN) as rounded,
     ):
         encoding = Encoding(rounded, importance, library)
-        said = reader.layout if native else "dense"
-        opened = open_writer(partial, reader, of, hyperparameters, asked, vocabulary, layout=said)
+        stored = reader.layout if native else "dense"
+        opened = open_writer(partial, reader, of, hyperparameters, asked, vocabulary, layout=stored)
         with closing(opened) as writer, progress.stage(f"writing {out.name}", len(sources)) as advance:
             pairs = zip(sources, records, strict=True)
             encoded = (_encoded(source, record, reader, of, hyperparameters, encoding) for source, record in pairs)
@@ -134,7 +133,7 @@ def export_gguf(
     return Artifact(
         path=out,
         format="gguf",
-        quantisation=asked.mix,
+        quantization=asked.mix,
         layout="native" if native else "dense",
         bytes=out.stat().st_size,
         parameters=sum(prod(record.shape) for record in records if record.type != INTEGERS),
@@ -153,7 +152,7 @@ def library_for(
 
     Args:
         records: the tensors of a file.
-        progress: told about the build.
+        progress: receives the build.
         weighed: names of the tensors whose columns have an importance.
         rounding: of the weights; what GPTQ rounds, ggml decodes.
 
@@ -168,18 +167,42 @@ def library_for(
     return None
 
 
-def check_acceptable(reader: CheckpointReader) -> None:
-    """Refuse, from headers and texts alone, what writing a checkpoint or what is made of it would refuse.
+def with_choice(asked: Quantization, reader: CheckpointReader) -> Quantization:
+    """The types asked for; for `CHOSEN` those of the checkpoint's recipe.
 
     Raises:
+        UsageError: it chose none.
+    """
+    if asked.mix != CHOSEN or asked.chosen is not None:
+        return asked
+    return replace(asked, chosen=chosen_types(recorded_forms(reader), gguf_of(reader.config)))
+
+
+def check_acceptable(
+    reader: CheckpointReader, asked: Quantization | None = None, layout: str = "native"
+) -> tuple[TensorRecord, ...]:
+    """Refuse, from headers and texts alone, what writing a checkpoint or what is made of it would refuse.
+
+    Args:
+        reader: of the checkpoint.
+        asked: the types, where they are known.
+        layout: as of `export_gguf`.
+
+    Returns:
+        The tensors of the file; none where the types are not known.
+
+    Raises:
+        UsageError: the types contradict the model.
         InputError: the family, a setting, a tensor, the size of a head or the tokenizer has no place in a GGUF file.
     """
     of, hyper = gguf_of(reader.config), read_hyperparameters(reader.config)
-    shapes = {source.name: source.shape for source in plan_tensors(reader, of, hyper, native=bool(reader.ranks))}
+    native = layout == "native" and bool(reader.ranks)
+    shapes = {source.name: source.shape for source in plan_tensors(reader, of, hyper, native=native)}
     check_shapes(shapes, of, hyper)
     if of.interleaved and hyper.head_dim % 2:
         raise InputError(f"{reader.path}: heads of {hyper.head_dim} numbers do not split into halves that rotate")
     vocabulary_of(reader)
+    return () if asked is None else tensor_records(shapes, asked)
 
 
 def verify_file(path: Path, records: tuple[TensorRecord, ...]) -> None:
@@ -209,7 +232,7 @@ def open_writer(
     reader: CheckpointReader,
     of: Gguf,
     hyper: Hyperparameters,
-    asked: Quantisation,
+    asked: Quantization,
     vocabulary: Vocabulary,
     *,
     layout: str,
@@ -244,7 +267,7 @@ def write_tensors(
         writer: with all metadata set.
         records: what the file holds.
         encoded: the bytes of each, in that order.
-        advance: told about each.
+        advance: receives each.
     """
     from gguf import GGMLQuantizationType
 

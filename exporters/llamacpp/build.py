@@ -41,7 +41,7 @@ def compile_runtime(folder: Path, log: Path, progress: Progress, rung: Rung) -> 
     Args:
         folder: to work in, empty or as an interrupted build left it; the result lies inside it.
         log: where the compiler's output goes.
-        progress: told the percentage.
+        progress: receives the percentage.
         rung: how to build.
 
     Raises:

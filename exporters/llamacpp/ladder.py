@@ -109,7 +109,7 @@ def descend(
         ladder: at least one rung.
         build: makes one of them.
         prove: runs it.
-        note: told in a line what is left out next, and why.
+        note: receives a line: what is left out next, and why.
 
     Raises:
         ResourceError: none passes; says what each failed at.

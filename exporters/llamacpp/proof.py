@@ -120,7 +120,7 @@ def prove(site: Path, progress: Progress, *, kinds: Sequence[str] = TYPES, layou
 
     Args:
         site: folder that holds the importable `llama_cpp`.
-        progress: told every prompt.
+        progress: receives every prompt.
         kinds, layouts: which models.
 
     Raises:

@@ -50,7 +50,7 @@ class Run:
 
 
 def run_all(api: Any, runs: list[Run], tokens: list[int], out: Path) -> None:
-    """Run them in order; models and contexts that neighbours share are made once."""
+    """Run them in order; models and contexts that neighbors share are made once."""
     model = context = None
     before: Run | None = None
     for run in runs:

@@ -1,7 +1,7 @@
 """Logits of the tiny models in numpy, from the very same stored weights, and what rounding changes in them.
 
 `python -m lowrank_export.exporters.llamacpp.proof_logits FOLDER NAME...` writes models and logits: a process of its
-own can be told to multiply on one thread, which on a busy machine is several times faster than many.
+own can be set to multiply on one thread, which on a busy machine is several times faster than many.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _normed(x: Floats) -> Floats:
 
 
 def _rotated(x: Floats) -> Floats:
-    """Rotary positions, (T, heads, HEAD): neighbours are a pair, as llama.cpp stores this architecture."""
+    """Rotary positions, (T, heads, HEAD): neighbors are a pair, as llama.cpp stores this architecture."""
     angles = np.arange(len(x))[:, None, None] * ROPE_BASE ** (-np.arange(0, HEAD, 2) / HEAD)
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = np.stack([even * np.cos(angles) - odd * np.sin(angles), even * np.sin(angles) + odd * np.cos(angles)], -1)

@@ -43,7 +43,7 @@ class Stored:
 
     Attributes:
         data: what is written: float32, or bytes (rows, bytes per row).
-        values: (rows, columns), dequantised by gguf-py.
+        values: (rows, columns), dequantized by gguf-py.
     """
 
     data: NDArray[np.generic]

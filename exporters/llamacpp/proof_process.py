@@ -52,7 +52,7 @@ def lost_runs(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -
         site: folder that holds the importable `llama_cpp`.
         runs: those of one model together.
         folder: to work in.
-        advance: told every run.
+        advance: receives every run.
 
     Raises:
         ResourceError: no memory, no room, or a module or library that the build needs is missing: what no other build

@@ -18,7 +18,7 @@ def build_runtime(folder: Path, log: Path, progress: Progress) -> Path:
     Args:
         folder: to work in, empty or as an interrupted build left it; the result lies inside it.
         log: where the compiler's output goes.
-        progress: told the percentage, and in a line what had to be left out and why.
+        progress: receives the percentage, and in a line what had to be left out and why.
 
     Raises:
         ResourceError: no compiler, no network, the build failed, or none passes its proof.

@@ -86,7 +86,7 @@ def ensure_runtime(progress: Progress, *, force: bool = False) -> Path:
     and the next one goes on with what it compiled; one that failed leaves nothing.
 
     Args:
-        progress: told what is done.
+        progress: receives what is done.
         force: build anew even if there is one.
 
     Raises:

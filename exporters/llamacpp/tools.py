@@ -55,7 +55,7 @@ def ensure_tools(progress: Progress, *, force: bool = False) -> Path:
     What had to be left out of the library, which is proven first, is left out of them.
 
     Args:
-        progress: told what is done.
+        progress: receives what is done.
         force: build anew even if they are there.
 
     Raises:
@@ -86,7 +86,7 @@ def build_tools(folder: Path, log: Path, progress: Progress) -> Path:
     Args:
         folder: to work in, empty or as an interrupted build left it; the result lies inside it.
         log: where the compiler's output goes.
-        progress: told the percentage.
+        progress: receives the percentage.
 
     Raises:
         ResourceError: no compiler, no network, or the build failed.

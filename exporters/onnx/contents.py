@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-QUANTISATION_KEY = "lowrank.quantisation"
+QUANTIZATION_KEY = "lowrank.quantisation"
 """Of `metadata_props`: the type asked for."""
 ENCODING_KEY = "lowrank.encoding"
-"""Of `metadata_props`: how its matrices were encoded, see `types.OnnxOptions.said`; empty for floats."""
+"""Of `metadata_props`: how its matrices were encoded, see `types.OnnxOptions.recorded`; empty for floats."""
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in model.onnx, where shape inference and viewers see them; all others lie in the data file."""
@@ -76,7 +76,7 @@ def model_facts(folder: Path) -> dict[str, str]:
 
 
 def tensor_records(folder: Path) -> tuple[TensorRecord, ...]:
-    """Every initialiser of the model, in the graph's order. Reads no weights.
+    """Every initializer of the model, in the graph's order. Reads no weights.
 
     Raises:
         InputError: no model in this folder.
@@ -97,7 +97,7 @@ def written_as(folder: Path) -> tuple[str, str]:
 
     model = onnx.load(str(model_file(folder)), load_external_data=False)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return metadata.get(QUANTISATION_KEY, ""), metadata.get(ENCODING_KEY, "")
+    return metadata.get(QUANTIZATION_KEY, ""), metadata.get(ENCODING_KEY, "")
 
 
 def model_bytes(folder: Path) -> int:

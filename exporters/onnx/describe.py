@@ -11,7 +11,7 @@ from typing import Any
 from ...converter.core.errors import InputError
 from ..artifact import Artifact, TensorRecord, main_type
 from .check.folder_check import check_folder
-from .contents import QUANTISATION_KEY, model_bytes, model_facts, tensor_records
+from .contents import QUANTIZATION_KEY, model_bytes, model_facts, tensor_records
 
 ROTARY_TABLES = ("cos_cache", "sin_cache")  # how they begin; stored in graphs, but no weights
 
@@ -48,7 +48,7 @@ def describe_onnx(folder: Path) -> Artifact:
     return Artifact(
         path=folder,
         format="onnx",
-        quantisation=metadata.get(QUANTISATION_KEY) or _quantisation(weights, model.graph.node),
+        quantization=metadata.get(QUANTIZATION_KEY) or _quantization(weights, model.graph.node),
         layout="dense" if metadata.get("lowrank.layout", "dense") == "dense" else "native",
         bytes=model_bytes(folder),
         parameters=sum(packed.get(tensor.name, prod(tensor.shape)) for tensor in weights),
@@ -57,7 +57,7 @@ def describe_onnx(folder: Path) -> Artifact:
     )
 
 
-def _quantisation(weights: Sequence[TensorRecord], nodes: Iterable[Any]) -> str:
+def _quantization(weights: Sequence[TensorRecord], nodes: Iterable[Any]) -> str:
     """Of a folder that does not say it: codes of as many bits as most matmuls have, or the type of most weights."""
     bits = Counter(
         attribute.i

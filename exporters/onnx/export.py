@@ -20,15 +20,16 @@ from ..chosen import CHOSEN, recorded_forms
 from .builder import genai_builder
 from .builder.builder_families import check_head_size, check_rotary
 from .check.check_windows import reference_of
+from .check.genai_tokenizer import check_readable
 from .check.selfcheck import check_export, tolerance
-from .contents import ENCODING_KEY, MODEL_FILE, QUANTISATION_KEY, model_bytes, model_facts, tensor_records
+from .contents import ENCODING_KEY, MODEL_FILE, QUANTIZATION_KEY, model_bytes, model_facts, tensor_records
 from .flavours import check_single_flavour
 from .special_tokens import state_tokens
 from .traced import torch_exporter
 from .weights.encoded import aware_matrices, encode_model
 from .weights.multiplied_out import multiplied_out, multiply_out
 from .weights.stored import StoredWeights
-from .weights.types import QUANTISATIONS, OnnxOptions, chosen_types, has_codes
+from .weights.types import QUANTIZATIONS, OnnxOptions, chosen_types, has_codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ def export_onnx(
     checkpoint: Path,
     out: Path,
     *,
-    quantisation: str = "fp32",
+    quantization: str = "fp32",
     options: OnnxOptions | None = None,
     force: bool = False,
     progress: Progress,
@@ -54,7 +55,7 @@ def export_onnx(
     Args:
         checkpoint: a factored checkpoint, or an ordinary Hugging Face directory.
         out: the folder to write: model.onnx, model.onnx.data, genai_config.json, tokenizer files.
-        quantisation: see `types.QUANTISATIONS`, or `chosen.CHOSEN` for the types of the checkpoint's recipe;
+        quantization: see `types.QUANTIZATIONS`, or `chosen.CHOSEN` for the types of the checkpoint's recipe;
             activations stay float32.
         options: how matrices are stored.
         force: replace an existing export.
@@ -64,41 +65,41 @@ def export_onnx(
         What was written; `parameters` counts the model's weights, tied ones once, without scales.
 
     Raises:
-        UsageError: unknown quantisation, `out` exists, aware rounding has no text to run, or nothing chose the types.
+        UsageError: unknown quantization, `out` exists, aware rounding has no text to run, or nothing chose the types.
         InputError: damaged checkpoint, unsupported family, or a result that does not agree with torch.
         ResourceError: no space left, out of memory, or two flavours of ONNX Runtime are installed.
     """
     checkpoint, out, options = Path(checkpoint), Path(out), options or OnnxOptions()
-    if quantisation not in (*QUANTISATIONS, CHOSEN):
-        raise UsageError(f"ONNX quantisation {quantisation!r} is unknown; one of {', '.join(QUANTISATIONS)}")
+    if quantization not in (*QUANTIZATIONS, CHOSEN):
+        raise UsageError(f"ONNX quantization {quantization!r} is unknown; one of {', '.join(QUANTIZATIONS)}")
     _check_destination(out, force=force)
     check_single_flavour()
     reader = CheckpointReader(checkpoint)
-    if quantisation == CHOSEN:
+    if quantization == CHOSEN:
         options = replace(options, chosen=chosen_types(recorded_forms(reader)))
     special = read_tokens(checkpoint, rows=int(reader.config["vocab_size"]))
     family = onnx_of(reader.config)
-    merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantisation, options)
-    rounded = aware_matrices(reader, quantisation, options, merged, progress)
-    with progress.stage(f"ONNX {quantisation}", 3) as advance, replacing(out, force=force, folder=True) as folder:
+    merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantization, options)
+    rounded = aware_matrices(reader, quantization, options, merged, progress)
+    with progress.stage(f"ONNX {quantization}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         multiply_out(model, merged)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         weights = StoredWeights(
-            encode_model(model, quantisation, options, rounded),
-            half=quantisation == "fp16",
+            encode_model(model, quantization, options, rounded),
+            half=quantization == "fp16",
             block_size=options.block_size,
             accuracy_level=options.accuracy_level,
         )
         reference = reference_of(model, checkpoint)  # with the rounded weights: what the graph adds to them is checked
         advance(1)
         through = torch_exporter if family.builder is None else genai_builder
-        metadata = {**_metadata(reader, quantisation, options, merged), "lowrank.exporter": through.name_and_version()}
+        metadata = {**_metadata(reader, quantization, options, merged), "lowrank.exporter": through.name_and_version()}
         through.build(model, checkpoint, folder, weights=weights, metadata=metadata)
         state_tokens(folder, special)
         del model, weights, rounded
         advance(1)
-        allowed = tolerance(codes=has_codes(quantisation))
+        allowed = tolerance(codes=has_codes(quantization))
         difference = check_export(folder, reference, allowed)
         advance(1)
     if merged:
@@ -110,7 +111,7 @@ def export_onnx(
     return Artifact(
         path=out,
         format="onnx",
-        quantisation=quantisation,
+        quantization=quantization,
         layout="native" if len(reader.ranks) > len(merged) else "dense",
         bytes=model_bytes(out),
         parameters=parameters,
@@ -124,6 +125,7 @@ def check_acceptable(reader: CheckpointReader) -> None:
 
     Raises:
         InputError: the family, a setting, the rotary embedding, the size of a head or the tokenizer cannot be exported.
+        ResourceError: a package that traces the model is missing.
     """
     from transformers import AutoConfig
 
@@ -135,7 +137,10 @@ def check_acceptable(reader: CheckpointReader) -> None:
     if family.builder is not None:
         check_rotary(config, where)
         check_head_size(config, where)
+    else:
+        torch_exporter.check_importable()
     check_token_ids(reader, load_tokenizer(reader.path))
+    check_readable(reader.path, int(reader.config["vocab_size"]))
 
 
 def check_token_ids(reader: CheckpointReader, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -159,7 +164,7 @@ def _load_float32(checkpoint: Path) -> PreTrainedModel:
 
 
 def _metadata(
-    reader: CheckpointReader, quantisation: str, options: OnnxOptions, merged: Collection[str]
+    reader: CheckpointReader, quantization: str, options: OnnxOptions, merged: Collection[str]
 ) -> dict[str, str]:
     """What the model file says about its origin, in ONNX `metadata_props`."""
     from ...converter.core.version import __version__
@@ -174,8 +179,8 @@ def _metadata(
         "lowrank.method": str(lowrank.get("method", "")),
         "lowrank.retention": str(lowrank.get("retention", 1.0)),
         "lowrank.recipe": reader.recipe_text,
-        QUANTISATION_KEY: quantisation,
-        ENCODING_KEY: options.said(quantisation),
+        QUANTIZATION_KEY: quantization,
+        ENCODING_KEY: options.recorded(quantization),
         **said,
     }
 

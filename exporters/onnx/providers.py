@@ -61,5 +61,5 @@ def _tiny_model() -> bytes:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [_SIZE, _SIZE]) for name in "xy")
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "probe", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
-    serialised: bytes = model.SerializeToString()
-    return serialised
+    serialized: bytes = model.SerializeToString()
+    return serialized

@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.core.errors import UsageError
 from ...converter.core.progress import Progress
 from ..artifact import Artifact
 from ..target import Forecast, Given, TargetOption, checked_type
@@ -32,7 +31,7 @@ class OnnxRequest:
     """One ONNX folder that is asked for.
 
     Attributes:
-        quantisation: see `weights.types.QUANTISATIONS`; `chosen.CHOSEN` for a checkpoint that was made for a size,
+        quantization: see `weights.types.QUANTIZATIONS`; `chosen.CHOSEN` for a checkpoint that was made for a size,
             whose recipe has a type for every matrix.
         options: how matrices are stored.
 
@@ -40,7 +39,7 @@ class OnnxRequest:
         UsageError: an unknown type.
     """
 
-    quantisation: str = "int8"
+    quantization: str = "int8"
     options: OnnxOptions = field(default_factory=_defaults)
 
     format = "onnx"
@@ -48,20 +47,20 @@ class OnnxRequest:
     def __post_init__(self) -> None:
         from ..chosen import CHOSEN
 
-        if self.quantisation != CHOSEN:
-            checked_type(OnnxTarget(), self.quantisation)
+        if self.quantization != CHOSEN:
+            checked_type(OnnxTarget(), self.quantization)
 
     @property
     def name(self) -> str:
         """The folder's name."""
-        return f"onnx-{self.quantisation}"
+        return f"onnx-{self.quantization}"
 
     @property
     def reads_calibration(self) -> bool:
         """Aware rounding does."""
         return self.options.rounding == "aware"
 
-    def check(self) -> None:
+    def check(self, reader: CheckpointReader | None = None) -> None:
         """Every type can be made of every model."""
 
     def check_model(self, config: Mapping[str, Any]) -> None:
@@ -76,20 +75,24 @@ class OnnxRequest:
 
         check_acceptable(reader)
 
+    def check_checkpoint(self, reader: CheckpointReader) -> None:
+        """The text that aware rounding runs."""
+        from ..rounding.calibrated import check_calibrated
+        from .weights.types import has_codes
+
+        if self.reads_calibration and has_codes(self.quantization):
+            check_calibrated(reader, self.options.calibration)
+
     def row_multiple(self) -> int:
         """Whole blocks."""
         from .weights.types import row_multiple
 
-        return row_multiple(self.quantisation, self.options)
+        return row_multiple(self.quantization, self.options)
 
     def of_dense(self, calibration: str) -> OnnxRequest:
         """Aware rounding runs `calibration`."""
-        from ...converter.statistics.calibration import SELF
-
         if not self.reads_calibration:
             return self
-        if calibration == SELF:
-            raise UsageError(f"--onnx-rounding {self.options.rounding}: wants a calibration text, and `{SELF}` is none")
         return replace(self, options=replace(self.options, calibration=calibration))
 
     def check_choice(self, forms: Mapping[str, Form]) -> None:
@@ -106,23 +109,23 @@ class OnnxRequest:
 
     def plain(self, linears: str, rest: str, *, tied: bool) -> OnnxRequest:
         """The type itself says what embedding and head are."""
-        return replace(self, quantisation=linears)
+        return replace(self, quantization=linears)
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
         """Rows are padded to whole blocks; no type falls back to another."""
         from .weights.multiplied_out import stored_shapes
         from .weights.sizes import predict_bytes, rotary_elements, tensor_bytes
 
-        stored = stored_shapes(shapes, self.quantisation, self.options)
+        stored = stored_shapes(shapes, self.quantization, self.options)
         total = predict_bytes(
             stored,
-            self.quantisation,
+            self.quantization,
             tied=bool(config.get("tie_word_embeddings")),
             rotary_elements=rotary_elements(config),
             options=self.options,
         )
         matrices = {name: shape for name, shape in stored.items() if len(shape) > 1}
-        bytes = sum(tensor_bytes(name, shape, self.quantisation, self.options) for name, shape in matrices.items())
+        bytes = sum(tensor_bytes(name, shape, self.quantization, self.options) for name, shape in matrices.items())
         return Forecast(total, 8 * bytes / sum(prod(shape) for shape in matrices.values()))
 
     def peak_memory(self, checkpoint: Path) -> int | None:
@@ -133,14 +136,14 @@ class OnnxRequest:
         """Compared in what the model file says of its type and encoding."""
         from .contents import written_as
 
-        return written_as(path) == (self.quantisation, self.options.said(self.quantisation))
+        return written_as(path) == (self.quantization, self.options.recorded(self.quantization))
 
     def export(self, checkpoint: Path, out: Path, *, force: bool, progress: Progress) -> Artifact:
         """Write the folder."""
         from .export import export_onnx
 
         return export_onnx(
-            checkpoint, out, quantisation=self.quantisation, options=self.options, force=force, progress=progress
+            checkpoint, out, quantization=self.quantization, options=self.options, force=force, progress=progress
         )
 
 
@@ -154,9 +157,9 @@ class OnnxTarget:
 
     def types(self) -> tuple[str, ...]:
         """Of its matrices."""
-        from .weights.types import QUANTISATIONS
+        from .weights.types import QUANTIZATIONS
 
-        return ("int8", *(name for name in QUANTISATIONS if name != "int8"))
+        return ("int8", *(name for name in QUANTIZATIONS if name != "int8"))
 
     def parity_limits(self) -> Mapping[str, tuple[float, float]]:
         """At 4 bits they tell a lossy folder from a broken one."""
@@ -171,9 +174,9 @@ class OnnxTarget:
             CHOSEN: (1.2, 2.0),
         }
 
-    def request(self, quantisation: str | None = None, **fields: Any) -> OnnxRequest:
+    def request(self, quantization: str | None = None, **fields: Any) -> OnnxRequest:
         """See `OnnxRequest`."""
-        return OnnxRequest(quantisation or self.types()[0], **fields)
+        return OnnxRequest(quantization or self.types()[0], **fields)
 
     def requests(self, given: Given) -> list[OnnxRequest]:
         """One per --onnx-type."""

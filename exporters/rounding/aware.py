@@ -45,7 +45,7 @@ def round_linears(
         types: name of a linear -> part (`U`, `V`, ...) -> its type. A factored linear with a type for its `WEIGHT` is
             multiplied out; one without any is left as it is.
         round: rounds one matrix.
-        progress: told about blocks.
+        progress: receives blocks.
         alpha: weight of what the model computed before it was rounded in the target of each linear, see `aligned`;
             above 0 that model runs beside.
 
@@ -63,7 +63,7 @@ def round_linears(
                 wanted = types(name)
                 if not wanted:
                     continue
-                towards = None if stop.drift is None else alignment(stop.moment, alpha * stop.drift)
+                towards = None if stop.cross_moment is None else alignment(stop.moment, alpha * stop.cross_moment)
                 linear, encoded = round_linear(name, stop.tapped.linear(path), stop.moment, wanted, round, towards)
                 stop.tapped.install(path, linear)
                 for part, rows in encoded.items():
@@ -129,16 +129,16 @@ def _rounded_factors(
     return _rounded(round, f"{name}.{parts[0]}", fitted, latent, types[parts[0]]), first
 
 
-def alignment(moment: Tensor, drift: Tensor) -> Tensor:
+def alignment(moment: Tensor, cross_moment: Tensor) -> Tensor:
     """A (n, n) float64 with W (I + A) X' the least squares of W (X' + D), D what the inputs X' lack.
 
-    The errors of what was rounded before show in the inputs; so far as they can be told from them, W takes them back.
+    The errors of what was rounded before show in the inputs; as far as the inputs determine them, W takes them back.
 
     Args:
         moment: Sigma' (n, n) of X'.
-        drift: D X'^T / T (n, n).
+        cross_moment: D X'^T / T (n, n).
     """
-    return regression(moment, ALIGNMENT_DAMPING).weight(drift)
+    return regression(moment, ALIGNMENT_DAMPING).weight(cross_moment)
 
 
 def _moved(weight: Tensor, towards: Tensor | None) -> Tensor:

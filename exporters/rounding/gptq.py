@@ -82,7 +82,7 @@ Column = NDArray[np.float32]
 def round_columns(
     weights: Tensor, feedback: Tensor, nearest: Callable[[Column], tuple[NDArray[np.uint8], Column]]
 ) -> tuple[NDArray[np.uint8], Tensor, Tensor]:
-    """Round one block column by column, at scales that are settled.
+    """Round one block column by column, at fixed scales.
 
     Args:
         weights: (m, w).

@@ -75,15 +75,15 @@ class GenAiBackend:
             generated.append(int(generator.get_next_tokens()[0]))
         return generated
 
-    def tokenise(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         """GenAI's own token ids of a text, with the token it puts before every text, if any."""
         import onnxruntime_genai
 
         return [int(token) for token in onnxruntime_genai.Tokenizer(self._model).encode(text)]
 
-    def tokenise_special(self, text: str) -> list[int]:
-        """As `tokenise`: GenAI takes special tokens that are written out for such."""
-        return self.tokenise(text)
+    def tokenize_special(self, text: str) -> list[int]:
+        """As `tokenize`: GenAI takes special tokens that are written out for such."""
+        return self.tokenize(text)
 
     def special_tokens(self) -> tuple[int | None, frozenset[int]]:
         """The token that begins a text, and all that end one, as GenAI has them."""

@@ -11,6 +11,7 @@ import numpy as np
 from ...converter.checkpoint.layouts import PERM_SUFFIX
 from ...converter.core.errors import InputError
 from ...converter.families.table import factored_architectures
+from ...converter.model.gguf_parts import gguf_parts, read_whole
 from ...converter.storage.gguf_header import StoredTensor, read_header
 from ...exporters.gguf.adapter_files import find_adapter
 from ...exporters.gguf.types import INTEGERS
@@ -34,12 +35,13 @@ class GgufSummary:
 
 
 def inspect_gguf(path: Path) -> GgufSummary:
-    """Read a file's header, checked as `read_header` does, and what llama.cpp would end the process over.
+    """Read the header of a file, or of any of its parts, as `read_whole` does, and what llama.cpp would end the
+    process over.
 
     Raises:
         InputError: missing, not GGUF, truncated or damaged; or its adapter is.
     """
-    header = read_header(path)
+    header = read_whole(path)
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise InputError(f"{path}: damaged GGUF file: no general.architecture")
@@ -51,8 +53,9 @@ def inspect_gguf(path: Path) -> GgufSummary:
         raise InputError(f"{path}: damaged GGUF file: lowrank.version or the vocabulary has the wrong type")
     if len(set(tokens)) != len(tokens):  # llama.cpp asserts this
         raise InputError(f"{path}: damaged GGUF file: two tokens with the same text")
-    for tensor in header.tensors:
-        if tensor.name.endswith(PERM_SUFFIX) and not _is_permutation(path, tensor):  # ggml asserts the range
+    stored = [(part, tensor) for part in gguf_parts(path) for tensor in read_header(part).tensors]
+    for part, tensor in stored:
+        if tensor.name.endswith(PERM_SUFFIX) and not _is_permutation(part, tensor):  # ggml asserts the range
             raise InputError(f"{path}: damaged GGUF file: {tensor.name} is no permutation")
     adapter = find_adapter(path, header)
     if adapter is not None:

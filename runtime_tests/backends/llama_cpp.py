@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...converter.core.errors import InputError, ResourceError
+from ...converter.model.gguf_parts import gguf_parts
 from ...exporters.llamacpp.runtime import import_llama_cpp, lowrank_version
 from .inspection import check_loadable, inspect_gguf
 from .protocol import Logits, Tokens
@@ -26,7 +27,7 @@ class LlamaCppBackend:
     """One GGUF file in llama.cpp, with its LoRA adapter if it has one (layout "adapter"), one sequence at a time.
 
     Args:
-        path: the file, factored or ordinary.
+        path: the file, factored or ordinary; of one in parts any.
         n_ctx: longest sequence, in tokens.
         threads: CPU threads for prompt and decoding.
         exact: keep keys and values in float32 and use plain attention, so that parity with torch measures the file
@@ -55,7 +56,7 @@ class LlamaCppBackend:
         self._errors.clear()
         self._n_ctx, self._length = n_ctx, 0
         try:
-            self._load(path, summary.adapter, threads, exact)
+            self._load(gguf_parts(path)[0], summary.adapter, threads, exact)  # llama.cpp finds the others itself
         except BaseException:
             self.close()
             raise
@@ -85,7 +86,7 @@ class LlamaCppBackend:
         row = self._api.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(row, (self._vocabulary,)).copy()
 
-    def tokenise(self, text: str, *, special: bool = False) -> list[int]:
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """llama.cpp's own token ids of a text, without the start or end token.
 
         Args:
@@ -97,12 +98,12 @@ class LlamaCppBackend:
         ids = (self._api.llama_token * room)()
         count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, special)
         if count < 0:
-            raise InputError("llama.cpp: the text cannot be tokenised")
+            raise InputError("llama.cpp: the text cannot be tokenized")
         return list(ids[:count])
 
-    def tokenise_special(self, text: str) -> list[int]:
-        """As `tokenise`, of a text in which special tokens are written out."""
-        return self.tokenise(text, special=True)
+    def tokenize_special(self, text: str) -> list[int]:
+        """As `tokenize`, of a text in which special tokens are written out."""
+        return self.tokenize(text, special=True)
 
     def special_tokens(self) -> tuple[int | None, frozenset[int]]:
         """The token that begins a text, None where the file names none, and all that end one, as llama.cpp has them."""

@@ -25,7 +25,7 @@ CHILD = f"{__package__}.trial_child"
 
 
 def check_survives(path: Path, name: str) -> None:
-    """Load an artifact, tokenise, feed a prompt and a token, exactly and fast, elsewhere; once per file and process.
+    """Load an artifact, tokenize, feed a prompt and a token, exactly and fast, elsewhere; once per file and process.
 
     Args:
         path: the artifact.

@@ -20,9 +20,9 @@ def _try(path: Path, name: str) -> None:
     for exact in (True, False):
         backend = open_backend(path, name, threads=1, context=CONTEXT, exact=exact, tried=True)
         try:
-            tokenise = getattr(backend, "tokenise", None)
-            if tokenise is not None:
-                tokenise(WORDS)
+            tokenize = getattr(backend, "tokenize", None)
+            if tokenize is not None:
+                tokenize(WORDS)
             backend.window_logits(np.zeros(CONTEXT // 2, dtype=np.int32))
             backend.reset()
             backend.feed(np.zeros(8, dtype=np.int32))

@@ -53,9 +53,9 @@ class GateSettings:
     artifacts: Mapping[tuple[str, str], Thresholds] = field(default_factory=dict)
     where: str = ""
 
-    def asked(self, format: str, quantisation: str) -> dict[str, float | None]:
+    def asked(self, format: str, quantization: str) -> dict[str, float | None]:
         """What was asked for of a format ("gguf", "onnx", "checkpoint") and weight type."""
-        return {**self.every, **self.artifacts.get((format, quantisation), {})}
+        return {**self.every, **self.artifacts.get((format, quantization), {})}
 
     def with_flags(self, flags: Iterable[str]) -> GateSettings:
         """These, overridden by `name=threshold` words of the command line, for all artifacts.
@@ -82,10 +82,10 @@ class GateSettings:
         return {"every": dict(self.every), "artifacts": artifacts, "file": self.where or None}
 
 
-def parity_defaults(format: str, quantisation: str) -> dict[str, float]:
+def parity_defaults(format: str, quantization: str) -> dict[str, float]:
     """Parity thresholds of a format and type; wide ones for unknown types."""
     limits = TARGETS[format].parity_limits() if format in TARGETS else CHECKPOINT_PARITY
-    return _lossy(*limits[quantisation]) if quantisation in limits else OTHER_PARITY
+    return _lossy(*limits[quantization]) if quantization in limits else OTHER_PARITY
 
 
 def gates_of(row: Row, context: Context, settings: GateSettings, *, against_dense: bool) -> tuple[Gate, ...]:
@@ -99,8 +99,8 @@ def gates_of(row: Row, context: Context, settings: GateSettings, *, against_dens
         settings: what was asked for.
         against_dense: False for an export of the dense model itself: only parity is looked at then, by the defaults.
     """
-    defaults = {**QUALITY_DEFAULTS, **parity_defaults(row.format, row.quantisation)}
-    asked = settings.asked(row.format, row.quantisation) if against_dense else {}
+    defaults = {**QUALITY_DEFAULTS, **parity_defaults(row.format, row.quantization)}
+    asked = settings.asked(row.format, row.quantization) if against_dense else {}
     found = []
     for name, metric in METRICS.items():
         threshold = asked.get(name, defaults.get(name))
@@ -120,9 +120,9 @@ def _detail(name: str, row: Row) -> str:
     return f"first: {row.tokenizer.differing[0]!r}"
 
 
-def gate_names(format: str, quantisation: str, settings: GateSettings) -> list[str]:
+def gate_names(format: str, quantization: str, settings: GateSettings) -> list[str]:
     """Every gate that an artifact of a format and type may get."""
-    chosen = {**QUALITY_DEFAULTS, **parity_defaults(format, quantisation), **settings.asked(format, quantisation)}
+    chosen = {**QUALITY_DEFAULTS, **parity_defaults(format, quantization), **settings.asked(format, quantization)}
     return [RUNS, *(name for name in METRICS if chosen.get(name) is not None)]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError
+from ...converter.core.progress import Advance
 from ..backends.protocol import Backend, Together
 from ..metrics.windows import Windows
 from .generation import draw, generate
@@ -16,7 +17,7 @@ Pieces = NDArray[np.int32]  # (N, P) token ids
 
 
 def pieces(windows: Windows, count: int, length: int) -> Pieces:
-    """Cut `count` pieces of text, the same number of windows apart as far as may be; no random number takes part.
+    """Cut `count` pieces of text, evenly spaced; no random number takes part.
 
     Args:
         windows: N windows of T tokens.
@@ -34,7 +35,13 @@ def pieces(windows: Windows, count: int, length: int) -> Pieces:
 
 
 def continue_pieces(
-    backend: Backend, prompts: Pieces, *, max_tokens: int, end: Collection[int], seed: int
+    backend: Backend,
+    prompts: Pieces,
+    *,
+    max_tokens: int,
+    end: Collection[int],
+    seed: int,
+    advance: Advance = lambda tokens: None,
 ) -> list[list[int]]:
     """Sample a continuation of every piece, with seed + i of piece i; all at once where the runtime can.
 
@@ -42,6 +49,7 @@ def continue_pieces(
         backend: the model; its sequence is overwritten.
         prompts: (N, P).
         max_tokens, end: as `generate`.
+        advance: told about tokens, `max_tokens` of every piece in all.
 
     Returns:
         N continuations, those of `generate` but for what a runtime rounds otherwise when it runs several at once.
@@ -50,10 +58,11 @@ def continue_pieces(
         InputError: NaN logits (names the backend).
     """
     if not isinstance(backend, Together):
-        return [
-            generate(backend, prompt, max_tokens=max_tokens, end=end, seed=seed + index)
-            for index, prompt in enumerate(prompts)
-        ]
+        continued = []
+        for index, prompt in enumerate(prompts):
+            continued.append(generate(backend, prompt, max_tokens=max_tokens, end=end, seed=seed + index))
+            advance(max_tokens)
+        return continued
     random = [np.random.default_rng(seed + index) for index in range(len(prompts))]
     found: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
@@ -67,7 +76,9 @@ def continue_pieces(
         going = [index for index in going if drawn[index] not in end]
         for index in going:
             found[index].append(drawn[index])
+        advance(len(prompts))
         if not going:
+            advance((max_tokens - count - 1) * len(prompts))
             break
         step = np.array(drawn, dtype=np.int32)[:, None]
     return found

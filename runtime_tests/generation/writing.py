@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...converter.core.progress import Advance
 from ..backends.protocol import Backend
 from ..metrics.degeneration import Degeneration, degeneration
 from .continuations import Pieces, continue_pieces
@@ -40,16 +41,23 @@ def write(
     *,
     max_tokens: int,
     seed: int,
+    advance: Advance = lambda tokens: None,
 ) -> Writing:
     """Let a model continue every prompt twice and every piece once; number i is sampled with seed + i.
+
+    Args:
+        advance: told `max_tokens` for every continuation, of pieces as they come.
 
     Raises:
         InputError: a prompt without tokens, or NaN logits.
     """
-    greedy = tuple(sample(backend, tokenizer, prompt, max_tokens=max_tokens) for prompt in prompts)
-    sampled = tuple(
-        sample(backend, tokenizer, prompt, max_tokens=max_tokens, seed=seed + index)
-        for index, prompt in enumerate(prompts)
-    )
-    continued = continue_pieces(backend, pieces, max_tokens=max_tokens, end=end_tokens(tokenizer), seed=seed)
-    return Writing(greedy, sampled, degeneration([text.tokens for text in greedy]), degeneration(continued))
+    greedy: list[Sample] = []
+    sampled: list[Sample] = []
+    for index, prompt in enumerate(prompts):
+        for texts, number in ((greedy, None), (sampled, seed + index)):
+            texts.append(sample(backend, tokenizer, prompt, max_tokens=max_tokens, seed=number))
+            advance(max_tokens)
+    ends = end_tokens(tokenizer)
+    continued = continue_pieces(backend, pieces, max_tokens=max_tokens, end=ends, seed=seed, advance=advance)
+    written = degeneration([text.tokens for text in greedy]), degeneration(continued)
+    return Writing(tuple(greedy), tuple(sampled), *written)

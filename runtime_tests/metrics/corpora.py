@@ -24,7 +24,7 @@ def evaluation_windows(
 ) -> Windows:
     """Cut `text` into windows of token ids. No random number takes part.
 
-    The whole text is tokenised once, without special tokens. Without `stride` it is cut into C = tokens // length
+    The whole text is tokenized once, without special tokens. Without `stride` it is cut into C = tokens // length
     adjoining windows; every (C // windows)-th of them is taken, from the first on: the windows cover the whole text,
     and a longer text moves them apart. Every prediction counts.
 
@@ -46,7 +46,7 @@ def evaluation_windows(
         raise UsageError(f"evaluation needs at least 1 window of 2 tokens, not {windows} of {length}")
     if stride is not None and not 1 <= stride < length:
         raise UsageError(f"an evaluation stride lies between 1 and the window's length {length}, not {stride}")
-    ids = _tokenised(tokenizer, text, length)
+    ids = _tokenized(tokenizer, text, length)
     counts = _counts(text, ids)
     if stride is None:
         count = len(ids) // length
@@ -70,7 +70,7 @@ def llama_cpp_windows(tokenizer: PreTrainedTokenizerBase, text: str | Corpus, *,
     if windows < 1 or length < 4:
         raise UsageError(f"llama.cpp's windows have at least 4 tokens, not {length}")
     begin = _begin_token(tokenizer)
-    ids = _tokenised(tokenizer, text, 2 * length)
+    ids = _tokenized(tokenizer, text, 2 * length)
     counts = _counts(text, ids)
     if begin is not None:
         ids = np.concatenate([np.array([begin], dtype=np.int32), ids])
@@ -85,7 +85,7 @@ def _counts(text: str | Corpus, ids: Tokens) -> Counts | None:
     return None if isinstance(text, str) else Counts(text.documents, len(ids), text.skipped)
 
 
-def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str | Corpus, needed: int) -> Tokens:
+def _tokenized(tokenizer: PreTrainedTokenizerBase, text: str | Corpus, needed: int) -> Tokens:
     ids = tokenize(tokenizer, text if isinstance(text, str) else text.text)
     if len(ids) < needed:
         raise InputError(

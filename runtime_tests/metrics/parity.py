@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError
 from ..backends.protocol import Logits, Tokens
-from .perplexity import ROWS_AT_ONCE, log_normaliser
+from .perplexity import ROWS_AT_ONCE, log_normalizer
 
 TOP = 5
 BINS = 16  # of positions
@@ -109,7 +109,7 @@ def divergence(reference: Logits, candidate: Logits, targets: Tokens) -> Diverge
     for start in range(0, positions, ROWS_AT_ONCE):
         rows = slice(start, min(start + ROWS_AT_ONCE, positions))
         a, b = reference[rows].astype(np.float64), candidate[rows].astype(np.float64)
-        norm_a, norm_b = log_normaliser(a), log_normaliser(b)
+        norm_a, norm_b = log_normalizer(a), log_normalizer(b)
         p = np.exp(a - norm_a[:, None])
         kld[rows] = (p * (a - b)).sum(axis=-1) + norm_b - norm_a
         same[rows] = a.argmax(axis=-1) == b.argmax(axis=-1)
@@ -129,7 +129,7 @@ def _shared_top(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def parity(windows: Sequence[Divergence], first: Sequence[int] | NDArray[np.int32] | None = None) -> Parity:
-    """Summarise the divergence of all windows, each token counting once.
+    """Summarize the divergence of all windows, each token counting once.
 
     Args:
         windows: one per window.

@@ -39,7 +39,7 @@ class Perplexity:
 NOT_MEASURED = Perplexity(math.nan, math.nan, 0)
 
 
-def log_normaliser(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_normalizer(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Logarithm of the sum of exponentials of each row, (R, vocabulary) -> (R,)."""
     top: NDArray[np.float64] = logits.max(axis=-1)
     total: NDArray[np.float64] = np.exp(logits - top[:, None]).sum(axis=-1)
@@ -60,7 +60,7 @@ def token_losses(logits: Logits, targets: Tokens) -> NDArray[np.float64]:
     for start in range(0, len(losses), ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, len(losses))
         rows = logits[start:stop].astype(np.float64)
-        losses[start:stop] = log_normaliser(rows) - rows[np.arange(stop - start), targets[start:stop]]
+        losses[start:stop] = log_normalizer(rows) - rows[np.arange(stop - start), targets[start:stop]]
     return losses
 
 

@@ -28,7 +28,7 @@ class ReferenceLogits:
 
     Attributes:
         windows: what was run.
-        losses: token losses (sum of windows.counts,) float64 of the recorded model, computed in passing.
+        losses: token losses (sum of windows.counts,) float64 of the recorded model, computed while recording.
     """
 
     def __init__(self, path: Path, windows: Windows, losses: NDArray[np.float64], vocabulary: int) -> None:

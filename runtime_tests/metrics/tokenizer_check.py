@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...converter.checkpoint.reader import read_json
 from ...converter.core.errors import InputError
+from ...converter.model.gguf_parts import read_whole
 from ...converter.model.loading import load_tokenizer
 from ...converter.model.tokens import Tokens, read_tokens, tokens_of
-from ...converter.storage.gguf_header import read_header
 from ..backends.protocol import Backend
 
 if TYPE_CHECKING:
@@ -56,15 +56,15 @@ def check_tokenizer(
         backend: the open artifact.
         path: the artifact.
         reference: tokenizer of the model it was exported from.
-        texts: what to tokenise; special tokens are never added.
+        texts: what to tokenize; special tokens are never added.
 
     Returns:
         None where the artifact has no tokenizer.
     """
-    tokenise = _tokenise(backend, path)
-    if tokenise is None:
+    tokenize = _tokenize(backend, path)
+    if tokenize is None:
         return None
-    differing = [text for text in texts if _without_begin(tokenise(text), reference) != _expected(reference, text)]
+    differing = [text for text in texts if _without_begin(tokenize(text), reference) != _expected(reference, text)]
     stated = tokens_of(reference)
     asked, wrong = _special(backend, path, stated)
     added = _added(backend, stated, reference)
@@ -100,7 +100,7 @@ def _as_runtime_has_them(backend: Backend, path: Path) -> tuple[int | None, froz
 
 def _added(backend: Backend, stated: Tokens, reference: PreTrainedTokenizerBase) -> dict[str, bool]:
     """Text of an added token -> whether the runtime reads it as that one token, where the reference does."""
-    own: Callable[[str], list[int]] | None = getattr(backend, "tokenise_special", None)
+    own: Callable[[str], list[int]] | None = getattr(backend, "tokenize_special", None)
     if own is None:
         return {}
     chosen = {text: stated.added[text] for text in sorted(stated.added)[:ADDED]}
@@ -108,8 +108,8 @@ def _added(backend: Backend, stated: Tokens, reference: PreTrainedTokenizerBase)
     return {text: own(text) in ([index], [stated.begin, index]) for text, index in known.items()}
 
 
-def _tokenise(backend: Backend, path: Path) -> Callable[[str], list[int]] | None:
-    own: Callable[[str], list[int]] | None = getattr(backend, "tokenise", None)
+def _tokenize(backend: Backend, path: Path) -> Callable[[str], list[int]] | None:
+    own: Callable[[str], list[int]] | None = getattr(backend, "tokenize", None)
     if own is not None:
         return own
     try:
@@ -132,7 +132,7 @@ def _end_tokens(path: Path) -> set[int]:
     """Ids at which the runtime ends a text; empty where the artifact names none."""
     named: Any = None
     if path.is_file():
-        metadata = read_header(path).metadata
+        metadata = read_whole(path).metadata
         named = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     elif (path / "genai_config.json").is_file():
         named = read_json(path / "genai_config.json").get("model", {}).get("eos_token_id")

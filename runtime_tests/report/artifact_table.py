@@ -24,7 +24,7 @@ def artifact_table(artifact: Artifact) -> RenderableType:
     from rich.text import Text
 
     head = Text(
-        f"{artifact.path}: {artifact.format} {artifact.quantisation}, layout {artifact.layout}, "
+        f"{artifact.path}: {artifact.format} {artifact.quantization}, layout {artifact.layout}, "
         f"{artifact.bytes:,} bytes, {artifact.parameters:,} weights, {artifact.bits_per_weight:.3f} bits per weight"
     )
     totals: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])

@@ -45,7 +45,7 @@ def card(report: Report, path: Path) -> str:
     verdict = "All gates passed." if not failures else f"**{failures} gates failed.**"
     identity = f"`{path.name}`: {own[0].bytes:,} bytes, SHA-256 of its weights `{own[0].sha256}`."
     return f"---\n{head}\n---\n" + _joined(
-        f"# {report.provenance.get('base_model', 'Model')}, {own[0].format} {own[0].quantisation}",
+        f"# {report.provenance.get('base_model', 'Model')}, {own[0].format} {own[0].quantization}",
         f"{identity} {verdict}",
         _figures(rows),
         *_speed(rows),
@@ -69,7 +69,7 @@ def _verdict(report: Report) -> str:
 
 
 def _figures(rows: Iterable[Row]) -> str:
-    lines = [[f"{row.backend} {row.quantisation}", row.model, *cells(row)] for row in rows]
+    lines = [[f"{row.backend} {row.quantization}", row.model, *cells(row)] for row in rows]
     return f"{_table(('runtime', 'model', *HEADINGS), lines)}\n\n{EXPLAINED}"
 
 
@@ -151,8 +151,8 @@ def _made(report: Report) -> list[str]:
     parts = ["## How it was made\n\n" + "\n".join(facts)]
     for title in ("size", "recipe", "calibration"):
         if title in provenance:
-            told = {key: value for key, value in provenance[title].items() if key != "matrices"}  # the recipe has them
-            listed = yaml.safe_dump(told, sort_keys=False)
+            kept = {key: value for key, value in provenance[title].items() if key != "matrices"}  # the recipe has them
+            listed = yaml.safe_dump(kept, sort_keys=False)
             parts.append(f"### {title.capitalize()}\n\n```yaml\n{listed}```")
     return parts
 

@@ -10,6 +10,8 @@ from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFF
 from ...converter.checkpoint.reader import CheckpointReader, read_json
 from ...converter.core.errors import InputError
 from ...converter.core.recipe import RECIPE_FILE, Recipe
+from ...converter.model.gguf_parts import gguf_parts
+from ...converter.model.places import is_gguf
 from ...converter.storage.documents import parse_yaml, read_text_file, read_yaml_file, shown
 from .report import LinearRank
 
@@ -67,15 +69,25 @@ def card_fields(path: Path) -> dict[str, Any]:
 
 
 def weights_sha256(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over name and content of every file of weights, by name."""
+    """SHA-256 of a file; of parts or a folder, over name and content of every file of weights, by name."""
     digest = hashlib.sha256()
-    if path.is_file():
+    files = _weight_files(path)
+    if files == [path]:
         _add(digest, path)
         return digest.hexdigest()
-    for file in sorted({file for pattern in WEIGHTS for file in path.glob(pattern)}):
+    for file in files:
         digest.update(file.name.encode() + b"\0")
         _add(digest, file)
     return digest.hexdigest()
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted({file for pattern in WEIGHTS for file in path.glob(pattern)})
+    try:
+        return list(gguf_parts(path)) if is_gguf(path) else [path]
+    except InputError:  # damaged: a hash tells it from others all the same
+        return [path]
 
 
 def factored_ranks(folder: Path) -> tuple[LinearRank, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...converter.core.errors import ResourceError
 from ...converter.storage.files import replacing
+from ...exporters.artifact import to_document
 from ..gates.gates import Gate, failed
 from ..generation.writing import Writing
 from ..metrics.footprint import Footprint
@@ -32,7 +33,7 @@ class Row:
         backend: the runtime's name.
         path: the artifact.
         sha256: of its weights: of the file, or of the files that the runtime loads, by name.
-        format, quantisation, layout: as in `Artifact`.
+        format, quantization, layout: as in `Artifact`.
         bytes: size of everything the runtime loads.
         parameters: stored weights, tied ones once.
         bytes_per_token: weights that decoding one token reads.
@@ -56,7 +57,7 @@ class Row:
     path: str
     sha256: str
     format: str
-    quantisation: str
+    quantization: str
     layout: str
     bytes: int
     parameters: int
@@ -93,7 +94,7 @@ class Row:
     @property
     def label(self) -> str:
         """How messages name the row."""
-        return f"{self.backend} {self.quantisation} ({self.model})"
+        return f"{self.backend} {self.quantization} ({self.model})"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data; values that are no finite number become null. See report.schema.json."""
-        rows = [{**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows]
+        rows = [{**to_document(row), "bits_per_weight": row.bits_per_weight} for row in self.rows]
         document = {"schema_version": SCHEMA_VERSION, "passed": self.passed, **asdict(self), "rows": rows}
         without_nan: dict[str, Any] = finite(document)
         return without_nan

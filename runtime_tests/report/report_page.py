@@ -30,8 +30,8 @@ def report_page(report: Report) -> str:
         gates=sum(len(row.gates) for row in report.rows),
         headings=HEADINGS,
         groups=[
-            [(f"{row.backend} {row.quantisation}", row, cells(row)) for row in rows]
-            for _, rows in groupby(report.rows, key=lambda row: (row.backend, row.quantisation))
+            [(f"{row.backend} {row.quantization}", row, cells(row)) for row in rows]
+            for _, rows in groupby(report.rows, key=lambda row: (row.backend, row.quantization))
         ],
         explained=EXPLAINED,
         captions=[caption for caption, _ in charts],
@@ -71,7 +71,7 @@ def _charts(report: Report) -> list[tuple[str, str]]:
             "Prefill speed against bytes",
             _by_bytes(shipped, lambda row: (row.speed.prefill.median, 0.0) if row.speed else None, "tokens per second"),
         ),
-        # colours go by place: those that the charts above show first
+        # colors go by place: those that the charts above show first
         ("KL divergence along the window", _by_position(sorted(ran, key=lambda row: row not in shipped))),
         ("Rank of every linear", _heat(report, lambda item: float(item.rank), "rank")),
         ("Retention of every linear", _heat(report, lambda item: item.retention, "retention")),
@@ -91,7 +91,7 @@ def _by_bytes(
     series: dict[str, list[Point]] = {}
     for row in rows:
         if (found := value(row)) is not None:
-            label = f"{row.backend} {row.quantisation}"
+            label = f"{row.backend} {row.quantization}"
             series.setdefault(label, []).append(Point(row.bytes / 1e6, found[0], found[1]))
     return _chart(series, f"{y_label} against bytes", "MB", y_label, reference)
 

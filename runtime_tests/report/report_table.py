@@ -54,8 +54,8 @@ def _table(report: Report) -> RenderableType:
     table.add_column("model", no_wrap=True)
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
-    for (backend, quantisation), rows in groupby(report.rows, key=lambda row: (row.backend, row.quantisation)):
-        label = f"{backend}\n{quantisation}"
+    for (backend, quantization), rows in groupby(report.rows, key=lambda row: (row.backend, row.quantization)):
+        label = f"{backend}\n{quantization}"
         for row in rows:
             table.add_row(label, *_cells(row), style=None if all(gate.passed for gate in row.gates) else "red")
             label = ""

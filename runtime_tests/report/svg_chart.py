@@ -1,4 +1,4 @@
-"""A line chart as inline SVG: plain functions, points in, markup out. Colours come from the page's `STYLE`."""
+"""A line chart as inline SVG: plain functions, points in, markup out. Colors come from the page's `STYLE`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STYLE = """
 """
 """Put once into the page that holds charts; light and dark."""
 
-COLOURS = 8
+COLORS = 8
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "6 2 2 2")
 MARKS = (
     "M-4 0A4 4 0 1 0 4 0A4 4 0 1 0 -4 0Z",  # circle
@@ -70,7 +70,7 @@ class Axis:
     Attributes:
         low, high: ends, in data units.
         log: whether equal factors, not equal differences, are equally long.
-        ticks: where it is labelled.
+        ticks: where it is labeled.
     """
 
     low: float
@@ -139,7 +139,7 @@ def line_chart(
 ) -> str:
     """Draw lines with markers, a legend above them.
 
-    Colour, marker and dashes of a series go by its place, so charts with the same series agree.
+    Color, marker and dashes of a series go by its place, so charts with the same series agree.
 
     Args:
         series: what to draw.
@@ -247,19 +247,19 @@ def _error_bar(frame: _Frame, index: int, point: Point) -> str:
         return ""
     x, high = frame.across(point.x), frame.down(point.y + point.error)
     low = frame.down(max(point.y - point.error, frame.y.low))
-    stroke = f"stroke:var(--s{index % COLOURS})"
+    stroke = f"stroke:var(--s{index % COLORS})"
     return f'<path class="error" style="{stroke}" d="M{x:.1f} {high:.1f}V{low:.1f}"/>'
 
 
 def _stroke(path: str, index: int) -> str:
     dashes = DASHES[index % len(DASHES)]
     dashed = f";stroke-dasharray:{dashes}" if dashes else ""
-    return f'<path class="line" style="stroke:var(--s{index % COLOURS}){dashed}" d="{path}"/>'
+    return f'<path class="line" style="stroke:var(--s{index % COLORS}){dashed}" d="{path}"/>'
 
 
 def _mark(index: int) -> str:
-    colour = f"var(--s{index % COLOURS})"
-    return f'<path class="mark" style="fill:{colour};stroke:{colour}" d="{MARKS[index % len(MARKS)]}"/>'
+    color = f"var(--s{index % COLORS})"
+    return f'<path class="mark" style="fill:{color};stroke:{color}" d="{MARKS[index % len(MARKS)]}"/>'
 
 
 def tick_words(ticks: Sequence[float]) -> list[str]:

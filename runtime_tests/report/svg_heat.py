@@ -15,7 +15,7 @@ STEPS = 5  # of the scale
 def heat_map(
     values: Mapping[tuple[str, int], float], *, rows: Sequence[str], columns: Sequence[int], title: str, x_label: str
 ) -> str:
-    """Draw values by row and column; a missing one leaves its cell empty. Colours come from `svg_chart.STYLE`.
+    """Draw values by row and column; a missing one leaves its cell empty. Colors come from `svg_chart.STYLE`.
 
     Args:
         values: (row, column) -> finite value.
@@ -53,7 +53,7 @@ def heat_map(
 
 
 def _scale(low: float, high: float, y: float, x_label: str) -> str:
-    """The label of the columns, and the colours from the smallest to the largest value."""
+    """The label of the columns, and the colors from the smallest to the largest value."""
     parts = [f'<text x="{LEFT}" y="{y + 14}">{escape(x_label)}</text>']
     begin = WIDTH - RIGHT - 190
     parts.append(f'<text x="{begin}" y="{y + 14}" text-anchor="end">{number(low)}</text>')

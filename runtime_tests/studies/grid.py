@@ -17,9 +17,10 @@ from ...converter.core.progress import Advance, Progress, SilentProgress
 from ...converter.core.recipe import Recipe
 from ...converter.machine.device import pick_device
 from ...converter.model.source import Source, open_source
+from ...converter.planning.disk_forecast import check_disk, checkpoint_bytes, factored_shapes
 from ...converter.storage.byte_size import MemoryLimits
 from ...converter.storage.files import remove
-from ...exporters.preflight import check_exports
+from ...exporters.preflight import check_exports, export_bytes
 from ...exporters.target import ExportRequest
 from ..backends.open import open_backend, released
 from ..backends.protocol import Backend
@@ -128,6 +129,16 @@ class Grid:
         write_text(page, self.out / f"{name}.html")
 
 
+def _bytes_at_once(recipes: Sequence[Recipe], source: Source, exports: Sequence[ExportRequest]) -> int:
+    """The largest checkpoint of any recipe, and the largest export of it."""
+    config = source.reader().config
+    every = [(recipe, factored_shapes(recipe, source)) for recipe in recipes]
+    return max(
+        checkpoint_bytes(recipe, shapes) + max((export_bytes([one], shapes, config) for one in exports), default=0)
+        for recipe, shapes in every
+    )
+
+
 def open_grid(
     recipes: Sequence[Recipe],
     out: Path,
@@ -158,6 +169,7 @@ def open_grid(
         check_exports(reader, exports)
     check_measurable(reader, limits, chosen)
     windows = load_windows(evaluation, source.path, progress)
+    check_disk(out, _bytes_at_once(recipes, source, exports), "a checkpoint and an export at a time")
     return Grid(
         recipes=recipes,
         out=out,

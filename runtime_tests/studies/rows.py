@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ...converter.core.errors import InputError, UsageError, naming
 from ...converter.core.recipe import Recipe
-from ...converter.statistics.calibration import text_sha256
+from ...converter.statistics.mixture import text_sha256
 from ...converter.storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..report.report import finite, write_json
 

@@ -20,6 +20,7 @@ from ...converter.core.progress import Advance, Progress, SilentProgress
 from ...converter.core.recipe import Recipe, in_common
 from ...converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ...converter.storage.files import remove
+from ...exporters.artifact import to_document
 from ...exporters.budget.sized import planned
 from ...exporters.export import export
 from ...exporters.registry import TARGETS
@@ -146,7 +147,7 @@ def _fill(
     try:
         for request in exports:
             row = _row(grid, made, request, dense, work)
-            write_row(_file(grid, recipe, request), _key(grid, recipe, request), asdict(row))
+            write_row(_file(grid, recipe, request), _key(grid, recipe, request), to_document(row))
             grid.progress.note(f"{row.label}: {row.bytes / 1e6:.1f} MB, KLD {row.kld:.4g}")
             advance(1)
     finally:
@@ -179,7 +180,7 @@ def _row(grid: Grid, made: _Compressed, request: ExportRequest, dense: Reference
         retention=1.0 if recipe is None else made.kept if recipe.sized else recipe.retention,
         kept=made.kept,
         format=request.format,
-        quantisation=request.quantisation,
+        quantization=request.quantization,
         backend=runtime,
         bytes=artifact.bytes,
         bits_per_weight=artifact.bits_per_weight,
@@ -247,14 +248,14 @@ def _file(grid: Grid, recipe: Recipe | None, request: ExportRequest | None) -> P
     if recipe is not None and recipe.sized:
         name = f"{SIZED}-{recipe.max_bytes or recipe.bits_per_weight}"
     if request is not None:
-        name += f"-{request.format}-{request.quantisation}"
+        name += f"-{request.format}-{request.quantization}"
     return grid.file(name)
 
 
 def _key(grid: Grid, recipe: Recipe | None, request: ExportRequest | None) -> dict[str, Any]:
     """What a row is made from."""
     made = {} if recipe is None else grid.compressed_from(recipe)
-    export = "" if request is None else f"{request.format} {request.quantisation}"
+    export = "" if request is None else f"{request.format} {request.quantization}"
     return {**grid.origin, "evaluation": _evaluated(grid), **made, "export": export}
 
 

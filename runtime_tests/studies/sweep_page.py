@@ -82,7 +82,7 @@ def _decoded(row: SweepRow) -> float:
 
 
 def _label(method: str) -> str:
-    return {PLAIN: "plain quantisation", SIZED: "rank and type by size"}.get(method, method)
+    return {PLAIN: "plain quantization", SIZED: "rank and type by size"}.get(method, method)
 
 
 def _fronts(
@@ -104,7 +104,7 @@ def _command(found: Sweep) -> str:
     methods = ",".join(dict.fromkeys(row.method for row in own))
     retentions = ",".join(dict.fromkeys(f"{row.retention:g}" for row in own))
     typed = [row for row in found.rows if row.method != SIZED]
-    types = " ".join(dict.fromkeys(f"--{row.format}-type {row.quantisation}" for row in typed))
+    types = " ".join(dict.fromkeys(f"--{row.format}-type {row.quantization}" for row in typed))
     formats = " ".join(dict.fromkeys(f"--format {row.format}" for row in found.rows))
     return (
         f"lowrank-export sweep --model {found.source['spec']} --methods {methods} --retention {retentions} "

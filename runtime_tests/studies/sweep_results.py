@@ -10,6 +10,7 @@ from typing import Any
 
 from ...converter.core.errors import GateError, InputError, UsageError
 from ...converter.storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
+from ...exporters.artifact import from_document, to_document
 from ..metrics.parity import Parity
 from ..metrics.perplexity import Perplexity
 from ..report.report import finite
@@ -18,7 +19,7 @@ from .rows import restored
 
 SCHEMA_VERSION = 1
 SIZED = "size"  # the method of files for which rank and type of every linear were chosen together
-PLAIN = "dense"  # the method of exports of the uncompressed model: plain quantisation
+PLAIN = "dense"  # the method of exports of the uncompressed model: plain quantization
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SweepRow:
         method: its name, or "dense" for the uncompressed model in this type.
         retention: as asked for; 1 for dense.
         kept: the same, as reached.
-        format, quantisation, backend: of the export, and what it was measured in.
+        format, quantization, backend: of the export, and what it was measured in.
         bytes, bits_per_weight: of the export.
         perplexity: over the evaluation windows.
         quality: divergence from the dense torch model.
@@ -42,7 +43,7 @@ class SweepRow:
     retention: float
     kept: float
     format: str
-    quantisation: str
+    quantization: str
     backend: str
     bytes: int
     bits_per_weight: float
@@ -58,7 +59,7 @@ class SweepRow:
         if self.size is not None:
             return f"{self.method} {self.size / 1e6:g} MB, {self.format}"
         size = "" if self.method == PLAIN else f" {self.retention:g}"
-        return f"{self.method}{size}, {self.format} {self.quantisation}"
+        return f"{self.method}{size}, {self.format} {self.quantization}"
 
     @property
     def kld(self) -> float:
@@ -67,13 +68,13 @@ class SweepRow:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SweepRow:
-        """What `asdict` made, after JSON."""
+        """What `to_document` made, after JSON."""
         speed = data["speed"]
         numbers: dict[str, Any] = {key: math.nan if v is None else v for key, v in data["perplexity"].items()}
         rates = {name: Rate(**speed[name]) for name in ("prefill", "decode")} if speed else {}
         return cls(
             **{
-                **data,
+                **from_document(data),
                 "perplexity": Perplexity(**numbers),
                 "quality": Parity.from_json(data["quality"]),
                 "speed": Speed(**{**speed, **rates}) if speed else None,
@@ -86,7 +87,7 @@ class Sweep:
     """Exports of one model.
 
     Attributes:
-        rows: plain quantisation first, then by method and falling retention.
+        rows: plain quantization first, then by method and falling retention.
         dense: perplexity of the dense torch model.
         recipe: the recipe keys that all rows have in common.
         source: what was asked for, hash, licence.
@@ -105,7 +106,7 @@ class Sweep:
     def to_json(self) -> dict[str, Any]:
         """The sweep as JSON-ready data, each row with whether it is on the front."""
         best = pareto(self.rows)
-        rows = [{**asdict(row), "on_front": row in best} for row in self.rows]
+        rows = [{**to_document(row), "on_front": row in best} for row in self.rows]
         document: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **asdict(self), "rows": rows})
         return document
 
@@ -168,7 +169,7 @@ class Choice:
 
     def to_json(self) -> dict[str, Any]:
         """The choice as JSON-ready data."""
-        document: dict[str, Any] = finite({"row": asdict(self.row), "reasons": self.reasons})
+        document: dict[str, Any] = finite({"row": to_document(self.row), "reasons": self.reasons})
         return document
 
 
@@ -198,9 +199,9 @@ def recommend(rows: Sequence[SweepRow], limits: Limits) -> Choice:
     plain = [row for row in ranked if row.method == PLAIN]
     if chosen.method != PLAIN:
         beaten = f"{plain[0].label}: {_facts(plain[0])}" if plain else "none keeps the limits"
-        reasons.append(f"plain quantisation alone: {beaten}")
+        reasons.append(f"plain quantization alone: {beaten}")
     elif all(row.method == PLAIN for row in ranked[:2]):
-        reasons.append("plain quantisation alone is better here than any low-rank export")
+        reasons.append("plain quantization alone is better here than any low-rank export")
     return Choice(chosen, tuple(reasons))
 
 

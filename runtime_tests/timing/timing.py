@@ -76,7 +76,7 @@ def _dense_partner(row: Row, rows: Sequence[Row], dense: str) -> int | None:
     """Index of the dense row to time beside `row`: same runtime, preferably the same type."""
     same = [i for i, other in enumerate(rows) if other.model == dense and other.backend == row.backend]
     running = [i for i in same if not rows[i].error]
-    exact = [i for i in running if rows[i].quantisation == row.quantisation]
+    exact = [i for i in running if rows[i].quantization == row.quantization]
     return next(iter([*exact, *running]), None)
 
 

@@ -1,7 +1,8 @@
-"""A job that is cut short goes on where it stopped, and ends with the bytes of one that never was."""
+"""An interrupted job resumes where it stopped, and ends with the bytes of an uninterrupted one."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 from torch import nn
 
 from lowrank_export.converter.core.errors import InputError, UsageError
-from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.journal import Journal, unfinished
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.streams import Streams
@@ -30,23 +30,10 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def recipe(tiny: ModuleType, tmp_path: Path) -> Any:
+def recipe(tiny: ModuleType, small_recipe: Any, tmp_path: Path) -> Any:
     tiny.save_dense(tmp_path / "dense", "llama")
     (tmp_path / "text.txt").write_text(tiny.TEXT)
-
-    def build(**options: Any) -> Recipe:
-        defaults = {
-            "retention": 0.6,
-            "windows": 6,
-            "window_length": 32,
-            "held_out": 2,
-            "gradient_windows": 2,
-            "rank_multiple": 4,
-        }
-        text = str(tmp_path / "text.txt")
-        return Recipe(model=str(tmp_path / "dense"), calibration=text, **{**defaults, **options})
-
-    return build
+    return partial(small_recipe, tmp_path, windows=6, held_out=2, gradient_windows=2)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,6 @@ from lowrank_export.cli import app
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import ResourceError, UsageError
 from lowrank_export.converter.core.progress import SilentProgress
-from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.families.table import family_of
 from lowrank_export.converter.journal import Journal
 from lowrank_export.converter.machine.device import pick_device
@@ -40,24 +40,9 @@ MB = 10**6
 
 
 @pytest.fixture
-def recipe(models: Path) -> Any:
-    def build(**options: Any) -> Recipe:
-        defaults: dict[str, Any] = {
-            "model": str(models / "dense"),
-            "method": "loss-aware",
-            "retention": 0.6,
-            "rank_multiple": 4,
-            "calibration": str(models / "text.txt"),
-            "windows": 3,
-            "window_length": 16,
-            "held_out": 1,
-            "gradient_windows": 2,
-            "sensitivity_windows": 1,
-            "activations": "float32",
-        }
-        return Recipe(**{**defaults, **options})
-
-    return build
+def recipe(models: Path, small_recipe: Any) -> Any:
+    windows = {"windows": 3, "window_length": 16, "held_out": 1, "gradient_windows": 2, "sensitivity_windows": 1}
+    return partial(small_recipe, models, method="loss-aware", activations="float32", **windows)
 
 
 @pytest.fixture

@@ -8,9 +8,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from lowrank_export.cli import app
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.core.recipe import read_recipe
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.preflight import check_exports, refusals
 from lowrank_export.exporters.registry import requested
@@ -75,3 +78,28 @@ def test_every_family_and_layout_that_is_written_passes(tiny: ModuleType, tmp_pa
     for layout in ("two-factor", "pivot"):
         tiny.save_factored(tmp_path / layout, "llama", blocks=1, rank=16, layout=layout)
         check_exports(CheckpointReader(tmp_path / layout), [requested(format) for format in BOTH])
+
+
+def compress(folder: Path, out: Path, *options: str) -> Any:
+    given = ["--model", str(folder), "--calibration", str(folder.parent / "text.txt"), "--method", "svd-llm"]
+    sizes = ["--windows", "2", "--window-length", "16", "--held-out", "0", "--out", str(out)]
+    return CliRunner().invoke(app, ["compress", *given, *sizes, *options])
+
+
+def test_compress_asks_the_formats_that_are_named(tiny: ModuleType, tmp_path: Path) -> None:
+    """Only those; types of linears need no rounding yet; ranks suit the types, unless a multiple is given."""
+    tiny.save_dense(tmp_path / "m", "gemma", blocks=1, hidden_size=128, intermediate_size=384)
+    (tmp_path / "text.txt").write_text(tiny.TEXT)
+    for options in (["--format", "gguf"], ["--gguf-type", "iq2_xs"], ["--format", "onnx", "--format", "gguf"]):
+        refused = compress(tmp_path / "m", tmp_path / "out", *options)
+        assert refused.exit_code == 3 and "GGUF export supports" in refused.stderr, refused.stderr
+        assert "compressing" not in refused.stderr and not (tmp_path / "out").exists()
+    wide = {"hidden_size": 768, "intermediate_size": 768, "num_key_value_heads": 4, "head_dim": 192}
+    tiny.save_dense(tmp_path / "wide", "gemma", blocks=1, **wide)
+    done = compress(tmp_path / "wide", tmp_path / "out", "--format", "onnx", "--onnx-type", "int4")
+    assert done.exit_code == 0, done.stderr
+    assert {rank % 64 for rank in CheckpointReader(tmp_path / "out").ranks.values()} == {0}
+    assert read_recipe(tmp_path / "out" / "recipe.yaml").rank_multiple == 64
+    tiny.save_dense(tmp_path / "llama", "llama", blocks=1, hidden_size=256, intermediate_size=384)
+    done = compress(tmp_path / "llama", tmp_path / "iq", "--gguf-type", "iq2_xs", "--rank-multiple", "8")
+    assert done.exit_code == 0, done.stderr

@@ -55,25 +55,25 @@ def test_every_export_is_foretold(models: tuple[Path, RankPlan]) -> None:
 
 
 @pytest.mark.parametrize("model", ["dense", "factored"])
-@pytest.mark.parametrize("quantisation", TARGETS["gguf"].types())
-def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: str, model: str) -> None:
+@pytest.mark.parametrize("quantization", TARGETS["gguf"].types())
+def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, quantization: str, model: str) -> None:
     folder, plan = models
     rounding = Rounding()
-    if TYPES[MIXES[quantisation].base].importance:
+    if TYPES[MIXES[quantization].base].importance:
         stored = export(folder / model, tmp_path / "f32.gguf", requested("gguf", "f32")).tensors
         alike = {tensor.name: np.ones(tensor.shape[-1], np.float32) for tensor in stored}
         said = {"architecture": "llama", "text": "", "windows": 1, "window_length": 1, "force": False}
         write_imatrix(Importance(alike, 1), tmp_path / "i.gguf", **said)
         rounding = Rounding(imatrix=tmp_path / "i.gguf")
-    made = export(folder / model, tmp_path / "m.gguf", requested("gguf", quantisation, rounding=rounding))
+    made = export(folder / model, tmp_path / "m.gguf", requested("gguf", quantization, rounding=rounding))
     if model == "factored":
         permutations = [tensor.name for tensor in made.tensors if tensor.name.endswith("lowrank_perm")]
         assert len(permutations) == (4 if CheckpointReader(folder / model).layout == "pivot" else 0)  # q, k, v, down
     foretold = forecast_exports(CheckpointReader(folder / "dense"), plan)
-    predicted = bytes_json(foretold)[f"gguf {quantisation}"][model]
+    predicted = bytes_json(foretold)[f"gguf {quantization}"][model]
     assert predicted == pytest.approx(made.bytes, rel=0.03)
     if model == "factored":
-        storage = storage_json(foretold)[f"gguf {quantisation}"]
+        storage = storage_json(foretold)[f"gguf {quantization}"]
         assert storage["fallbacks"] == fallback_lines(made.tensors)
         assert bool(storage["fallback_share"]) == bool(storage["fallbacks"])
         matrices = [tensor for tensor in made.tensors if len(tensor.shape) > 1]
@@ -82,12 +82,12 @@ def test_gguf_sizes(models: tuple[Path, RankPlan], tmp_path: Path, quantisation:
     assert predicted < made.bytes  # metadata and vocabulary come on top
 
 
-@pytest.mark.parametrize("quantisation", TARGETS["onnx"].types())
-def test_onnx_size(models: tuple[Path, RankPlan], tmp_path: Path, quantisation: str) -> None:
+@pytest.mark.parametrize("quantization", TARGETS["onnx"].types())
+def test_onnx_size(models: tuple[Path, RankPlan], tmp_path: Path, quantization: str) -> None:
     folder, plan = models
-    made = export(folder / "factored", tmp_path / "onnx", requested("onnx", quantisation))
+    made = export(folder / "factored", tmp_path / "onnx", requested("onnx", quantization))
     reader = CheckpointReader(folder / "dense")
-    foretold = forecast_exports(reader, plan)[f"onnx {quantisation}"].factored
+    foretold = forecast_exports(reader, plan)[f"onnx {quantization}"].factored
     predicted = foretold.bytes
     assert predicted == pytest.approx(made.bytes, rel=0.05)
     bits = foretold.bits_per_weight

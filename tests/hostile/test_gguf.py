@@ -188,7 +188,7 @@ KILLERS: dict[str, dict[str, Any]] = {
     "negative epsilon": {"llama.attention.layer_norm_rms_epsilon": -1.0},
     "end of text beyond the vocabulary": {"tokenizer.ggml.eos_token_id": 2**31},
     "begin beyond the vocabulary": {"tokenizer.ggml.bos_token_id": 2**32 - 1},
-    "unknown tokeniser": {"tokenizer.ggml.model": "none of them"},
+    "unknown tokenizer": {"tokenizer.ggml.model": "none of them"},
     "sentencepiece without bytes": {"tokenizer.ggml.model": "llama"},
     "wordpiece": {"tokenizer.ggml.model": "bert"},
     "unknown pre-tokeniser": {"tokenizer.ggml.pre": "none of them"},

@@ -75,7 +75,7 @@ def report() -> Report:
         ("onnxruntime", "onnx", "int8", 154e6),
         ("onnxruntime-genai", "onnx", "int8", 154e6),
     )
-    for number, (backend, format, quantisation, size) in enumerate(places):
+    for number, (backend, format, quantization, size) in enumerate(places):
         for model, share, perplexity, kld in (("dense", 1.0, 14.9, 0.0), ("factored", 0.85, 26.8, 0.64)):
             rate = 100.0 * (1 + number)
             speeds = tuple(
@@ -89,10 +89,10 @@ def report() -> Report:
                 Row(
                     model=model,
                     backend=backend,
-                    path=f"release/{model}-{quantisation}.{format}",
+                    path=f"release/{model}-{quantization}.{format}",
                     sha256=f"{len(format)}{len(model)}" * 32,
                     format=format,
-                    quantisation=quantisation,
+                    quantization=quantization,
                     layout="dense" if model == "dense" else "native",
                     bytes=kept,
                     parameters=134_515_008,
@@ -198,7 +198,7 @@ def swept(comparison: Comparison) -> Sweep:
                         retention=retention,
                         kept=retention,
                         format="gguf",
-                        quantisation=kind,
+                        quantization=kind,
                         backend="llama.cpp",
                         bytes=int(1e6 * size * (0.3 + 0.7 * retention)),
                         bits_per_weight=8 * size / 134.5,

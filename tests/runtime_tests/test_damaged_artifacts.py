@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from lowrank_export.cli import app
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.exporters.llamacpp.runtime import find_runtime
 from lowrank_export.exporters.onnx.export import export_onnx
@@ -38,8 +38,8 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_factored(folder / "checkpoint", "llama", rank=RANK)
     tiny.save_dense(folder / "dense", "llama")
     for kind in ("f32", "q8_0"):
-        export_gguf(folder / "checkpoint", folder / f"{kind}.gguf", Quantisation(kind), progress=SilentProgress())
-    export_onnx(folder / "checkpoint", folder / "onnx", quantisation="fp32", progress=SilentProgress())
+        export_gguf(folder / "checkpoint", folder / f"{kind}.gguf", Quantization(kind), progress=SilentProgress())
+    export_onnx(folder / "checkpoint", folder / "onnx", quantization="fp32", progress=SilentProgress())
     (folder / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
     return folder
 
@@ -152,9 +152,9 @@ def test_wrong_tokenizer(tiny: ModuleType, models: Path, tmp_path: Path, format:
     other_tokenizer(tiny).save_pretrained(wrong)
     artifact = wrong
     if format == "gguf":
-        artifact = export_gguf(wrong, tmp_path / "m.gguf", Quantisation("f32"), progress=SilentProgress()).path
+        artifact = export_gguf(wrong, tmp_path / "m.gguf", Quantization("f32"), progress=SilentProgress()).path
     elif format == "onnx":
-        artifact = export_onnx(wrong, tmp_path / "onnx", quantisation="fp32", progress=SilentProgress()).path
+        artifact = export_onnx(wrong, tmp_path / "onnx", quantization="fp32", progress=SilentProgress()).path
     found = failures(validate(models, artifact, "--json"))
     assert set(found) == {"artifact.tokenizer"}
     assert "at most 0 is allowed (first: " in found["artifact.tokenizer"]
@@ -186,7 +186,7 @@ def other_rope(checkpoint: Path) -> None:
 def test_onnx_of_another_computation(models: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     shutil.copytree(models / "checkpoint", tmp_path / "checkpoint")
     damage(tmp_path / "checkpoint")
-    export_onnx(tmp_path / "checkpoint", tmp_path / "onnx", quantisation="fp32", progress=SilentProgress())
+    export_onnx(tmp_path / "checkpoint", tmp_path / "onnx", quantization="fp32", progress=SilentProgress())
     assert "parity.mean_kld" in failures(validate(models, tmp_path / "onnx", "--json"))
 
 
@@ -253,7 +253,7 @@ def test_limits_of_the_user(models: Path) -> None:
 def test_models_from_anywhere(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--dense` and `--reference` take what `--model` takes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    dense = export_gguf(models / "dense", tmp_path / "dense.gguf", Quantisation("f32"), progress=SilentProgress()).path
+    dense = export_gguf(models / "dense", tmp_path / "dense.gguf", Quantization("f32"), progress=SilentProgress()).path
     result = validate(models, models / "checkpoint", "--dense", dense, "--json")
     rows = {row["model"]: row for row in json.loads(result.stdout)["rows"]}
     plain = validate(models, models / "checkpoint", "--dense", models / "dense", "--json")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from lowrank_export.cli import app
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.llamacpp.runtime import find_runtime
 from lowrank_export.runtime_tests import measured_rows
 from lowrank_export.runtime_tests.backends.formats import TORCH
@@ -178,10 +178,10 @@ def test_onnx_in_both_runtimes(models: Path, windows: Windows, tmp_path: Path) -
 
     silent = SilentProgress()
     factored = [
-        export_onnx(models / "factored", tmp_path / f"factored-{kind}", quantisation=kind, progress=silent)
+        export_onnx(models / "factored", tmp_path / f"factored-{kind}", quantization=kind, progress=silent)
         for kind in ("fp32", "int8")
     ]
-    dense = export_onnx(models / "dense", tmp_path / "dense-fp32", quantisation="fp32", progress=silent)
+    dense = export_onnx(models / "dense", tmp_path / "dense-fp32", quantization="fp32", progress=silent)
     report = validate(
         factored,
         reference=models / "factored",
@@ -211,7 +211,7 @@ def test_gguf_in_llama_cpp(models: Path, windows: Windows, tmp_path: Path) -> No
         export_gguf(
             models / "factored",
             tmp_path / f"{kind}.gguf",
-            Quantisation(kind),
+            Quantization(kind),
             progress=SilentProgress(),
         )
         for kind in ("f32", "f16", "q8_0")
@@ -240,6 +240,6 @@ def test_adapter_with_its_base(models: Path, windows: Windows, tmp_path: Path) -
         report = validate([artifact.path], reference=models / reference, windows=windows, settings=QUICK)
         row = report.rows[-1]
         assert report.passed, report.failures
-        assert (row.layout, row.quantisation, row.bytes) == ("adapter", type, artifact.bytes)
+        assert (row.layout, row.quantization, row.bytes) == ("adapter", type, artifact.bytes)
     report = validate([zero.path], reference=models / "dense", windows=windows, settings=QUICK)
     assert not report.passed

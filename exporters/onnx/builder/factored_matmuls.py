@@ -6,7 +6,7 @@ from typing import Any
 
 from ....converter.checkpoint.lowrank_linear import LowRankLinear
 from ....converter.checkpoint.pivot_linear import PivotLinear
-from ..weights.quantise import stack
+from ..weights.quantize import stack
 
 Factored = LowRankLinear | PivotLinear
 
@@ -91,7 +91,7 @@ def _format(builder: Any, matrix: Any) -> Any:
 
 
 def stacked(builder: Any, linears: tuple[Any, ...]) -> Any:
-    """Linears of one input, one above the other: a `QuantisedMatrix`, or what has a `weight`."""
+    """Linears of one input, one above the other: a `QuantizedMatrix`, or what has a `weight`."""
     from types import SimpleNamespace
 
     import torch

@@ -81,7 +81,7 @@ def build(
 
 
 def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
-    """The configuration as the builder wants it: no quantisation method, sliding windows spelled out per block.
+    """The configuration as the builder needs it: no quantization method, sliding windows spelled out per block.
 
     Raises:
         InputError: unsupported family or rotary embedding.
@@ -96,7 +96,7 @@ def _builder_config(model: PreTrainedModel, checkpoint: Path) -> Any:
     config._name_or_path = str(checkpoint)
     config.architectures = [type(model).__name__]
     if config.eos_token_id is None:
-        config.eos_token_id = 0  # the builder wants one; genai_config.json is told what the files state
+        config.eos_token_id = 0  # the builder needs one; genai_config.json gets what the files state
     adapt = FAMILIES[config.model_type].onnx.adapt
     if adapt is not None:
         adapt(config)

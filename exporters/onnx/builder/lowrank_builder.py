@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ....converter.checkpoint.pivot_linear import PivotLinear
 from ..upstream import builder_classes
-from ..weights.quantise import QuantisedMatrix
+from ..weights.quantize import QuantizedMatrix
 from .builder_families import rotary_tables
 from .factored_matmuls import Factored, alike, inner_factor, remaining_rows, stacked, stacked_first
 from .fused_linears import Part, split_attention, split_gate_up
-from .stored_matrices import half_lookup, half_matmul, quantised_lookup
+from .stored_matrices import half_lookup, half_matmul, quantized_lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,7 +129,7 @@ def lowrank_builder(class_name: str) -> Any:
             if hasattr(matmul, "parameters") and matmul in self._first:
                 return self._first.pop(matmul).removesuffix("/output_0")
             matrix = stacked(self, (matmul,)) if hasattr(matmul, "parameters") else matmul
-            if isinstance(matrix, QuantisedMatrix):
+            if isinstance(matrix, QuantizedMatrix):
                 name: str = self.make_matmul_nbits(matrix, basename, root_input, **options)
             elif self._stored.half:
                 name = half_matmul(self, matrix, basename, root_input, **options)
@@ -140,7 +140,7 @@ def lowrank_builder(class_name: str) -> Any:
         def make_embedding_lookup(self, embedding: Tensor, basename: str, lm_head: Any) -> str:
             matrix = self._stored.encoded.get(self._live_model.get_input_embeddings())
             if matrix is not None and not self.tied_quantized_embeddings:
-                return quantised_lookup(self, matrix, basename)
+                return quantized_lookup(self, matrix, basename)
             if self._stored.half:
                 return half_lookup(self, embedding, basename)
             name: str = super().make_embedding_lookup(embedding, basename, lm_head)

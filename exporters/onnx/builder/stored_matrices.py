@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..weights.quantise import QuantisedMatrix
+from ..weights.quantize import QuantizedMatrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,8 @@ def half_lookup(builder: Any, embedding: Tensor, basename: str) -> str:
     return f"{basename}/Cast/output_0"
 
 
-def quantised_lookup(builder: Any, table: QuantisedMatrix, basename: str) -> str:
-    """Look tokens up in an embedding of codes of its own (upstream quantises only a shared one)."""
+def quantized_lookup(builder: Any, table: QuantizedMatrix, basename: str) -> str:
+    """Look tokens up in an embedding of codes of its own (upstream quantizes only a shared one)."""
     import onnx_ir as ir
 
     flat = table.qweight.reshape(table.out_features, -1)

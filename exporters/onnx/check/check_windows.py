@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....converter.core.errors import InputError
+from ....converter.model.loading import load_tokenizer
+from ....converter.model.tokens import tokens_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,28 +53,37 @@ class AttentionFacts:
 
 
 @dataclass(frozen=True)
+class Tokenized:
+    """What a checkpoint's tokenizer makes of `TEXTS`.
+
+    Attributes:
+        tokens: of each text, without special tokens.
+        begin: the token put before a text, if the model's files name one.
+        decoded: the tokens of each as text again.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    begin: int | None
+    decoded: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reference:
     """What an export must reproduce.
 
     Attributes:
-        windows: token ids, (T,) int32 each.
+        windows: token ids, (T,) int32 each; beginnings of `TEXTS`, the last may be a repetition.
         logits: torch's, (T, vocabulary) float32 each.
         attention: of every block.
         context: positions the model knows.
-        texts: what the windows are the beginnings of; the last may be a repetition.
-        tokens: the checkpoint's tokenisation of each text, without special tokens.
-        begin: the token put before a text, if the tokenizer knows one.
-        decoded: each tokenisation as text again.
+        tokenized: `TEXTS` as the checkpoint's tokenizer reads them.
     """
 
     windows: tuple[NDArray[np.int32], ...]
     logits: tuple[NDArray[np.float32], ...]
     attention: tuple[AttentionFacts, ...]
     context: int
-    texts: tuple[str, ...]
-    tokens: tuple[tuple[int, ...], ...]
-    begin: int | None
-    decoded: tuple[str, ...]
+    tokenized: Tokenized
 
 
 def reference_of(model: PreTrainedModel, checkpoint: Path) -> Reference:
@@ -88,9 +99,8 @@ def reference_of(model: PreTrainedModel, checkpoint: Path) -> Reference:
         InputError: no usable tokenizer, or one made for another model.
     """
     config: Any = model.config
-    tokenizer = _tokenizer(checkpoint)
-    tokens = tuple(tuple(map(int, tokenizer.encode(text, add_special_tokens=False))) for text in TEXTS)
-    _check_tokens(tokens, int(config.vocab_size), checkpoint)
+    tokenized = tokenize_texts(checkpoint, int(config.vocab_size))
+    tokens = tokenized.tokens
     context = int(config.max_position_embeddings)
     attention = attention_facts(model)
     longest = max(context - GENERATED_TOKENS, 2)
@@ -104,11 +114,25 @@ def reference_of(model: PreTrainedModel, checkpoint: Path) -> Reference:
         logits=tuple(reference_logits(model, window) for window in windows),
         attention=attention,
         context=context,
-        texts=TEXTS,
-        tokens=tokens,
-        begin=tokenizer.bos_token_id,
-        decoded=tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens),
+        tokenized=tokenized,
     )
+
+
+def tokenize_texts(checkpoint: Path, vocabulary: int) -> Tokenized:
+    """`TEXTS` through the tokenizer of a checkpoint.
+
+    Args:
+        checkpoint: its directory.
+        vocabulary: rows of its embedding.
+
+    Raises:
+        InputError: no usable tokenizer, or one made for another model.
+    """
+    tokenizer: Any = load_tokenizer(checkpoint)
+    tokens = tuple(tuple(map(int, tokenizer.encode(text, add_special_tokens=False))) for text in TEXTS)
+    _check_tokens(tokens, vocabulary, checkpoint)
+    decoded = tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens)
+    return Tokenized(tokens, tokens_of(tokenizer).begin, decoded)
 
 
 def reference_logits(model: PreTrainedModel, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -141,12 +165,6 @@ def _facts(module: Any, config: Any) -> AttentionFacts:
         softcap=float(getattr(module, "attn_logit_softcapping", None) or 0.0),
         window=int(window or -1),
     )
-
-
-def _tokenizer(checkpoint: Path) -> Any:
-    from ....converter.model.loading import load_tokenizer
-
-    return load_tokenizer(checkpoint)
 
 
 def _check_tokens(tokens: tuple[tuple[int, ...], ...], vocabulary: int, checkpoint: Path) -> None:

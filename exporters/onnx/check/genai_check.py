@@ -11,6 +11,7 @@ import numpy as np
 from ....converter.core.errors import InputError
 from ..session import Decoder, one_line
 from .check_windows import GENERATED_TOKENS, Reference
+from .genai_tokenizer import check_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +43,7 @@ def check_genai(folder: Path, reference: Reference, decoder: Decoder, compare: C
             found.append(compare(logits, _window_logits(model, window), f"ONNX Runtime GenAI, {len(window)} tokens"))
         prompt = reference.windows[0]
         _check_generation(folder, decoder, prompt, _greedy(model, prompt))
-        _check_tokenizer(folder, tokenizer, reference)
+        check_tokenizer(tokenizer, reference.tokenized, folder)
     except (InputError, MemoryError):
         raise
     except Exception as error:  # a RuntimeError, or what pybind11 makes of a C++ exception
@@ -96,20 +97,3 @@ def _check_generation(folder: Path, decoder: Decoder, prompt: NDArray[np.int32],
                 "this model cannot be exported to ONNX"
             )
         logits, cache = decoder.run(np.asarray([token], dtype=np.int32), cache, keep_cache=True)
-
-
-def _check_tokenizer(folder: Path, tokenizer: Any, reference: Reference) -> None:
-    """GenAI must read the texts as the checkpoint's tokenizer does, and write them again."""
-    for text, expected, decoded in zip(reference.texts, reference.tokens, reference.decoded, strict=True):
-        ids = [int(token) for token in tokenizer.encode(text)]
-        if ids and ids[0] == reference.begin and ids[0] != expected[0]:
-            ids = ids[1:]
-        if tuple(ids) != expected:
-            place = next((at for at, pair in enumerate(zip(ids, expected, strict=False)) if pair[0] != pair[1]), None)
-            raise InputError(
-                f"{folder}: ONNX Runtime GenAI's tokenizer reads {text[:20]!r}... otherwise than the checkpoint's"
-                + (f", from token {place} on" if place is not None else f": {len(ids)} tokens, not {len(expected)}")
-            )
-        written = str(tokenizer.decode(np.asarray(expected, dtype=np.int32)))
-        if written.strip() != decoded.strip():
-            raise InputError(f"{folder}: ONNX Runtime GenAI's tokenizer writes {written[:20]!r}, not {decoded[:20]!r}")

@@ -35,22 +35,22 @@ class Tolerance:
     """How far logits may be from torch's.
 
     Attributes:
-        quantised: compare distributions (median KLD in nats) rather than logits (largest difference in standard
+        quantized: compare distributions (median KLD in nats) rather than logits (largest difference in standard
             deviations of the reference).
         limit: in that unit.
     """
 
-    quantised: bool
+    quantized: bool
     limit: float
 
     @property
     def unit(self) -> str:
         """What is measured, for people."""
-        return "median KLD" if self.quantised else "largest logit difference in standard deviations"
+        return "median KLD" if self.quantized else "largest logit difference in standard deviations"
 
     def difference(self, reference: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
         """Of two (T, vocabulary) arrays."""
-        if self.quantised:
+        if self.quantized:
             return float(np.median(kld(reference, logits)))
         return float(np.abs(logits - reference).max() / max(float(reference.std()), 1e-12))
 
@@ -75,7 +75,7 @@ def tolerance(*, codes: bool) -> Tolerance:
 
 
 def check_export(folder: Path, reference: Reference, allowed: Tolerance) -> float:
-    """Validate the graph, compare every window in both runtimes, generate, and tokenise.
+    """Validate the graph, compare every window in both runtimes, generate, and tokenize.
 
     Args:
         folder: what the exporter wrote.

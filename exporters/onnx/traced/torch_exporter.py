@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,16 @@ def name_and_version() -> str:
     import transformers
 
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
+
+
+def check_importable() -> None:
+    """Miss now what tracing needs.
+
+    Raises:
+        ResourceError: names the package.
+    """
+    if find_spec("onnxscript") is None:
+        raise ResourceError("the ONNX exporter of transformers needs onnxscript: pip install lowrank-export[trace]")
 
 
 def build(
@@ -123,7 +134,7 @@ def _silent() -> Iterator[None]:
 
 
 def _rename(graph: Any, blocks: int, checkpoint: Path) -> None:
-    """Give cache inputs and outputs the names GenAI's configuration speaks of.
+    """Give cache inputs and outputs the names that GenAI's configuration has for them.
 
     Raises:
         InputError: the trace has other inputs or outputs than one key and one value per block.

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast
 
 from ..graph_edits import add_initializer, replace_node
-from ..weights.quantise import QuantisedMatrix
+from ..weights.quantize import QuantizedMatrix
 from ..weights.stored import StoredWeights
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _digest(values: NDArray[Any]) -> bytes:
     return blake2b(repr(values.shape).encode() + values.tobytes(), digest_size=16).digest()
 
 
-def _add_codes(graph: Any, value: Any, matrix: QuantisedMatrix, inputs: list[Any]) -> list[Any]:
+def _add_codes(graph: Any, value: Any, matrix: QuantizedMatrix, inputs: list[Any]) -> list[Any]:
     """Fill `inputs` with codes, scales and, where there are some, zero points."""
     parts = {"qweight": matrix.qweight, "scales": matrix.scales, "qzeros": matrix.qzeros}
     for kind, part in parts.items():
@@ -98,7 +98,7 @@ def _add_codes(graph: Any, value: Any, matrix: QuantisedMatrix, inputs: list[Any
     return inputs
 
 
-def _product(node: Any, matrix: QuantisedMatrix, stored: list[Any], accuracy_level: int) -> list[Any]:
+def _product(node: Any, matrix: QuantizedMatrix, stored: list[Any], accuracy_level: int) -> list[Any]:
     import onnx_ir as ir
 
     codes, scales, *zeros = stored
@@ -116,7 +116,7 @@ def _product(node: Any, matrix: QuantisedMatrix, stored: list[Any], accuracy_lev
     return [product, ir.node("Add", [product.outputs[0], node.inputs[2]], name=f"{node.name}_bias")]
 
 
-def _lookup(graph: Any, node: Any, matrix: QuantisedMatrix, stored: list[Any]) -> list[Any]:
+def _lookup(graph: Any, node: Any, matrix: QuantizedMatrix, stored: list[Any]) -> list[Any]:
     import numpy as np
     import onnx_ir as ir
 

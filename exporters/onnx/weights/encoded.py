@@ -12,7 +12,7 @@ from ...chosen import ALPHA, CHOSEN
 from ...rounding.aware import WEIGHT, C, P, U, V, round_linears
 from ...rounding.balancing import rotated, seed_of
 from ...rounding.calibrated import open_calibrated
-from .quantise import BlockFormat, QuantisedMatrix, dequantise, quantise, quantise_aware
+from .quantize import BlockFormat, QuantizedMatrix, dequantize, quantize, quantize_aware
 from .types import OnnxOptions, bits_of, block_format, has_codes
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ HALF_RANGE = 65504.0
 
 
 def encode_model(
-    model: nn.Module, quantisation: str, options: OnnxOptions, rounded: Mapping[str, QuantisedMatrix]
-) -> dict[nn.Module, QuantisedMatrix]:
+    model: nn.Module, quantization: str, options: OnnxOptions, rounded: Mapping[str, QuantizedMatrix]
+) -> dict[nn.Module, QuantizedMatrix]:
     """Round every matrix of a model to its type, in place; factors that become codes are rotated before, see `gauge`.
 
     Args:
         model: float32; its weights are replaced by what the runtime will read.
-        quantisation: see `types.QUANTISATIONS`.
+        quantization: see `types.QUANTIZATIONS`.
         options: of the encoding.
         rounded: tensor name -> matrix that is encoded already.
 
@@ -44,21 +44,21 @@ def encode_model(
     """
     from torch import nn
 
-    _rotate_factors(model, quantisation, options, rounded)
-    found: dict[nn.Module, QuantisedMatrix] = {}
-    seen: dict[int, QuantisedMatrix | None] = {}
+    _rotate_factors(model, quantization, options, rounded)
+    found: dict[nn.Module, QuantizedMatrix] = {}
+    seen: dict[int, QuantizedMatrix | None] = {}
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
             continue
         name, key = f"{path}.weight", id(module.weight)
         if key not in seen:
-            format = block_format(name, quantisation, options)
+            format = block_format(name, quantization, options)
             if format is not None:
-                seen[key] = matrix = rounded.get(name) or quantise(module.weight, format)
-                module.weight.data = dequantise(matrix)
+                seen[key] = matrix = rounded.get(name) or quantize(module.weight, format)
+                module.weight.data = dequantize(matrix)
             else:
                 seen[key] = None
-                if bits_of(name, quantisation) == 16:
+                if bits_of(name, quantization) == 16:
                     module.weight.data = _halved(name, module.weight.data)
         shared = seen[key]
         if shared is not None:
@@ -67,25 +67,25 @@ def encode_model(
 
 
 def _rotate_factors(
-    model: nn.Module, quantisation: str, options: OnnxOptions, rounded: Mapping[str, QuantisedMatrix]
+    model: nn.Module, quantization: str, options: OnnxOptions, rounded: Mapping[str, QuantizedMatrix]
 ) -> None:
     """Of every linear in two factors that is going to be rounded to codes, and has not been."""
     for path, linear in model.named_modules():
         names = (f"{path}.{U}", f"{path}.{V}")
         if not isinstance(linear, LowRankLinear) or any(name in rounded for name in names):
             continue
-        if all(block_format(name, quantisation, options) for name in names):
+        if all(block_format(name, quantization, options) for name in names):
             u, v = linear.lowrank_u.weight, linear.lowrank_v.weight
             u.data, v.data = rotated(u.data, v.data, seed_of(path))
 
 
 def aware_matrices(
     reader: CheckpointReader,
-    quantisation: str,
+    quantization: str,
     options: OnnxOptions,
     merged: Collection[str],
     progress: Progress,
-) -> dict[str, QuantisedMatrix]:
+) -> dict[str, QuantizedMatrix]:
     """The linears of a checkpoint's blocks, rounded with `exporters.rounding.aware`: tensor name -> matrix.
 
     Factored linears named by `merged` are multiplied out. Nothing where the rounding is plain or the type has no codes.
@@ -93,20 +93,20 @@ def aware_matrices(
     Raises:
         UsageError, InputError: as `open_calibrated` says.
     """
-    if options.rounding == "plain" or not has_codes(quantisation):
+    if options.rounding == "plain" or not has_codes(quantization):
         return {}
     parts = (C, P) if reader.layout == "pivot" else (U, V)
 
     def types(linear: str) -> dict[str, BlockFormat]:
         stored = parts if linear in reader.ranks and linear not in merged else (WEIGHT,)
-        formats = {part: block_format(f"{linear}.{part}", quantisation, options) for part in stored}
+        formats = {part: block_format(f"{linear}.{part}", quantization, options) for part in stored}
         return {part: format for part, format in formats.items() if format is not None}
 
-    def round(_name: str, weights: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantisedMatrix]:
-        return quantise_aware(weights, moment, format)
+    def round(_name: str, weights: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantizedMatrix]:
+        return quantize_aware(weights, moment, format)
 
-    blocks, chunks = open_calibrated(reader, options.calibration, options.device)
-    return dict(round_linears(blocks, chunks, types, round, progress, ALPHA if quantisation == CHOSEN else 0.0))
+    blocks, chunks = open_calibrated(reader, options.calibration, options.device, progress)
+    return dict(round_linears(blocks, chunks, types, round, progress, ALPHA if quantization == CHOSEN else 0.0))
 
 
 def _halved(name: str, weight: Tensor) -> Tensor:

@@ -59,28 +59,28 @@ class _Linear:
         return {f"{self.name}.weight": (self.m, self.n)}
 
 
-def multiplied_out(shapes: Shapes, quantisation: str, options: OnnxOptions) -> frozenset[str]:
+def multiplied_out(shapes: Shapes, quantization: str, options: OnnxOptions) -> frozenset[str]:
     """Names of the factored linears that are cheaper as one matmul, with what shares their input taken into account.
 
     Args:
         shapes: tensor name in the checkpoint -> shape; a factored linear as its factors.
-        quantisation: see `types.QUANTISATIONS`.
+        quantization: see `types.QUANTIZATIONS`.
         options: of the encoding; none are multiplied out where `factors` is "all", or where a size chose the forms.
     """
-    if options.factors == "all" or quantisation == CHOSEN:
+    if options.factors == "all" or quantization == CHOSEN:
         return frozenset()
     found: set[str] = set()
     for group in _groups(shapes):
         factored = [linear for linear in group if linear.inner]
         ways = product((False, True), repeat=len(factored))  # first all factored: that wins where nothing is gained
         chosen = [{linear.name for linear, out in zip(factored, way, strict=True) if out} for way in ways]
-        found |= min(chosen, key=lambda out: _cost(group, out, quantisation, options))
+        found |= min(chosen, key=lambda out: _cost(group, out, quantization, options))
     return frozenset(found)
 
 
-def stored_shapes(shapes: Shapes, quantisation: str, options: OnnxOptions) -> dict[str, tuple[int, ...]]:
+def stored_shapes(shapes: Shapes, quantization: str, options: OnnxOptions) -> dict[str, tuple[int, ...]]:
     """The tensors that an export stores: a linear that is multiplied out as its `.weight` instead of its factors."""
-    out = multiplied_out(shapes, quantisation, options)
+    out = multiplied_out(shapes, quantization, options)
     stored = {name: shape for name, shape in shapes.items() if name.rpartition(".lowrank_")[0] not in out}
     for group in _groups(shapes):
         for linear in group:
@@ -122,7 +122,7 @@ def _linear(name: str, shapes: Shapes) -> _Linear | None:
     return None
 
 
-def _cost(group: list[_Linear], out: Set[str], quantisation: str, options: OnnxOptions) -> float:
+def _cost(group: list[_Linear], out: Set[str], quantization: str, options: OnnxOptions) -> float:
     """Of a group, in microseconds. What meets the input is one matmul where its types agree, as the graph has it."""
     factored = [linear for linear in group if linear.inner and linear.name not in out]
     dense = [linear for linear in group if linear not in factored]
@@ -130,12 +130,12 @@ def _cost(group: list[_Linear], out: Set[str], quantisation: str, options: OnnxO
     tensors += [linear.dense for linear in dense]
     cost = sum(linear.others for linear in factored) + MATMUL * len(factored)
     for name, shape in ((name, shape) for tensor in tensors for name, shape in tensor.items()):
-        cost += weights_cost(shape, bits_of(name, quantisation), tensor_bytes(name, shape, quantisation, options))
+        cost += weights_cost(shape, bits_of(name, quantization), tensor_bytes(name, shape, quantization, options))
     if not factored:
         packed = any(linear.name.endswith(PACKED) for linear in dense)
         return cost + MATMUL * (1 if packed else len(dense))
-    inner = bits_of(next(iter(factored[0].inner)), quantisation)
-    together = len(factored) + sum(bits_of(next(iter(linear.dense)), quantisation) == inner for linear in dense)
+    inner = bits_of(next(iter(factored[0].inner)), quantization)
+    together = len(factored) + sum(bits_of(next(iter(linear.dense)), quantization) == inner for linear in dense)
     return cost + MATMUL * (1 + len(group) - together) + (SPLIT if together > 1 else 0.0)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from .types import HEAD, QUANTISATIONS, OnnxOptions, bits_of, block_format
+from .types import HEAD, QUANTIZATIONS, OnnxOptions, bits_of, block_format
 
 _FLOAT = 4
 _GRAPH = 2_000  # bytes of model.onnx that do not grow with the model
@@ -15,7 +15,7 @@ _GRAPH_PER_TENSOR = 800  # nodes, value types and external-data entries around o
 
 def predict_bytes(
     shapes: Mapping[str, tuple[int, ...]],
-    quantisation: str,
+    quantization: str,
     *,
     tied: bool,
     rotary_elements: int = 0,
@@ -25,18 +25,18 @@ def predict_bytes(
 
     Args:
         shapes: Hugging Face tensor name -> shape; a factored linear X as its factors and permutation.
-        quantisation: see `types.QUANTISATIONS`.
+        quantization: see `types.QUANTIZATIONS`.
         tied: the embedding is the output head, stored once whether or not `shapes` lists both.
         rotary_elements: entries of the stored cosine and sine tables (see `rotary_elements`).
         options: of the encoding.
 
     Raises:
-        ValueError: unknown quantisation.
+        ValueError: unknown quantization.
     """
-    if quantisation not in QUANTISATIONS:
-        raise ValueError(f"quantisation {quantisation!r} is not one of {', '.join(QUANTISATIONS)}")
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization {quantization!r} is not one of {', '.join(QUANTIZATIONS)}")
     stored = {name: shape for name, shape in shapes.items() if not (tied and name.endswith(HEAD))}
-    weights = sum(tensor_bytes(name, shape, quantisation, options) for name, shape in stored.items())
+    weights = sum(tensor_bytes(name, shape, quantization, options) for name, shape in stored.items())
     return weights + rotary_elements * _FLOAT + _GRAPH + _GRAPH_PER_TENSOR * len(stored)
 
 
@@ -53,12 +53,12 @@ def rotary_elements(config: Mapping[str, Any]) -> int:
     return int(config["max_position_embeddings"] * head * max(len(kinds), 1))
 
 
-def tensor_bytes(name: str, shape: tuple[int, ...], quantisation: str, options: OnnxOptions | None = None) -> int:
+def tensor_bytes(name: str, shape: tuple[int, ...], quantization: str, options: OnnxOptions | None = None) -> int:
     """Bytes of one tensor as it is stored, by its name in the checkpoint."""
     if len(shape) != 2:
         return prod(shape) * _FLOAT
-    format = block_format(name, quantisation, options or OnnxOptions())
+    format = block_format(name, quantization, options or OnnxOptions())
     if format is None:
-        return prod(shape) * bits_of(name, quantisation) // 8
+        return prod(shape) * bits_of(name, quantization) // 8
     rows, columns = shape
     return rows * format.row_bytes(columns)

@@ -1,4 +1,4 @@
-"""How an export stores its matrices: what both ways of making a graph are told."""
+"""How an export stores its matrices: what both ways of making a graph need to know."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from .quantise import QuantisedMatrix
+    from .quantize import QuantizedMatrix
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StoredWeights:
         accuracy_level: of MatMulNBits.
     """
 
-    encoded: Mapping[nn.Module, QuantisedMatrix]
+    encoded: Mapping[nn.Module, QuantizedMatrix]
     half: bool = False
     block_size: int = 32
     accuracy_level: int = 4

@@ -11,7 +11,7 @@ from ....converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUF
 from ....converter.core.errors import UsageError
 from ....converter.core.recipe import nearest
 from ...chosen import CHOSEN, check_types
-from .quantise import BlockFormat
+from .quantize import BlockFormat
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 4)
@@ -20,7 +20,7 @@ HEAD = "lm_head.weight"
 NARROWING = ("down_proj", "fc2")
 """Linears with more columns than rows: V is their larger factor, and gets the bits that U has elsewhere."""
 EVEN_BLOCKS = 64
-"""Two zero points share a byte; and other tools' quantisers fail on an odd number of 4-bit blocks of 32."""
+"""Two zero points share a byte; and other tools' quantizers fail on an odd number of 4-bit blocks of 32."""
 How = Literal["plain", "aware"]
 Factors = Literal["auto", "all"]
 
@@ -42,7 +42,7 @@ class OnnxType:
     head: int
 
 
-QUANTISATIONS: Mapping[str, OnnxType] = {
+QUANTIZATIONS: Mapping[str, OnnxType] = {
     "fp32": OnnxType(32, 32, 32, 32),
     "fp16": OnnxType(16, 16, 16, 16),
     "int8": OnnxType(8, 8, 8, 8),
@@ -99,24 +99,24 @@ class OnnxOptions:
         """The encoding of one of `CODES`."""
         return BlockFormat(CODES[type], self.block_size, self.symmetric)
 
-    def said(self, quantisation: str) -> str:
+    def recorded(self, quantization: str) -> str:
         """What a file says of its encoding: of codes how they were made, and whether every factor was kept."""
         kept = ["all factors"] if self.factors == "all" else []
-        if not has_codes(quantisation):
+        if not has_codes(quantization):
             return ", ".join(kept)
         kind = "symmetric" if self.symmetric else "asymmetric"
         level = f"accuracy level {self.accuracy_level}"
         return ", ".join([f"blocks of {self.block_size}", kind, level, f"{self.rounding} rounding", *kept])
 
 
-def has_codes(quantisation: str) -> bool:
+def has_codes(quantization: str) -> bool:
     """Whether a type stores linears as codes."""
-    return quantisation == CHOSEN or QUANTISATIONS[quantisation].dense <= 8
+    return quantization == CHOSEN or QUANTIZATIONS[quantization].dense <= 8
 
 
-def bits_of(name: str, quantisation: str) -> int:
+def bits_of(name: str, quantization: str) -> int:
     """Bits per weight of a matrix, by its name in the checkpoint."""
-    type = QUANTISATIONS[quantisation]
+    type = QUANTIZATIONS[quantization]
     if name.endswith(tuple(linear + V_SUFFIX for linear in NARROWING)):
         return type.outer
     if name.endswith(tuple(linear + U_SUFFIX for linear in NARROWING)):
@@ -128,27 +128,27 @@ def bits_of(name: str, quantisation: str) -> int:
     return type.head if name.endswith((EMBEDDING, HEAD)) else type.dense
 
 
-def block_format(name: str, quantisation: str, options: OnnxOptions) -> BlockFormat | None:
+def block_format(name: str, quantization: str, options: OnnxOptions) -> BlockFormat | None:
     """The encoding of a matrix, by its name in the checkpoint; None where it stays float.
 
     Raises:
         UsageError: a choice that says nothing of it.
     """
-    if quantisation == CHOSEN:
+    if quantization == CHOSEN:
         if options.chosen is None or name not in options.chosen:
             raise UsageError(f"{CHOSEN}: the choice says nothing of {name}; export in another type")
         return options.format(options.chosen[name])
-    bits = bits_of(name, quantisation)
+    bits = bits_of(name, quantization)
     return BlockFormat(bits, options.block_size, options.symmetric) if bits <= 8 else None
 
 
-def row_multiple(quantisation: str, options: OnnxOptions) -> int:
+def row_multiple(quantization: str, options: OnnxOptions) -> int:
     """What ranks should be a multiple of: whole blocks, of 4-bit codes an even number of small ones."""
-    if quantisation == CHOSEN:
+    if quantization == CHOSEN:
         return 1  # ranks are chosen with the types
-    if not has_codes(quantisation):
+    if not has_codes(quantization):
         return 1
-    return max(options.block_size, EVEN_BLOCKS) if QUANTISATIONS[quantisation].outer == 4 else options.block_size
+    return max(options.block_size, EVEN_BLOCKS) if QUANTIZATIONS[quantization].outer == 4 else options.block_size
 
 
 def chosen_types(forms: Mapping[str, Form]) -> dict[str, str]:

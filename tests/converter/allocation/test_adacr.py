@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_export.converter.allocation.adacr import adacr, normalise, similarity
+from lowrank_export.converter.allocation.adacr import adacr, normalize, similarity
 from lowrank_export.converter.allocation.plan import LinearShape
 
 
@@ -30,14 +30,14 @@ def test_formula_where_nothing_is_clamped() -> None:
 )
 def test_target_is_met_after_clamping(raw: list[float], target: float, share: float) -> None:
     of = shapes(len(raw))
-    wanted = adacr(of, normalise(raw), target, share * target)
+    wanted = adacr(of, normalize(raw), target, share * target)
     kept = sum(w * s.parameters for w, s in zip(wanted, of, strict=True)) / sum(s.parameters for s in of)
     assert kept == pytest.approx(target, rel=1e-6)
     assert all(0 <= w <= 1 for w in wanted)
 
 
 def test_blocks_that_matter_more_keep_more() -> None:
-    wanted = adacr(shapes(3), normalise([3.0, 1.0, 2.0]), 0.5)[::3]
+    wanted = adacr(shapes(3), normalize([3.0, 1.0, 2.0]), 0.5)[::3]
     assert wanted[0] > wanted[2] > wanted[1]
 
 
@@ -48,6 +48,6 @@ def test_readings_of_similarity() -> None:
     assert similarity(x, -x, "angular") == pytest.approx(2, abs=1e-6)
 
 
-def test_normalised_importance_has_mean_one() -> None:
-    assert sum(normalise([1.0, 2.0, 6.0])) / 3 == pytest.approx(1)
-    assert normalise([0.0, 0.0]) == (1.0, 1.0)
+def test_normalized_importance_has_mean_one() -> None:
+    assert sum(normalize([1.0, 2.0, 6.0])) / 3 == pytest.approx(1)
+    assert normalize([0.0, 0.0]) == (1.0, 1.0)

@@ -272,3 +272,16 @@ def test_pivot_rank_that_disagrees(pivot: Path, tmp_path: Path) -> None:
     message = r"q_proj has pivot rows \(20, 64\) and coefficients \(44, 20\), but rank 15 in config\.json"
     with pytest.raises(InputError, match=message):
         load(folder)
+
+
+def test_weights_that_config_names(factored: Path) -> None:
+    """transformers would read another file than this package."""
+    path = factored / "config.json"
+    config = json.loads(path.read_text())
+    for name, refused in (("model.safetensors", False), (None, False), ("other.safetensors", True), (["x"], True)):
+        path.write_text(json.dumps({**config, "transformers_weights": name}))
+        if not refused:
+            CheckpointReader(factored)
+            continue
+        with pytest.raises(InputError, match=r"config.json says transformers_weights is .*; call the weights model"):
+            CheckpointReader(factored)

@@ -13,15 +13,15 @@ from lowrank_export.converter.methods import METHODS, Method
 from lowrank_export.converter.statistics.moments import GroupMoments, Moment
 
 
-def moments(n: int, seed: int = 0, drift: float = 0.3) -> tuple[GroupMoments, torch.Tensor, torch.Tensor]:
-    """Moments of X and of X', which drifts away from it."""
+def moments(n: int, seed: int = 0, noise: float = 0.3) -> tuple[GroupMoments, torch.Tensor, torch.Tensor]:
+    """Moments of X and of X', which departs from it."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(400, n, generator=generator) @ torch.randn(n, n, generator=generator)
-    y = x + drift * torch.randn(400, n, generator=generator)
+    y = x + noise * torch.randn(400, n, generator=generator)
     found = GroupMoments()
     found.dense.add(x)
     found.compressed.add(y)
-    found.drift.add_cross(x - y, y)
+    found.cross_moment.add_cross(x - y, y)
     found.mean_abs = x.abs().mean(dim=0).double()
     found.held_out.add(y[:100])
     return found, x.double(), y.double()
@@ -50,7 +50,7 @@ def test_reported_losses_are_those_of_the_factors(method: str) -> None:
 
 
 def test_adacomp_lowers_the_loss_where_the_compressed_stream_differs() -> None:
-    gathered, _, _ = moments(10, drift=3.0)
+    gathered, _, _ = moments(10, noise=3.0)
     _, loss = fit_linear(weight(12, 10), 4, group_metric(METHODS["adasvd"], gathered, "moments"), iterations=1)
     assert loss is not None and loss.compensated < 0.999 * loss.truncated
 
@@ -60,7 +60,7 @@ def aligned(alpha: float) -> Method:
 
 
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
-def test_alignment_minimises_its_own_objective(alpha: float) -> None:
+def test_alignment_minimizes_its_own_objective(alpha: float) -> None:
     """||((1 - alpha) W X' + alpha W X) - U V^T X'|| is smaller than for any factors nearby."""
     w = weight(12, 10)
     gathered, x, y = moments(10)
@@ -84,16 +84,16 @@ def test_alignment_is_the_same_from_the_moment_of_outputs() -> None:
     w = weight(4, 10).double()
     gathered, x, y = moments(10)
     expected = aligned_target(w, 2, group_metric(aligned(0.5), gathered, "moments"))
-    gathered.drift = Moment()
-    gathered.output_drift.add_cross((x - y) @ w.T, y)
+    gathered.cross_moment = Moment()
+    gathered.output_cross_moment.add_cross((x - y) @ w.T, y)
     torch.testing.assert_close(
         aligned_target(w, 2, group_metric(aligned(0.5), gathered, "moments")), expected, rtol=1e-4, atol=1e-5
     )
 
 
-def test_alignment_without_drift_changes_nothing() -> None:
+def test_alignment_of_equal_streams_changes_nothing() -> None:
     w = weight(12, 10)
-    gathered, _, _ = moments(10, drift=0.0)
+    gathered, _, _ = moments(10, noise=0.0)
     plain, _ = fit_linear(w, 4, group_metric(aligned(0.0), gathered, "moments"), iterations=0)
     whole, _ = fit_linear(w, 4, group_metric(aligned(1.0), gathered, "moments"), iterations=0)
     torch.testing.assert_close(whole.product(), plain.product(), rtol=1e-3, atol=1e-3)
@@ -102,7 +102,7 @@ def test_alignment_without_drift_changes_nothing() -> None:
 def test_pifa_m_never_raises_its_own_objective_and_ends_at_the_best_v() -> None:
     """Truncation on X, then U, then V^T for the target (1 - 0.25) W X' + 0.25 W X on raw activations."""
     w = weight(12, 10)
-    gathered, x, y = moments(10, drift=1.0)
+    gathered, x, y = moments(10, noise=1.0)
     metric = group_metric(METHODS["pifa-m"], gathered, "moments")
     target = (0.75 * y + 0.25 * x) @ w.double().T
     truncated, _ = fit_linear(w, 4, metric, iterations=0)
@@ -123,9 +123,9 @@ def test_pifa_m_never_raises_its_own_objective_and_ends_at_the_best_v() -> None:
         assert objective(factors.u @ nearby) >= objective(factors.product()) * (1 - 1e-6)
 
 
-def test_saes_without_drift_is_svd_llm() -> None:
+def test_saes_of_equal_streams_is_svd_llm() -> None:
     w = weight(12, 10)
-    gathered, _, _ = moments(10, drift=0.0)
+    gathered, _, _ = moments(10, noise=0.0)
     saes, _ = fit_linear(w, 4, group_metric(METHODS["saes"], gathered, "moments"), iterations=0)
     plain, _ = fit_linear(w, 4, group_metric(METHODS["svd-llm"], gathered, "moments"), iterations=0)
     torch.testing.assert_close(saes.product(), plain.product(), rtol=1e-4, atol=1e-4)
@@ -140,16 +140,16 @@ def test_saes_at_its_alpha_is_the_fixed_alpha() -> None:
     y = x * torch.tensor([2.0] * 5 + [0.5] * 5)
     gathered = GroupMoments()
     gathered.compressed.add(y)
-    gathered.drift.add_cross(x - y, y)
+    gathered.cross_moment.add_cross(x - y, y)
     metric = group_metric(METHODS["saes"], gathered, "moments")
     found = []
     for reads in (slice(0, 5), slice(5, 10)):
         w = weight(12, 10).double()
         w[:, reads] *= 20
-        moved = aligned_target(w, 4, metric) - w
+        update = aligned_target(w, 4, metric) - w
         whole = aligned_target(w, 4, replace(metric, method=aligned(1.0))) - w
-        alpha = float((moved * whole).sum() / whole.square().sum())
-        torch.testing.assert_close(moved, alpha * whole)
+        alpha = float((update * whole).sum() / whole.square().sum())
+        torch.testing.assert_close(update, alpha * whole)
         assert ALPHA_MIN - 1e-9 <= alpha <= ALPHA_MAX + 1e-9
         found.append(alpha)
     assert found == pytest.approx([ALPHA_MIN, ALPHA_MAX])

@@ -60,7 +60,7 @@ def test_different_ranks_share_an_order(tiny: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("dense", ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"])
-def test_dense_neighbours_are_reordered(tiny: ModuleType, dense: str) -> None:
+def test_dense_neighbors_are_reordered(tiny: ModuleType, dense: str) -> None:
     model = tiny.model("llama", mlp_bias=True)
     names = [name for name in FAMILIES["llama"].linears if name != dense]
     replace_linears(model, {f"model.layers.0.{name}": 20 for name in names})

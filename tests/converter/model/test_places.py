@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import gguf
 import pytest
@@ -19,7 +17,7 @@ from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.model.places import model_place
 from lowrank_export.converter.model.source import open_checkpoint, open_source
 from lowrank_export.converter.storage.gguf_header import read_header
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 
 SILENT = SilentProgress()
@@ -45,38 +43,13 @@ def whole(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF file, llama.cpp's own layout, with rows that q8_0 fits."""
     folder = tmp_path_factory.mktemp("whole")
     tiny.save_dense(folder / "m", "llama")
-    export_gguf(folder / "m", folder / "m.gguf", Quantisation("f16"), layout="dense", progress=SILENT)
+    export_gguf(folder / "m", folder / "m.gguf", Quantization("f16"), layout="dense", progress=SILENT)
     return folder / "m.gguf"
 
 
-def split(source: Path, folder: Path, cuts: Sequence[int], name: str = "m", **said: Any) -> list[Path]:
-    """A file in parts, written by gguf-py as gguf-split cuts it."""
-    reader = gguf.GGUFReader(source)
-    count, places = len(cuts) + 1, [0, *cuts, len(reader.tensors)]
-    made = []
-    for number in range(count):
-        made.append(folder / f"{name}-{number + 1:05}-of-{count:05}.gguf")
-        writer = gguf.GGUFWriter(made[-1], "llama")
-        for key, field in reader.fields.items():
-            if number == 0 and not key.startswith("GGUF.") and key != "general.architecture":
-                kind = field.types[0]
-                inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-                writer.add_key_value(key, field.contents(), kind, inner)
-        writer.add_uint16("split.no", said.get("no", number))
-        writer.add_uint16("split.count", count)
-        writer.add_int32("split.tensors.count", said.get("tensors", len(reader.tensors)))
-        for tensor in reader.tensors[places[number] : places[number + 1]]:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return made
-
-
 @pytest.mark.parametrize("cuts", [(3,), (1, 2, 9), (0,)])
-def test_parts_are_the_whole_file(whole: Path, tmp_path: Path, cuts: tuple[int, ...]) -> None:
-    parts = split(whole, tmp_path, cuts)
+def test_parts_are_the_whole_file(whole: Path, tmp_path: Path, cuts: tuple[int, ...], gguf_files: ModuleType) -> None:
+    parts = gguf_files.split(whole, tmp_path, cuts)
     assert all(list(gguf_parts(part)) == parts for part in parts)
     join_parts(parts, tmp_path / "joined")
     before, after = read_header(whole), read_header(tmp_path / "joined")
@@ -91,9 +64,9 @@ def test_parts_are_the_whole_file(whole: Path, tmp_path: Path, cuts: tuple[int, 
 
 
 @pytest.mark.parametrize("given", ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", ""])
-def test_a_model_in_parts_is_read(whole: Path, tmp_path: Path, given: str) -> None:
+def test_a_model_in_parts_is_read(whole: Path, tmp_path: Path, given: str, gguf_files: ModuleType) -> None:
     (folder := tmp_path / "in").mkdir()
-    split(whole, folder, (5,))
+    gguf_files.split(whole, folder, (5,))
     tokens = torch.arange(24)[None]
     expected = load(open_source(str(whole), SILENT).path)(tokens).logits
     found = load(open_source(str(folder / given), SILENT).path)(tokens).logits
@@ -110,8 +83,8 @@ def test_the_magic_tells_what_a_file_is(whole: Path, tmp_path: Path, name: str) 
     assert progress.notes[0] == f"{folder}: {name} is taken"
 
 
-def test_parts_that_are_no_whole(whole: Path, tmp_path: Path) -> None:
-    parts = split(whole, tmp_path, (5,))
+def test_parts_that_are_no_whole(whole: Path, tmp_path: Path, gguf_files: ModuleType) -> None:
+    parts = gguf_files.split(whole, tmp_path, (5,))
     shutil.copy(parts[0], tmp_path / "renamed.gguf")
     with pytest.raises(
         InputError, match=r"renamed.gguf: is part 1 of 2, and its name does not end with -00001-of-00002"
@@ -125,7 +98,7 @@ def test_parts_that_are_no_whole(whole: Path, tmp_path: Path) -> None:
         open_source(str(parts[0]), SILENT)
     for said, message in (({"no": 7}, "which is no part of a whole"), ({"tensors": 3}, "split.tensors.count says 3")):
         with pytest.raises(InputError, match=message):
-            open_source(str(split(whole, tmp_path, (5,), **said)[0]), SILENT)
+            open_source(str(gguf_files.split(whole, tmp_path, (5,), **said)[0]), SILENT)
 
 
 def test_several_files_are_named(whole: Path, tmp_path: Path) -> None:

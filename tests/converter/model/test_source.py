@@ -16,7 +16,7 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model import gguf_conversion
 from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.model.source import Source, open_source
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 
 SILENT = SilentProgress()
@@ -109,7 +109,7 @@ def test_fingerprint_follows_weights_and_config(tiny: ModuleType, tmp_path: Path
 def test_gguf_gives_the_same_logits(tiny: ModuleType, tmp_path: Path, cache: Path, family: str, tied: bool) -> None:
     tiny.save_factored(tmp_path / "m", family, rank=16, tied=tied)
     gguf = tmp_path / "tiny.gguf"
-    export_gguf(tmp_path / "m", gguf, Quantisation("f32"), layout="dense", progress=SILENT)
+    export_gguf(tmp_path / "m", gguf, Quantization("f32"), layout="dense", progress=SILENT)
     found = opened(gguf)
     assert found.path.is_relative_to(cache) and found.family.model_type == family
     with torch.no_grad():
@@ -151,7 +151,7 @@ def test_not_a_gguf(tmp_path: Path, cache: Path, content: bytes, message: str) -
 
 def test_factored_gguf_is_refused(tiny: ModuleType, tmp_path: Path, cache: Path) -> None:
     tiny.save_factored(tmp_path / "m", "llama", rank=8)
-    export_gguf(tmp_path / "m", tmp_path / "m.gguf", Quantisation("f32"), progress=SILENT)
+    export_gguf(tmp_path / "m", tmp_path / "m.gguf", Quantization("f32"), progress=SILENT)
     with pytest.raises(InputError, match=r"m\.gguf: is factored already; start from the dense model"):
         opened(tmp_path / "m.gguf")
     assert not list(cache.glob("models/*"))

@@ -84,9 +84,9 @@ def without(name: str) -> Callable[[Tensors], None]:
 
 
 REFUSED: dict[str, tuple[Callable[[Tensors], None], str]] = {
-    "eight bits": (eight_bit, "'model.layers.0.mlp.down_proj.weight' is stored as I8, quantised"),
+    "eight bits": (eight_bit, "'model.layers.0.mlp.down_proj.weight' is stored as I8, quantized"),
     "one of eight bits": (one_eight_bit, "'model.layers.1.mlp.up_proj.weight' is stored as I8"),
-    "float8": (float8, "is stored as F8_E4M3, quantised .* start from the unquantised checkpoint"),
+    "float8": (float8, "is stored as F8_E4M3, quantized .* start from the unquantized checkpoint"),
     "four bits": (packed, "'model.layers.0.mlp.up_proj.weight' is stored as U8"),
     "scales alone": (with_more("model.layers.0.mlp.up_proj.weight_scale", 160), "weight_scale', for which a llama"),
     "classifier": (classifier, "holds 'score.weight': it scores texts .* no language model"),
@@ -190,3 +190,17 @@ def test_the_embedding_again_is_tied(type: torch.dtype, tiny: ModuleType, tmp_pa
     assert CheckpointReader(tmp_path / "m").config["tie_word_embeddings"] is True
     export(tmp_path / "m", tmp_path / "again.gguf", requested("gguf", "f32"))
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "tied.gguf").read_bytes()
+
+
+def test_the_head_alone_is_the_embedding(tiny: ModuleType, tmp_path: Path) -> None:
+    """Of a tied model, as transformers reads it; not of another."""
+    model = tiny.save_dense(tmp_path / "m", "llama")
+    rewrite(tmp_path / "m", lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    reader = CheckpointReader(tmp_path / "m")
+    assert "lm_head.weight" not in reader.names and checked(tmp_path / "m") == frozenset()
+    torch.testing.assert_close(reader.tensor("model.embed_tokens.weight"), model.model.embed_tokens.weight)
+    with torch.no_grad():
+        np.testing.assert_array_equal(load(tmp_path / "m")(TOKENS).logits, model(TOKENS).logits)
+    rewrite(tmp_path / "m", lambda tensors: None, tie_word_embeddings=False)
+    with pytest.raises(InputError, match=r"'model\.embed_tokens\.weight' is missing"):
+        checked(tmp_path / "m")

@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections import namedtuple
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,21 +46,8 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(models: Path) -> Any:
-    def build(**options: Any) -> Recipe:
-        defaults: dict[str, Any] = {
-            "model": str(models / "dense"),
-            "method": "loss-aware",
-            "retention": 0.6,
-            "rank_multiple": 4,
-            "calibration": str(models / "text.txt"),
-            "windows": 5,
-            "window_length": 32,
-            "gradient_windows": 3,
-        }
-        return Recipe(**{**defaults, **options})
-
-    return build
+def recipe(models: Path, small_recipe: Any) -> Any:
+    return partial(small_recipe, models, method="loss-aware", windows=5, gradient_windows=3)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -149,3 +150,20 @@ def test_archives_and_missing_arrays(tmp_path: Path) -> None:
     for name in ("w.npy", "none.npy"):
         with pytest.raises(InputError, match=name):
             read_token_windows(tmp_path / name, 320)
+
+
+def test_a_token_without_a_row(tiny: ModuleType, tmp_path: Path) -> None:
+    """Wherever in the text it stands, and whether or not a window with it is drawn."""
+    tokenizer = deepcopy(tiny.tokenizer())
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    (tmp_path / "text.txt").write_text("<|im_end|>" + tiny.TEXT)
+    spec, options = str(tmp_path / "text.txt"), {**OPTIONS, "windows": 1}
+    with pytest.raises(
+        InputError, match=r"text.txt: holds token 320 \('<\|im_end\|>'\), but the model's embedding only 320"
+    ):
+        calibrate(spec, tokenizer, rows=320, **options)
+    assert calibrate(spec, tokenizer, rows=321, **options).windows.max() <= 320
+    np.save(tmp_path / "w.npy", np.full((2, 4), 321))
+    with pytest.raises(InputError, match="token ids 321 to 321, but the model has 321 tokens"):
+        calibrate(str(tmp_path / "w.npy"), tokenizer, rows=321, **options)
+    calibrate(str(tmp_path / "w.npy"), tokenizer, rows=352, **options)  # rows that the tokenizer leaves unused

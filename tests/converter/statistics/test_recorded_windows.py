@@ -13,7 +13,8 @@ import pytest
 from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.converter.model.loading import load_tokenizer
 from lowrank_export.converter.statistics.calibration import Calibration, calibrate, hold_out
-from lowrank_export.converter.statistics.recorded_windows import recorded_windows
+from lowrank_export.converter.statistics.mixture import draw
+from lowrank_export.converter.statistics.recorded_windows import SAMPLED, recorded_windows
 
 
 @pytest.fixture
@@ -64,12 +65,30 @@ def test_nothing_recorded(folder: Path) -> None:
         recorded_windows(folder)
 
 
-def test_windows_sampled_from_the_model(folder: Path) -> None:
-    record(folder, text="self")
-    with pytest.raises(UsageError, match="sampled from the dense model; give a text"):
+@pytest.mark.parametrize("spec", ["self", "{text} + self"])
+def test_windows_that_the_dense_model_wrote_are_those_that_were_kept(folder: Path, spec: str) -> None:
+    spec = spec.format(text=folder / "notes.txt")
+    kept = np.arange(22 * 16, dtype=np.int32).reshape(22, 16) % 50
+    whole = draw(
+        spec, load_tokenizer(folder), lambda n, length, seed: kept[:n], windows=20, length=16, held_out=2, seed=3
+    )
+    (folder / "calibration.json").write_text(json.dumps(whole.record()), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"sampled from the dense model, and sampled_windows\.npy is not there"):
         recorded_windows(folder)
-    with pytest.raises(UsageError, match="--calibration self"):
+    assert whole.sampled is not None
+    np.save(folder / SAMPLED, whole.sampled)
+    np.testing.assert_array_equal(recorded_windows(folder), whole.windows)
+    np.save(folder / SAMPLED, whole.sampled[:3])
+    with pytest.raises(InputError, match="3 windows of 16 tokens, not"):
+        recorded_windows(folder)
+
+
+def test_windows_of_the_model_itself_are_for_dense_models(folder: Path) -> None:
+    record(folder)
+    with pytest.raises(UsageError, match="self: only the dense model samples windows; give a text"):
         recorded_windows(folder, "self")
+    written = np.ones((20, 16), dtype=np.int32)
+    np.testing.assert_array_equal(recorded_windows(folder, "self", sample=lambda n, length, seed: written[:n]), written)
 
 
 def test_text_that_has_changed(folder: Path, tiny: ModuleType) -> None:

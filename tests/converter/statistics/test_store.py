@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,6 @@ from safetensors.torch import load_file
 
 from lowrank_export.converter.core.errors import UsageError
 from lowrank_export.converter.core.progress import SilentProgress
-from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning.preparation import gather_statistics
@@ -30,19 +30,8 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(models: Path) -> Any:
-    def build(**options: Any) -> Recipe:
-        defaults: dict[str, Any] = {
-            "model": str(models / "dense"),
-            "retention": 0.6,
-            "rank_multiple": 4,
-            "calibration": str(models / "text.txt"),
-            "windows": 4,
-            "window_length": 32,
-        }
-        return Recipe(**{**defaults, **options})
-
-    return build
+def recipe(models: Path, small_recipe: Any) -> Any:
+    return partial(small_recipe, models, windows=4)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -99,14 +99,14 @@ def test_full_disk_is_one_line(tmp_path: Path, code: int) -> None:
 
 
 def test_full_disk_inside_a_librarys_own_error() -> None:
-    wrapped = RuntimeError("could not serialise")
+    wrapped = RuntimeError("could not serialize")
     wrapped.__cause__ = full_disk()
     assert is_disk_full(wrapped)
     assert is_disk_full(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
     assert not is_disk_full(OSError(errno.EACCES, "no"))
 
 
-def test_an_earlier_full_disk_does_not_colour_our_own_errors() -> None:
+def test_an_earlier_full_disk_does_not_color_our_own_errors() -> None:
     ours = InputError("something else")
     ours.__context__ = full_disk()
     assert not is_disk_full(ours)

@@ -14,7 +14,7 @@ from gguf import GGUFReader, GGUFWriter
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 
 
@@ -22,7 +22,7 @@ from lowrank_export.exporters.gguf.writer import export_gguf
 def exported(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     tiny.save_factored(folder / "model", "llama", rank=20)
-    return export_gguf(folder / "model", folder / "m.gguf", Quantisation("q8_0"), progress=SilentProgress()).path
+    return export_gguf(folder / "model", folder / "m.gguf", Quantization("q8_0"), progress=SilentProgress()).path
 
 
 def text(value: str) -> bytes:

@@ -27,7 +27,7 @@ from lowrank_export.exporters.chosen import CHOSEN
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.weights.encoded import encode_model
-from lowrank_export.exporters.onnx.weights.quantise import dequantise, quantise, searched_values
+from lowrank_export.exporters.onnx.weights.quantize import dequantize, quantize, searched_values
 from lowrank_export.exporters.onnx.weights.types import OnnxOptions, chosen_types
 from lowrank_export.exporters.registry import requested
 
@@ -165,7 +165,7 @@ def test_a_size_becomes_a_folder_of_at_most_that_many_bytes(dense: Path, statist
     assert chosen.found.bytes <= budget
     compress(chosen.found.recipe, tmp_path / "ckpt", statistics=statistics)
     made = [export(tmp_path / "ckpt", tmp_path / name, REQUEST) for name in ("a", "b")]
-    assert made[0].bytes <= chosen.found.bytes and made[0].quantisation == CHOSEN
+    assert made[0].bytes <= chosen.found.bytes and made[0].quantization == CHOSEN
     assert made[0].bytes >= 0.88 * budget, "of so small a model the graph is a large part, and bounded from above"
     for name in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -224,6 +224,6 @@ def test_searched_values_are_no_worse_than_plain_ones() -> None:
     importance = torch.rand(70, generator=torch.Generator().manual_seed(1))
     for symmetric in (True, False):
         format = OnnxOptions(16, symmetric).format("int4")
-        plain, searched = dequantise(quantise(weights, format)), searched_values(weights, importance, format)
+        plain, searched = dequantize(quantize(weights, format)), searched_values(weights, importance, format)
         errors = [float(((weights - values).square() * importance).sum()) for values in (plain, searched)]
         assert errors[1] < errors[0]

@@ -21,7 +21,7 @@ from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.adapter import export_adapter
 from lowrank_export.exporters.gguf.adapter_files import adapter_path, find_adapter
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.runtime_tests.artifacts import describe
 
@@ -36,10 +36,10 @@ def folders(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def export(folders: Path, out: Path, quantisation: str = "q8_0", *, dense: bool = True, **options: Any) -> Any:
+def export(folders: Path, out: Path, quantization: str = "q8_0", *, dense: bool = True, **options: Any) -> Any:
     model = open_source(str(folders / "dense"), SilentProgress()) if dense else None
     return export_adapter(
-        folders / "factored", out, Quantisation(quantisation), dense=model, **{"progress": SilentProgress(), **options}
+        folders / "factored", out, Quantization(quantization), dense=model, **{"progress": SilentProgress(), **options}
     )
 
 
@@ -53,12 +53,12 @@ def weight(folder: Path, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("residual", "worst"), [("f32", 1e-6), ("q8_0", 0.01), ("q4_0", 0.2)])
-@pytest.mark.parametrize("quantisation", ["f32", "q8_0", "q4_0"])
+@pytest.mark.parametrize("quantization", ["f32", "q8_0", "q4_0"])
 def test_base_and_factors_make_the_dense_weight(
-    folders: Path, tmp_path: Path, residual: str, worst: float, quantisation: str
+    folders: Path, tmp_path: Path, residual: str, worst: float, quantization: str
 ) -> None:
     """The residual makes up for the factors' rounding too: what is left is the residual's own rounding."""
-    made = export(folders, tmp_path / "m.gguf", residual=residual, quantisation=quantisation)
+    made = export(folders, tmp_path / "m.gguf", residual=residual, quantization=quantization)
     base, factors = values(made.path), values(adapter_path(made.path))
     for name, module, heads in (("self_attn.q_proj", "attn_q", 4), ("mlp.down_proj", "ffn_down", None)):
         dense = weight(folders / "dense", name)
@@ -69,7 +69,7 @@ def test_base_and_factors_make_the_dense_weight(
 
 
 def test_without_residual_the_base_is_zero_and_small(folders: Path, tmp_path: Path) -> None:
-    made = export(folders, tmp_path / "m.gguf", dense=False, quantisation="f32")
+    made = export(folders, tmp_path / "m.gguf", dense=False, quantization="f32")
     base, factors = GGUFReader(made.path), values(adapter_path(made.path))
     types = {t.name: t.tensor_type.name for t in base.tensors}
     assert types["blk.0.attn_q.weight"] == types["blk.0.ffn_down.weight"] == "Q4_0"  # rows of 64 and 160
@@ -84,7 +84,7 @@ def test_without_residual_the_base_is_zero_and_small(folders: Path, tmp_path: Pa
 
 def test_wide_rows_of_zeros_take_a_bit_and_an_eighth(tiny: ModuleType, tmp_path: Path) -> None:
     tiny.save_factored(tmp_path / "m", "qwen2", rank=32, hidden_size=128, head_dim=32)
-    made = export_adapter(tmp_path / "m", tmp_path / "m.gguf", Quantisation("q8_0"), progress=SilentProgress())
+    made = export_adapter(tmp_path / "m", tmp_path / "m.gguf", Quantization("q8_0"), progress=SilentProgress())
     record = next(tensor for tensor in made.tensors if tensor.name == "blk.0.attn_q.weight")
     assert (record.type, record.bytes) == ("q1_0", 128 * 128 * 9 // 64)
 
@@ -99,17 +99,17 @@ def test_metadata(folders: Path, tmp_path: Path) -> None:
     assert "lowrank.version" not in base  # stock libraries load it
 
 
-@pytest.mark.parametrize("quantisation", ["q8_0", "q4_k_m"])
+@pytest.mark.parametrize("quantization", ["q8_0", "q4_k_m"])
 @pytest.mark.parametrize("residual", ["zero", "q4_0", "q3_k"])
-def test_described_as_it_was_made(folders: Path, tmp_path: Path, ggml: Path, residual: str, quantisation: str) -> None:
+def test_described_as_it_was_made(folders: Path, tmp_path: Path, ggml: Path, residual: str, quantization: str) -> None:
     """Both files count; fallbacks of residuals (rows of 64 in 256-wide blocks) and of factors are named."""
-    made = export(folders, tmp_path / "m.gguf", residual=residual, quantisation=quantisation)
+    made = export(folders, tmp_path / "m.gguf", residual=residual, quantization=quantization)
     assert describe(made.path) == made
     assert made.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     wanted = {t.wanted for t in made.tensors if t.name == "blk.0.attn_q.weight"}
     assert wanted == ({"q3_k"} if residual == "q3_k" else {None})
     factor = next(t for t in made.tensors if t.name == "blk.0.attn_q.weight.lora_a")
-    assert factor.wanted == ("q6_k" if quantisation == "q4_k_m" else None)
+    assert factor.wanted == ("q6_k" if quantization == "q4_k_m" else None)
 
 
 def test_adapter_alone_is_described(folders: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_base_without_its_adapter(folders: Path, tmp_path: Path, change: Callabl
     [
         ({"residual": "q9"}, "unknown residual type 'q9'"),
         ({"dense": False, "residual": "q4_0"}, "give --dense"),
-        ({"quantisation": "q9"}, "unknown GGUF type"),
+        ({"quantization": "q9"}, "unknown GGUF type"),
     ],
 )
 def test_refused(folders: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -163,7 +163,7 @@ def test_neither_file_is_overwritten(folders: Path, tmp_path: Path, name: str) -
 def test_pivot_rows_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
     tiny.save_factored(tmp_path / "m", "llama", rank=20, layout="pivot")
     with pytest.raises(InputError, match="layout pivot; an adapter holds two factors"):
-        export_adapter(tmp_path / "m", tmp_path / "m.gguf", Quantisation("q8_0"), progress=SilentProgress())
+        export_adapter(tmp_path / "m", tmp_path / "m.gguf", Quantization("q8_0"), progress=SilentProgress())
 
 
 def test_another_model_is_refused(folders: Path, tiny: ModuleType, tmp_path: Path) -> None:
@@ -172,18 +172,18 @@ def test_another_model_is_refused(folders: Path, tiny: ModuleType, tmp_path: Pat
     source = open_source(str(folders / "dense"), SilentProgress())
     with pytest.raises(InputError, match="not the model that"):
         export_adapter(
-            tmp_path / "factored", tmp_path / "m.gguf", Quantisation("q8_0"), dense=source, progress=SilentProgress()
+            tmp_path / "factored", tmp_path / "m.gguf", Quantization("q8_0"), dense=source, progress=SilentProgress()
         )
     tiny.save_dense(tmp_path / "wider", "llama", tied=False, intermediate_size=192)
     source = open_source(str(tmp_path / "wider"), SilentProgress())
     with pytest.raises(InputError, match=r"has shape \(192, 64\), not \(160, 64\)|has shape \(64, 192\)"):
         export_adapter(
-            folders / "factored", tmp_path / "m.gguf", Quantisation("q8_0"), dense=source, progress=SilentProgress()
+            folders / "factored", tmp_path / "m.gguf", Quantization("q8_0"), dense=source, progress=SilentProgress()
         )
 
 
 def test_factors_are_those_of_the_checkpoint(folders: Path, tmp_path: Path) -> None:
-    made = export(folders, tmp_path / "m.gguf", quantisation="f32")
+    made = export(folders, tmp_path / "m.gguf", quantization="f32")
     found = values(adapter_path(made.path))
     u = weight(folders / "factored", "self_attn.k_proj.lowrank_u")
     v = weight(folders / "factored", "self_attn.k_proj.lowrank_v")

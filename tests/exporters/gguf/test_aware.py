@@ -24,7 +24,7 @@ from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.gguf import aware
 from lowrank_export.exporters.gguf.aware import rounder
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode
-from lowrank_export.exporters.gguf.mixes import Quantisation, exported_as
+from lowrank_export.exporters.gguf.mixes import Quantization, exported_as
 from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.exporters.gguf.rounding import round_nearest
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
@@ -131,7 +131,7 @@ def checkpoint(tiny: ModuleType, tmp_path: Path) -> Path:
 
 
 def export(checkpoint: Path, out: Path, how: str, type: str = "q4_0") -> Path:
-    return export_gguf(checkpoint, out, Quantisation(type), rounding=Rounding(how), progress=SilentProgress()).path
+    return export_gguf(checkpoint, out, Quantization(type), rounding=Rounding(how), progress=SilentProgress()).path
 
 
 def divergence(checkpoint: Path, file: Path, windows: np.ndarray) -> float:
@@ -186,5 +186,5 @@ def test_what_aware_rounding_needs(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_windows_are_no_longer_than_the_model_attends_over(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "calibration.json").write_text('{"windows": 4, "window_length": 600}', encoding="utf-8")
-    _, chunks = open_calibrated(CheckpointReader(checkpoint), str(tmp_path / "notes.txt"))
+    _, chunks = open_calibrated(CheckpointReader(checkpoint), str(tmp_path / "notes.txt"), "cpu", SilentProgress())
     assert [chunk.shape for chunk in chunks] == [(4, 512)]

@@ -17,7 +17,7 @@ from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf.adapter import export_adapter
 from lowrank_export.exporters.gguf.adapter_files import adapter_path
 from lowrank_export.exporters.gguf.consistency import check_consistency
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.artifacts import describe
 
@@ -65,26 +65,26 @@ def files(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "native": export_gguf(
             folder / "factored",
             folder / "native.gguf",
-            Quantisation("f16"),
+            Quantization("f16"),
             progress=SilentProgress(),
         ),
         "dense": export_gguf(
             folder / "factored",
             folder / "dense.gguf",
-            Quantisation("f16"),
+            Quantization("f16"),
             layout="dense",
             progress=SilentProgress(),
         ),
         "pivot": export_gguf(
             folder / "pivoted",
             folder / "pivot.gguf",
-            Quantisation("f16"),
+            Quantization("f16"),
             progress=SilentProgress(),
         ),
         "base": export_adapter(
             folder / "factored",
             folder / "base.gguf",
-            Quantisation("q8_0"),
+            Quantization("q8_0"),
             progress=SilentProgress(),
         ),
     }

@@ -99,7 +99,7 @@ def test_types_that_want_an_importance(tmp_path: Path) -> None:
         (given, record("blk.1.attn_q.lowrank_v.weight")),
         (Rounding("aware"), record("output.weight")),
     ):
-        with pytest.raises(UsageError, match=f"iq3_s wants the importance of the inputs of {tensor.name}: add"):
+        with pytest.raises(UsageError, match=f"iq3_s needs the importance of the inputs of {tensor.name}: add"):
             rounding.importance([record("blk.0.ffn_up.weight", 5, "q4_0"), tensor])
     assert Rounding("aware").importance([record()]) == {}
 

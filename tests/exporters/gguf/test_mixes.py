@@ -7,7 +7,7 @@ import pytest
 from lowrank_export.converter.core.errors import UsageError
 from lowrank_export.converter.storage.gguf_header import Header
 from lowrank_export.exporters.gguf.mixes import (
-    Quantisation,
+    Quantization,
     choose_types,
     exported_as,
     fallback_lines,
@@ -39,7 +39,7 @@ def file(rank: int | None, *, tied: bool = True, blocks: int = 2, pivot: bool = 
 
 
 def stored(shapes: dict[str, tuple[int, ...]], mix: str, **options: str) -> dict[str, str]:
-    return {name: choice.stored for name, choice in choose_types(shapes, Quantisation(mix, **options)).items()}
+    return {name: choice.stored for name, choice in choose_types(shapes, Quantization(mix, **options)).items()}
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -85,38 +85,38 @@ def test_embedding_and_head_options() -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(UsageError, match=r"'q4_k_n'; did you mean 'q4_k"):
-        Quantisation("q4_k_n")
+        Quantization("q4_k_n")
     with pytest.raises(UsageError, match="unknown GGUF type 'q4_k_m'"):
-        Quantisation("q8_0", head="q4_k_m")  # a mix is no type
+        Quantization("q8_0", head="q4_k_m")  # a mix is no type
 
 
 def test_fallbacks_are_recorded() -> None:
-    found = {record.name: record for record in records(file(96), Quantisation("q4_k_m")) if record.wanted}
+    found = {record.name: record for record in records(file(96), Quantization("q4_k_m")) if record.wanted}
     up, query = found["blk.0.ffn_up.lowrank_u.weight"], found["blk.1.attn_q.lowrank_u.weight"]
     assert (up.wanted, up.type) == ("q4_k", "q5_0") and (query.wanted, query.type) == ("q6_k", "q8_0")
     assert all(name.endswith("lowrank_u.weight") for name in found) and len(found) == 14
-    assert not any(record.wanted for record in records(file(96), Quantisation("q8_0")))
-    assert {record.type for record in records(file(20), Quantisation("q8_0")) if record.wanted == "q8_0"} == {"f16"}
+    assert not any(record.wanted for record in records(file(96), Quantization("q8_0")))
+    assert {record.type for record in records(file(20), Quantization("q8_0")) if record.wanted == "q8_0"} == {"f16"}
 
 
 def test_fallback_lines_are_grouped() -> None:
     shapes = file(96, blocks=5)
     shapes |= {"blk.3.ffn_up.lowrank_u.weight": (512, 256), "blk.4.ffn_up.lowrank_u.weight": (512, 64)}
-    lines = fallback_lines(records(shapes, Quantisation("q4_k_m")))
+    lines = fallback_lines(records(shapes, Quantization("q4_k_m")))
     assert len(lines) == 2
     assert lines[0].startswith("stored as q8_0 (8.5 bits per weight) instead of q6_k (6.562), whose blocks of 256")
     assert "attn_q.lowrank_u.weight (rows of 96, blocks 0-4)" in lines[0]
     assert "ffn_up.lowrank_u.weight (rows of 64, 96, blocks 0-2, 4)" in lines[1]
-    assert fallback_lines(records(file(256), Quantisation("q4_k_m"))) == []
+    assert fallback_lines(records(file(256), Quantization("q4_k_m"))) == []
 
 
 def test_prediction_counts_alignment_and_fallbacks() -> None:
-    assert predict_bytes({"output_norm.weight": (3,), "token_embd.weight": (2, 32)}, Quantisation("q8_0")) == 32 + 96
-    assert predict_bytes({"token_embd.weight": (16, 288)}, Quantisation("q4_k")) == 16 * 288 // 32 * 34
+    assert predict_bytes({"output_norm.weight": (3,), "token_embd.weight": (2, 32)}, Quantization("q8_0")) == 32 + 96
+    assert predict_bytes({"token_embd.weight": (16, 288)}, Quantization("q4_k")) == 16 * 288 // 32 * 34
 
 
-@pytest.mark.parametrize("asked", [Quantisation("q4_k_m"), Quantisation("q2_k", embedding="q8_0", head="f16")])
-def test_what_a_file_says_of_itself(asked: Quantisation) -> None:
+@pytest.mark.parametrize("asked", [Quantization("q4_k_m"), Quantization("q2_k", embedding="q8_0", head="f16")])
+def test_what_a_file_says_of_itself(asked: Quantization) -> None:
     def header(made: str) -> Header:
         return Header({"general.quantized_by": made}, (), 0)
 

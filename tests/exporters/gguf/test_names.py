@@ -63,7 +63,7 @@ def test_only_rows_of_q_and_k_are_reordered() -> None:
 
 
 @given(heads=st.integers(1, 4), half=st.integers(1, 5), width=st.integers(1, 3))
-def test_row_i_and_its_partner_become_neighbours(heads: int, half: int, width: int) -> None:
+def test_row_i_and_its_partner_become_neighbors(heads: int, half: int, width: int) -> None:
     d = 2 * half
     rows = np.arange(heads * d * width, dtype=np.float32).reshape(heads * d, width)
     got = interleave_rows(rows, heads)

@@ -60,7 +60,7 @@ def test_inputs_alike_leave_nothing_to_make_up_for(type: str, ggml: Path) -> Non
 def compensated(weights: Tensor, moment: Tensor, type: str, library: Path) -> Tensor:
     """The slow way: after every column (or block of columns) the later ones are solved for anew.
 
-    With E the error of the columns that are done, the best change D of the others minimises
+    With E the error of the columns that are done, the best change D of the others minimizes
     tr((E, D) H (E, D)^T): D = -E H_done,left H_left,left^-1.
     """
     damped = moment + DAMPING * moment.diagonal().mean() * torch.eye(len(moment), dtype=torch.float64)

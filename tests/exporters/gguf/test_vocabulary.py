@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lowrank_export.converter.core.errors import InputError
-from lowrank_export.exporters.gguf.pretokenisers import LLAMA3, QWEN2, TEKKEN, pretokeniser_name
+from lowrank_export.exporters.gguf.pretokenizers import LLAMA3, QWEN2, TEKKEN, pretokenizer_name
 from lowrank_export.exporters.gguf.vocabulary import CONTROL, NORMAL, UNUSED, read_vocabulary
 
 GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -22,9 +22,9 @@ def split(regex: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
-def pipeline(*steps: dict[str, Any], ignore_merges: bool = False, normaliser: Any = None) -> dict[str, Any]:
+def pipeline(*steps: dict[str, Any], ignore_merges: bool = False, normalizer: Any = None) -> dict[str, Any]:
     splitter = steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": list(steps)}
-    return {"normalizer": normaliser, "pre_tokenizer": splitter, "model": {"ignore_merges": ignore_merges}}
+    return {"normalizer": normalizer, "pre_tokenizer": splitter, "model": {"ignore_merges": ignore_merges}}
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ def pipeline(*steps: dict[str, Any], ignore_merges: bool = False, normaliser: An
         (pipeline(DIGITS, GPT2), "smollm"),
         (pipeline(split(LLAMA3), BYTES, ignore_merges=True), "llama-bpe"),
         (pipeline(split(LLAMA3), BYTES), "smaug-bpe"),
-        (pipeline(split(QWEN2), BYTES, normaliser={"type": "NFC"}), "qwen2"),
+        (pipeline(split(QWEN2), BYTES, normalizer={"type": "NFC"}), "qwen2"),
         (pipeline(split(TEKKEN), BYTES, ignore_merges=True), "tekken"),
     ],
 )
-def test_pretokeniser(data: dict[str, Any], name: str) -> None:
-    assert pretokeniser_name(data) == name
+def test_pretokenizer(data: dict[str, Any], name: str) -> None:
+    assert pretokenizer_name(data) == name
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_pretokeniser(data: dict[str, Any], name: str) -> None:
         pipeline(split("[a-z]+"), BYTES),
         pipeline({**GPT2, "add_prefix_space": True}),
         pipeline(GPT2, ignore_merges=True),
-        pipeline(GPT2, normaliser={"type": "Lowercase"}),
+        pipeline(GPT2, normalizer={"type": "Lowercase"}),
         {"normalizer": None, "pre_tokenizer": None, "model": {}},
     ],
 )
 def test_unknown_structure_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="tokenizer:"):
-        pretokeniser_name(data)
+        pretokenizer_name(data)
 
 
 def test_byte_level(tiny: ModuleType, tmp_path: Path) -> None:
@@ -73,12 +73,12 @@ def test_template_that_adds_the_start_token(tiny: ModuleType, tmp_path: Path) ->
     from transformers import PreTrainedTokenizerFast
 
     tiny.tokenizer().save_pretrained(tmp_path)
-    tokeniser = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    tokeniser.backend_tokenizer.post_processor = TemplateProcessing(
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
-    tokeniser.chat_template = "{{ messages }}"
-    tokeniser.save_pretrained(tmp_path)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path)
     found = read_vocabulary(tmp_path, tiny.VOCABULARY)
     assert found.add_bos and not found.add_eos
     assert found.chat_templates == {"default": "{{ messages }}"}

@@ -23,7 +23,7 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.loading import load
 from lowrank_export.exporters.artifact import TensorRecord
 from lowrank_export.exporters.gguf import writer
-from lowrank_export.exporters.gguf.mixes import MIXES, Quantisation, predict_bytes
+from lowrank_export.exporters.gguf.mixes import MIXES, Quantization, predict_bytes
 from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.exporters.gguf.writer import export_gguf, verify_file
 from lowrank_export.exporters.llamacpp import runtime
@@ -37,9 +37,9 @@ class Notes(SilentProgress):
         self.lines.append(message)
 
 
-def export(source: Path, out: Path, quantisation: str = "f16", **options: Any) -> Any:
+def export(source: Path, out: Path, quantization: str = "f16", **options: Any) -> Any:
     types = {name: options.pop(name) for name in ("embedding", "head") if name in options}
-    return export_gguf(source, out, Quantisation(quantisation, **types), **{"progress": SilentProgress(), **options})
+    return export_gguf(source, out, Quantization(quantization, **types), **{"progress": SilentProgress(), **options})
 
 
 def values(path: Path) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ def dense(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_native_layout(factored: Path, tmp_path: Path) -> None:
-    artifact = export(factored, tmp_path / "m.gguf", quantisation="f32")
+    artifact = export(factored, tmp_path / "m.gguf", quantization="f32")
     found, reader = values(artifact.path), CheckpointReader(factored)
     assert "blk.0.attn_q.weight" not in found
     u = reader.tensor("model.layers.0.self_attn.q_proj.lowrank_u.weight").numpy()
@@ -82,7 +82,7 @@ def test_native_layout(factored: Path, tmp_path: Path) -> None:
 
 
 def test_dense_layout_multiplies_out(factored: Path, tmp_path: Path) -> None:
-    artifact = export(factored, tmp_path / "m.gguf", quantisation="f32", layout="dense")
+    artifact = export(factored, tmp_path / "m.gguf", quantization="f32", layout="dense")
     found, reader = values(artifact.path), CheckpointReader(factored)
     u = reader.tensor("model.layers.1.mlp.down_proj.lowrank_u.weight")
     v = reader.tensor("model.layers.1.mlp.down_proj.lowrank_v.weight")
@@ -100,7 +100,7 @@ def pivot(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pivot_layout(pivot: Path, tmp_path: Path) -> None:
-    artifact = export(pivot, tmp_path / "m.gguf", quantisation="f32")
+    artifact = export(pivot, tmp_path / "m.gguf", quantization="f32")
     found, reader = values(artifact.path), CheckpointReader(pivot)
     q_proj = "model.layers.0.self_attn.q_proj"
     for kind in ("lowrank_p", "lowrank_c"):
@@ -127,7 +127,7 @@ def test_pivot_rows_that_disagree_with_the_config(pivot: Path, tmp_path: Path, k
 
 
 def test_pivot_rows_multiplied_out(pivot: Path, tmp_path: Path) -> None:
-    artifact = export(pivot, tmp_path / "m.gguf", quantisation="f32", layout="dense")
+    artifact = export(pivot, tmp_path / "m.gguf", quantization="f32", layout="dense")
     found, model = values(artifact.path), load(pivot)
     for name, stored in (("v_proj", "attn_v"), ("o_proj", "attn_output")):
         weight = model.get_submodule(f"model.layers.1.self_attn.{name}").dense_weight().detach().numpy()
@@ -151,23 +151,23 @@ def test_tied_embedding_is_stored_once(factored: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["factored", "pivot"])
-@pytest.mark.parametrize("quantisation", MIXES)
+@pytest.mark.parametrize("quantization", MIXES)
 def test_record_prediction_and_file_agree(
-    request: pytest.FixtureRequest, tmp_path: Path, ggml: Path, quantisation: str, layout: str
+    request: pytest.FixtureRequest, tmp_path: Path, ggml: Path, quantization: str, layout: str
 ) -> None:
     source = request.getfixturevalue(layout)  # whose rows are too short for a type that wants an importance
-    artifact = export(source, tmp_path / "m.gguf", quantisation=quantisation)
+    artifact = export(source, tmp_path / "m.gguf", quantization=quantization)
     reader = GGUFReader(artifact.path)
     stored = {tensor.name: (tensor.tensor_type.name.lower(), tensor.n_bytes) for tensor in reader.tensors}
     assert stored == {tensor.name: (tensor.type, tensor.bytes) for tensor in artifact.tensors}
     shapes = {tensor.name: tensor.shape for tensor in artifact.tensors}
-    assert artifact.bytes - reader.data_offset == predict_bytes(shapes, Quantisation(quantisation))
+    assert artifact.bytes - reader.data_offset == predict_bytes(shapes, Quantization(quantization))
     assert stored["blk.0.attn_norm.weight"][0] == "f32"
 
 
 def test_every_fallback_is_reported(factored: Path, tmp_path: Path) -> None:
     notes = Notes()
-    artifact = export(factored, tmp_path / "m.gguf", quantisation="q8_0", progress=notes)
+    artifact = export(factored, tmp_path / "m.gguf", quantization="q8_0", progress=notes)
     odd = {tensor.name for tensor in artifact.tensors if tensor.type == "f16"}
     assert odd and all(name.endswith("lowrank_u.weight") for name in odd)  # rank 20 is no multiple of 32
     (line,) = notes.lines
@@ -177,14 +177,14 @@ def test_every_fallback_is_reported(factored: Path, tmp_path: Path) -> None:
 
 
 def test_pivot_rows_in_few_bits_are_warned_of(pivot: Path, tmp_path: Path) -> None:
-    for quantisation, warned in (("q4_0", True), ("q5_1", True), ("q8_0", False)):
+    for quantization, warned in (("q4_0", True), ("q5_1", True), ("q8_0", False)):
         notes = Notes()
-        export(pivot, tmp_path / f"{quantisation}.gguf", quantisation=quantisation, progress=notes)
+        export(pivot, tmp_path / f"{quantization}.gguf", quantization=quantization, progress=notes)
         assert any("pivot rows lose far more" in line for line in notes.lines) == warned
 
 
 def test_embedding_and_head_types(dense: Path, factored: Path, tmp_path: Path) -> None:
-    options = {"quantisation": "f16", "embedding": "q8_0", "head": "q5_0"}
+    options = {"quantization": "f16", "embedding": "q8_0", "head": "q5_0"}
     types = {tensor.name: tensor.type for tensor in export(dense, tmp_path / "m.gguf", **options).tensors}
     assert (types["token_embd.weight"], types["output.weight"]) == ("q8_0", "q5_0")
     assert types["blk.0.attn_q.weight"] == "f16"
@@ -201,7 +201,7 @@ def test_type_without_its_encoder(dense: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(runtime, "ggml_library", missing)
     with pytest.raises(ResourceError, match="no compiler"):
-        export(dense, tmp_path / "m.gguf", quantisation="iq4_nl", head="q8_0")
+        export(dense, tmp_path / "m.gguf", quantization="iq4_nl", head="q8_0")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -217,7 +217,7 @@ def test_existing_output(factored: Path, tmp_path: Path) -> None:
     assert out.read_bytes()[:4] == b"GGUF"
 
 
-@pytest.mark.parametrize("options", [{"quantisation": "q3"}, {"layout": "pivot"}])
+@pytest.mark.parametrize("options", [{"quantization": "q3"}, {"layout": "pivot"}])
 def test_unknown_option(factored: Path, tmp_path: Path, options: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="unknown GGUF"):
         export(factored, tmp_path / "m.gguf", **options)
@@ -269,7 +269,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 def test_no_space(factored: Path, tmp_path: Path, room: int) -> None:
     (tmp_path / "m.gguf").write_text("mine")
     with file_size_limit(room), pytest.raises(ResourceError, match="no space left"):
-        export(factored, tmp_path / "m.gguf", quantisation="f32", force=True)
+        export(factored, tmp_path / "m.gguf", quantization="f32", force=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("m.gguf", "mine")]
 
 

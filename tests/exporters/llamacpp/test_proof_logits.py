@@ -52,7 +52,7 @@ def test_a_shorter_prompt_is_the_beginning_of_a_longer_one() -> None:
 
 
 def test_a_dense_model_as_transformers_computes_it() -> None:
-    """The pairs of the rotary embedding are neighbours here and half a head apart there: rows of q and k move."""
+    """The pairs of the rotary embedding are neighbors here and half a head apart there: rows of q and k move."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = make_model("f32", "dense")

@@ -176,7 +176,7 @@ def test_options_give_factors_the_types_of_this_projects_mix(built: Path, factor
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q4_0", "iq4_nl"])
-def test_quantise_writes_a_file_that_still_runs(built: Path, factored: Path, tmp_path: Path, name: str) -> None:
+def test_quantize_writes_a_file_that_still_runs(built: Path, factored: Path, tmp_path: Path, name: str) -> None:
     call("llama-quantize", factored, tmp_path / "q.gguf", name.upper(), 1)
     header = read_header(tmp_path / "q.gguf")
     assert header.metadata["general.file_type"] == MIXES[name].file_type

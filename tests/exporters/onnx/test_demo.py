@@ -27,7 +27,7 @@ def test_int8_stays_close_and_as_small_as_predicted(tmp_path: Path, demo: Path, 
     tokens = np.array(AutoTokenizer.from_pretrained(demo)(text)["input_ids"][:TOKENS], dtype=np.int32)
     with torch.inference_mode():
         reference = load(demo)(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
-    artifact = export_onnx(demo, tmp_path / "out", quantisation="int8", progress=SilentProgress())
+    artifact = export_onnx(demo, tmp_path / "out", quantization="int8", progress=SilentProgress())
     decoder = open_decoder(tmp_path / "out", threads=2)
     logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
     assert kld(reference, logits).mean() <= KLD_LIMIT

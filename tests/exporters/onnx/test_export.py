@@ -30,9 +30,9 @@ from lowrank_export.exporters.onnx.check.selfcheck import kld
 from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.weights.multiplied_out import stored_shapes
-from lowrank_export.exporters.onnx.weights.quantise import BlockFormat, quantise
+from lowrank_export.exporters.onnx.weights.quantize import BlockFormat, quantize
 from lowrank_export.exporters.onnx.weights.sizes import predict_bytes, rotary_elements
-from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions, bits_of, block_format
+from lowrank_export.exporters.onnx.weights.types import QUANTIZATIONS, OnnxOptions, bits_of, block_format
 from lowrank_export.runtime_tests.artifacts import describe
 
 VOCABULARY = 320  # of tests/tiny.py
@@ -61,7 +61,7 @@ class Frozen(dict[str, Any]):
 
 # KLD to the torch model that the weights were rounded from: of a tiny random model, whose logits are small
 LOSSES = {"fp32": 1e-6, "fp16": 1e-5, "int8": 0.005, "int4-mix": 0.1, "int4": 0.2}
-TYPES = tuple(QUANTISATIONS)
+TYPES = tuple(QUANTIZATIONS)
 ALL = OnnxOptions(factors="all")  # a model this narrow would have hardly a factor left
 ASYMMETRIC = OnnxOptions(block_size=16, symmetric=False, factors="all")
 
@@ -69,14 +69,14 @@ ASYMMETRIC = OnnxOptions(block_size=16, symmetric=False, factors="all")
 def export(
     checkpoint: Path,
     out: Path,
-    quantisation: str = "fp32",
+    quantization: str = "fp32",
     *,
     options: OnnxOptions | None = None,
     force: bool = False,
 ) -> Artifact:
     progress = SilentProgress()
     return export_onnx(
-        checkpoint, out, quantisation=quantisation, options=options or ALL, force=force, progress=progress
+        checkpoint, out, quantization=quantization, options=options or ALL, force=force, progress=progress
     )
 
 
@@ -99,43 +99,43 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Saved:
     return save
 
 
-@pytest.mark.parametrize("quantisation", TYPES)
+@pytest.mark.parametrize("quantization", TYPES)
 @pytest.mark.parametrize(("family", "factored", "tied"), CASES)
 def test_logits_agree_with_torch(
-    tmp_path: Path, saved: Saved, tiny: ModuleType, family: str, factored: bool, tied: bool, quantisation: str
+    tmp_path: Path, saved: Saved, tiny: ModuleType, family: str, factored: bool, tied: bool, quantization: str
 ) -> None:
     checkpoint, model = saved(family, ODD_RANK if factored else None, tied=tied, **OPTIONS[family])
-    artifact = export(checkpoint, tmp_path / "out", quantisation)
+    artifact = export(checkpoint, tmp_path / "out", quantization)
     tokens = np.random.default_rng(7).integers(0, tiny.VOCABULARY, 40, dtype=np.int32)
     decoder = open_decoder(tmp_path / "out", threads=1)
     logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
     reference = torch_logits(model, tokens)
-    if quantisation == "fp32":
+    if quantization == "fp32":
         np.testing.assert_allclose(logits, reference, atol=1e-4)
     else:
-        assert kld(reference, logits).mean() < LOSSES[quantisation]
-        assert (logits.argmax(-1) == reference.argmax(-1)).mean() > (0.8 if quantisation in ("fp16", "int8") else 0.4)
+        assert kld(reference, logits).mean() < LOSSES[quantization]
+        assert (logits.argmax(-1) == reference.argmax(-1)).mean() > (0.8 if quantization in ("fp16", "int8") else 0.4)
     assert artifact.layout == ("native" if factored else "dense")
     assert artifact.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing may be left beside the export"
 
 
-@pytest.mark.parametrize("quantisation", TYPES)
+@pytest.mark.parametrize("quantization", TYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pivot_layout_agrees_with_torch(
-    tmp_path: Path, saved: Saved, tiny: ModuleType, family: str, quantisation: str
+    tmp_path: Path, saved: Saved, tiny: ModuleType, family: str, quantization: str
 ) -> None:
     checkpoint, model = saved(family, 27, layout="pivot", **OPTIONS[family])
-    artifact = export(checkpoint, tmp_path / "out", quantisation)
+    artifact = export(checkpoint, tmp_path / "out", quantization)
     tokens = np.random.default_rng(7).integers(0, tiny.VOCABULARY, 40, dtype=np.int32)
     decoder = open_decoder(tmp_path / "out", threads=1)
     first, cache = decoder.run(tokens[:39], decoder.empty_cache, keep_cache=True)
     last, _ = decoder.run(tokens[39:], cache, keep_cache=False)
     logits, reference = np.concatenate([first, last]), torch_logits(model, tokens)
-    if quantisation == "fp32":
+    if quantization == "fp32":
         np.testing.assert_allclose(logits, reference, atol=1e-4)
     else:
-        assert kld(reference, logits).mean() < 2 * LOSSES[quantisation]
+        assert kld(reference, logits).mean() < 2 * LOSSES[quantization]
     assert artifact.layout == "native"
     assert artifact.parameters == sum(parameter.numel() for parameter in model.parameters())
     permuted = {record.name for record in artifact.tensors if record.name.endswith("lowrank_perm")}
@@ -183,53 +183,53 @@ def test_artifact_lists_the_tensors(tmp_path: Path, factored: Path) -> None:
     assert 0 <= artifact.bytes - sum(record.bytes for record in artifact.tensors) < 60_000, "the graph, no second copy"
 
 
-@pytest.mark.parametrize("quantisation", TYPES)
-def test_tied_embedding_is_stored_once(tmp_path: Path, factored: Path, tiny: ModuleType, quantisation: str) -> None:
-    artifact = export(factored, tmp_path / "out", quantisation)
+@pytest.mark.parametrize("quantization", TYPES)
+def test_tied_embedding_is_stored_once(tmp_path: Path, factored: Path, tiny: ModuleType, quantization: str) -> None:
+    artifact = export(factored, tmp_path / "out", quantization)
     stored = [record for record in artifact.tensors if np.prod(record.shape) >= tiny.VOCABULARY * tiny.HIDDEN]
     assert len(stored) == 1 and stored[0].name.startswith("lm_head")
 
 
 @pytest.mark.parametrize("options", [OnnxOptions(), ASYMMETRIC], ids=["symmetric", "asymmetric"])
-@pytest.mark.parametrize("quantisation", TYPES)
+@pytest.mark.parametrize("quantization", TYPES)
 def test_tying_saves_a_whole_embedding_in_the_file(
-    tmp_path: Path, saved: Saved, tiny: ModuleType, quantisation: str, options: OnnxOptions
+    tmp_path: Path, saved: Saved, tiny: ModuleType, quantization: str, options: OnnxOptions
 ) -> None:
     tied, untied = (
-        export(saved("llama", 32, tied=tied)[0], tmp_path / str(tied), quantisation, options=options)
+        export(saved("llama", 32, tied=tied)[0], tmp_path / str(tied), quantization, options=options)
         for tied in (True, False)
     )
-    format = block_format("lm_head.weight", quantisation, options)
+    format = block_format("lm_head.weight", quantization, options)
     row = (
-        tiny.HIDDEN * bits_of("lm_head.weight", quantisation) // 8 if format is None else format.row_bytes(tiny.HIDDEN)
+        tiny.HIDDEN * bits_of("lm_head.weight", quantization) // 8 if format is None else format.row_bytes(tiny.HIDDEN)
     )
     assert untied.bytes - tied.bytes == pytest.approx(tiny.VOCABULARY * row, abs=1500)
 
 
-@pytest.mark.parametrize("quantisation", TYPES)
+@pytest.mark.parametrize("quantization", TYPES)
 @pytest.mark.parametrize(
     ("family", "tied", "rank", "layout"),
     [("llama", True, 96, "two-factor"), ("llama", True, 96, "pivot"), ("qwen2", False, None, "two-factor")],
 )
 def test_predicted_bytes(
-    tmp_path: Path, saved: Saved, family: str, tied: bool, rank: int | None, layout: Layout, quantisation: str
+    tmp_path: Path, saved: Saved, family: str, tied: bool, rank: int | None, layout: Layout, quantization: str
 ) -> None:
     options = {"layout": layout} if rank else {}
     checkpoint, _ = saved(family, rank, tied=tied, blocks=1, hidden_size=256, head_dim=64, **options)
     reader, encoding = CheckpointReader(checkpoint), OnnxOptions() if tied else ASYMMETRIC
     predicted = predict_bytes(
-        stored_shapes({name: reader.shape(name) for name in reader.names}, quantisation, encoding),
-        quantisation,
+        stored_shapes({name: reader.shape(name) for name in reader.names}, quantization, encoding),
+        quantization,
         tied=tied,
         rotary_elements=rotary_elements(reader.config),
         options=encoding,
     )
-    made = export(checkpoint, tmp_path / "out", quantisation, options=encoding)
-    assert predicted == pytest.approx(made.bytes, rel=0.03 if QUANTISATIONS[quantisation].dense > 4 else 0.06)
+    made = export(checkpoint, tmp_path / "out", quantization, options=encoding)
+    assert predicted == pytest.approx(made.bytes, rel=0.03 if QUANTIZATIONS[quantization].dense > 4 else 0.06)
 
 
 def test_prediction_pads_odd_ranks_to_whole_blocks() -> None:
-    matrix = quantise(torch.randn(20, ODD_RANK), BlockFormat(8, OnnxOptions().block_size))
+    matrix = quantize(torch.randn(20, ODD_RANK), BlockFormat(8, OnnxOptions().block_size))
     stored = matrix.qweight.numel() + 4 * matrix.scales.numel()
     shape = {"x.lowrank_u.weight": (20, ODD_RANK)}
     assert predict_bytes(shape, "int8", tied=False) - predict_bytes({"x": (0,)}, "int8", tied=False) == stored
@@ -245,9 +245,9 @@ def test_prediction_counts_a_tied_head_once() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("quantisation", TYPES)
+@pytest.mark.parametrize("quantization", TYPES)
 def test_some_linears_factored_and_the_head_too(
-    tmp_path: Path, tiny: ModuleType, quantisation: str, layout: Layout
+    tmp_path: Path, tiny: ModuleType, quantization: str, layout: Layout
 ) -> None:
     layer = "model.layers.0."
     ranks = {f"{layer}self_attn.q_proj": 20, f"{layer}self_attn.v_proj": 31, f"{layer}mlp.up_proj": 40, "lm_head": 48}
@@ -262,11 +262,11 @@ def test_some_linears_factored_and_the_head_too(
     model.config.quantization_config = LowRankConfig(layout=layout, ranks=ranks, retention=0.9, method="svd")
     model.save_pretrained(tmp_path / "in")
     tiny.tokenizer().save_pretrained(tmp_path / "in")
-    export(tmp_path / "in", tmp_path / "out", quantisation)
+    export(tmp_path / "in", tmp_path / "out", quantization)
     tokens = np.arange(1, 31, dtype=np.int32)
     decoder = open_decoder(tmp_path / "out", threads=1)
     logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
-    assert kld(torch_logits(model, tokens), logits).mean() < 2 * LOSSES[quantisation]  # the head is in few bits too
+    assert kld(torch_logits(model, tokens), logits).mean() < 2 * LOSSES[quantization]  # the head is in few bits too
 
 
 def test_linear_as_wide_as_the_vocabulary_is_not_taken_for_the_head(tmp_path: Path, saved: Saved) -> None:
@@ -295,7 +295,7 @@ def test_force_replaces_nothing_but_an_export(tmp_path: Path, factored: Path) ->
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_unknown_quantisation_and_family(tmp_path: Path, factored: Path, tiny: ModuleType) -> None:
+def test_unknown_quantization_and_family(tmp_path: Path, factored: Path, tiny: ModuleType) -> None:
     with pytest.raises(UsageError, match="'int3' is unknown; one of fp32, fp16, int8, int4, int4-mix"):
         export(factored, tmp_path / "out", "int3")
     tiny.save_dense(tmp_path / "in", "llama")
@@ -430,9 +430,9 @@ def calibrated(tmp_path: Path, tiny: ModuleType) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, None])
-@pytest.mark.parametrize("quantisation", ["int4", "int4-mix"])
+@pytest.mark.parametrize("quantization", ["int4", "int4-mix"])
 def test_aware_rounding_stays_closer_to_torch(
-    tmp_path: Path, tiny: ModuleType, calibrated: Callable[..., Path], layout: Layout | None, quantisation: str
+    tmp_path: Path, tiny: ModuleType, calibrated: Callable[..., Path], layout: Layout | None, quantization: str
 ) -> None:
     save, options = (tiny.save_dense, {}) if layout is None else (tiny.save_factored, {"rank": 27, "layout": layout})
     checkpoint = calibrated(save, **options)
@@ -442,11 +442,11 @@ def test_aware_rounding_stays_closer_to_torch(
     for how in ("plain", "aware"):
         # activations in float: what is compared is the rounding of weights
         asked = replace(ALL, accuracy_level=0, rounding=how)
-        made = export(checkpoint, tmp_path / how, quantisation, options=asked)
+        made = export(checkpoint, tmp_path / how, quantization, options=asked)
         decoder = open_decoder(tmp_path / how, threads=1)
         logits, _ = decoder.run(tokens, decoder.empty_cache, keep_cache=False)
         found[how] = float(kld(torch_logits(reference, tokens), logits).mean()), made.bytes
-    assert found["aware"][0] < (0.75 if quantisation == "int4" else 0.9) * found["plain"][0]
+    assert found["aware"][0] < (0.75 if quantization == "int4" else 0.9) * found["plain"][0]
     assert found["aware"][1] == pytest.approx(found["plain"][1], abs=64)
 
 

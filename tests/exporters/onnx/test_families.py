@@ -69,7 +69,7 @@ def test_logits_agree_with_torch(tmp_path: Path, tiny: ModuleType, case: str, fa
     model = save(tmp_path / "in", family, tied=factored, **options)
     export = partial(export_onnx, tmp_path / "in", options=ALL, progress=SilentProgress())
     export(tmp_path / "fp32")
-    export(tmp_path / "int8", quantisation="int8")
+    export(tmp_path / "int8", quantization="int8")
     reference = torch_logits(model, TOKENS)
     exact = open_decoder(tmp_path / "fp32", threads=1)
     first, cache = exact.run(TOKENS[:120], exact.empty_cache, keep_cache=True)
@@ -85,7 +85,7 @@ def test_logits_agree_with_torch(tmp_path: Path, tiny: ModuleType, case: str, fa
 def test_narrow_types(tmp_path: Path, tiny: ModuleType, case: str, type: str, limit: float) -> None:
     family, options = CASES[case]
     model = tiny.save_factored(tmp_path / "in", family, rank=37, **options)
-    export_onnx(tmp_path / "in", tmp_path / "out", quantisation=type, options=ALL, progress=SilentProgress())
+    export_onnx(tmp_path / "in", tmp_path / "out", quantization=type, options=ALL, progress=SilentProgress())
     decoder = open_decoder(tmp_path / "out", threads=1)
     logits, _ = decoder.run(TOKENS, decoder.empty_cache, keep_cache=False)
     assert np.median(kld(torch_logits(model, TOKENS), logits)) < limit

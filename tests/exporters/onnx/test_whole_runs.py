@@ -23,7 +23,7 @@ from lowrank_export.converter.families.table import built_onnx, compressed, trac
 from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.exporters.onnx.export import export_onnx
-from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions
+from lowrank_export.exporters.onnx.weights.types import QUANTIZATIONS, OnnxOptions
 
 EXACT = "fp32"
 IN_EVERY_TYPE = ("llama", "phi3")  # plain, and with linears that the checkpoint holds as one
@@ -34,7 +34,7 @@ EXPORTED_ONLY = tuple(family for family in FAMILIES if family not in COMPRESSED)
 CASES = [
     pytest.param(family, type, marks=pytest.mark.slow if family in TRACED else ())
     for family in FAMILIES
-    for type in QUANTISATIONS
+    for type in QUANTIZATIONS
     if type == EXACT or family in IN_EVERY_TYPE
 ]
 
@@ -77,24 +77,24 @@ def test_every_family_of_the_tiny_models_is_here(tiny: ModuleType) -> None:
     assert EXPORTED_ONLY == ("gemma2", "gemma3_text", "opt", "cohere", "gpt_neox", "stablelm", "starcoder2")
 
 
-@pytest.mark.parametrize(("family", "quantisation"), CASES)
+@pytest.mark.parametrize(("family", "quantization"), CASES)
 def test_compress_export_generate(
-    tmp_path: Path, checkpoint: Callable[[str], Path], greedy: ModuleType, family: str, quantisation: str
+    tmp_path: Path, checkpoint: Callable[[str], Path], greedy: ModuleType, family: str, quantization: str
 ) -> None:
     if family in TRACED:
         pytest.importorskip("onnxscript")
     source, options = checkpoint(family), OnnxOptions(factors="all")
-    made = export_onnx(source, tmp_path / "out", quantisation=quantisation, options=options, progress=SilentProgress())
+    made = export_onnx(source, tmp_path / "out", quantization=quantization, options=options, progress=SilentProgress())
     assert made.layout == "native" and CheckpointReader(source).ranks
     prompt, tokens, text = _generated(tmp_path / "out")
     assert tokens[: len(prompt)] == prompt and len(prompt) < len(tokens) <= len(prompt) + NEW
     assert text.startswith(PROMPT)
-    if quantisation in greedy.STORED:
+    if quantization in greedy.STORED:
         model = load(source)
         new = tokens[len(prompt) :]
         if len(new) < NEW:  # GenAI does not give the token that ends a text
             new = [*new, model.generation_config.eos_token_id]
-        greedy.check_greedy(model, prompt, new, quantisation)
+        greedy.check_greedy(model, prompt, new, quantization)
 
 
 @pytest.mark.parametrize("family", EXPORTED_ONLY)

@@ -35,8 +35,8 @@ def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def gguf(source: Path, out: Path, quantisation: str = "f16", **options: Any) -> Path:
-    return export(source, out, requested("gguf", quantisation, **options)).path
+def gguf(source: Path, out: Path, quantization: str = "f16", **options: Any) -> Path:
+    return export(source, out, requested("gguf", quantization, **options)).path
 
 
 def logits_of(path: Path, tokens: np.ndarray = TOKENS, **options: Any) -> np.ndarray:
@@ -52,7 +52,7 @@ def low_rank(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """A factored llama at rank 32 in float32, and its logits in torch."""
     folder = tmp_path_factory.mktemp("low-rank")
     model = tiny.save_factored(folder / "model", "llama", rank=32)
-    return gguf(folder / "model", folder / "m.gguf", quantisation="f32"), torch_logits(model)
+    return gguf(folder / "model", folder / "m.gguf", quantization="f32"), torch_logits(model)
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_factored_file_equals_torch(
 ) -> None:
     model = tiny.save_factored(tmp_path / "model", family, rank=rank, tied=tied)
     reference = torch_logits(model)
-    native = logits_of(gguf(tmp_path / "model", tmp_path / "native.gguf", quantisation="f32"))
-    dense = logits_of(gguf(tmp_path / "model", tmp_path / "dense.gguf", quantisation="f32", layout="dense"))
+    native = logits_of(gguf(tmp_path / "model", tmp_path / "native.gguf", quantization="f32"))
+    dense = logits_of(gguf(tmp_path / "model", tmp_path / "dense.gguf", quantization="f32", layout="dense"))
     assert divergence(reference, native) < 1e-9
     assert divergence(reference, dense) < 1e-9
     np.testing.assert_allclose(native, reference, atol=1e-4)
@@ -83,8 +83,8 @@ def test_pivot_file_equals_torch(tiny: ModuleType, tmp_path: Path, family: str, 
     options = {"attention_bias": True, "mlp_bias": True} if family == "llama" else {}
     model = tiny.save_factored(tmp_path / "model", family, rank=rank, layout="pivot", **options)
     reference = torch_logits(model)
-    native = gguf(tmp_path / "model", tmp_path / "native.gguf", quantisation="f32")
-    dense = logits_of(gguf(tmp_path / "model", tmp_path / "dense.gguf", quantisation="f32", layout="dense"))
+    native = gguf(tmp_path / "model", tmp_path / "native.gguf", quantization="f32")
+    dense = logits_of(gguf(tmp_path / "model", tmp_path / "dense.gguf", quantization="f32", layout="dense"))
     assert divergence(reference, logits_of(native)) < 1e-9
     assert divergence(reference, dense) < 1e-9
     np.testing.assert_allclose(logits_of(native), reference, atol=1e-4)
@@ -106,7 +106,7 @@ def test_pivot_rows_that_are_in_order_in_the_checkpoint(tiny: ModuleType, tmp_pa
     assert len(orders) == 6
     kept = {name: tensor for name, tensor in weights.items() if name not in orders}
     save_file(kept, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    path = gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32")
+    path = gguf(tmp_path / "model", tmp_path / "m.gguf", quantization="f32")
     assert divergence(torch_logits(model), logits_of(path)) < 1e-9
 
 
@@ -114,14 +114,14 @@ def test_pivot_rows_that_are_in_order_in_the_checkpoint(tiny: ModuleType, tmp_pa
 def test_dense_checkpoint_equals_torch(tiny: ModuleType, tmp_path: Path, family: str) -> None:
     model = tiny.save_dense(tmp_path / "model", family)
     assert (
-        divergence(torch_logits(model), logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32")))
+        divergence(torch_logits(model), logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantization="f32")))
         < 1e-9
     )
 
 
 def test_attention_and_feed_forward_biases_of_llama(tiny: ModuleType, tmp_path: Path) -> None:
     model = tiny.save_factored(tmp_path / "model", "llama", attention_bias=True, mlp_bias=True)
-    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32"))
+    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantization="f32"))
     assert divergence(torch_logits(model), logits) < 1e-9
 
 
@@ -135,16 +135,16 @@ def test_llama3_rope(tiny: ModuleType, tmp_path: Path) -> None:
         "original_max_position_embeddings": 64,
     }
     model = tiny.save_factored(tmp_path / "model", "llama", rope_parameters=rope)
-    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32"))
+    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantization="f32"))
     assert divergence(torch_logits(model), logits) < 1e-8
 
 
 @pytest.mark.parametrize("layout", ["two-factor", "pivot"])
-@pytest.mark.parametrize(("quantisation", "limit"), [("f16", 1e-5), ("bf16", 1e-3), ("q8_0", 1e-2)])
-def test_quantised_factors(tiny: ModuleType, tmp_path: Path, quantisation: str, limit: float, layout: str) -> None:
+@pytest.mark.parametrize(("quantization", "limit"), [("f16", 1e-5), ("bf16", 1e-3), ("q8_0", 1e-2)])
+def test_quantized_factors(tiny: ModuleType, tmp_path: Path, quantization: str, limit: float, layout: str) -> None:
     rank, options = (32, {}) if layout == "two-factor" else (32, {"num_key_value_heads": 4})
     model = tiny.save_factored(tmp_path / "model", "qwen2", rank=rank, layout=layout, **options)
-    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation=quantisation))
+    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantization=quantization))
     assert divergence(torch_logits(model), logits) < limit
 
 
@@ -163,7 +163,7 @@ def test_factored_head(tiny: ModuleType, tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps(config))
     with torch.no_grad():
         model.lm_head.weight.copy_(u @ v)
-    logits = logits_of(gguf(source, tmp_path / "m.gguf", quantisation="f32"))
+    logits = logits_of(gguf(source, tmp_path / "m.gguf", quantization="f32"))
     assert divergence(torch_logits(model), logits) < 1e-9
 
 
@@ -180,7 +180,7 @@ def test_feeding_equals_the_window(backend: LlamaCppBackend, low_rank: tuple[Pat
 def test_window_longer_than_one_batch(tiny: ModuleType, tmp_path: Path) -> None:
     model = tiny.save_factored(tmp_path / "model", "qwen3", max_position_embeddings=1024)
     tokens = np.random.default_rng(1).integers(0, 320, 700).astype(np.int32)
-    opened = LlamaCppBackend(gguf(tmp_path / "model", tmp_path / "m.gguf", quantisation="f32"), n_ctx=700)
+    opened = LlamaCppBackend(gguf(tmp_path / "model", tmp_path / "m.gguf", quantization="f32"), n_ctx=700)
     logits = opened.window_logits(tokens)
     opened.close()
     assert divergence(torch_logits(model, tokens), logits) < 1e-9

@@ -1,4 +1,4 @@
-"""What else llama.cpp does with weights works on factored ones: LoRA adapters and its own quantiser."""
+"""What else llama.cpp does with weights works on factored ones: LoRA adapters and its own quantizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.export import export
-from lowrank_export.exporters.gguf.mixes import MIXES, Quantisation
+from lowrank_export.exporters.gguf.mixes import MIXES, Quantization
 from lowrank_export.exporters.gguf.types import TYPES
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.exporters.registry import requested
@@ -36,7 +36,7 @@ def layout(request: pytest.FixtureRequest) -> str:
 def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, layout: str) -> Path:
     folder = tmp_path_factory.mktemp("features")
     tiny.save_factored(folder / "model", "qwen2", rank=None if layout == "two-factor" else 31, layout=layout)
-    return export_gguf(folder / "model", folder / "m.gguf", Quantisation("f32"), progress=SilentProgress()).path
+    return export_gguf(folder / "model", folder / "m.gguf", Quantization("f32"), progress=SilentProgress()).path
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_adapter_of_a_factor_is_refused(
     assert "adapts a factor" in backend._last_error()
 
 
-def quantise(api: Any, source: Path, out: Path, file_type: int) -> None:
+def quantize(api: Any, source: Path, out: Path, file_type: int) -> None:
     options = api.llama_model_quantize_default_params()
     options.ftype, options.nthread = file_type, 1
     assert api.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(options)) == 0
@@ -130,12 +130,12 @@ def wide(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, layout: str
 
 
 @pytest.mark.parametrize("name", [n for n, mix in MIXES.items() if n != "f32" and not TYPES[mix.base].importance])
-def test_types_that_the_own_quantiser_gives(
+def test_types_that_the_own_quantizer_gives(
     backend: LlamaCppBackend, wide: Path, tmp_path: Path, layout: str, name: str
 ) -> None:
     """As docs/gguf.md says: plain types as an export gives them; a mix its base type, raised for some of ffn_down."""
     source = wide / "f32.gguf"
-    quantise(backend._api, source, tmp_path / "q.gguf", MIXES[name].file_type)
+    quantize(backend._api, source, tmp_path / "q.gguf", MIXES[name].file_type)
     found, before = stored(tmp_path / "q.gguf"), stored(source)
     assert found.keys() == before.keys()
     assert all(found[tensor] == "i32" for tensor in before if tensor.endswith("lowrank_perm"))
@@ -154,11 +154,11 @@ def test_types_that_the_own_quantiser_gives(
 
 
 @pytest.mark.parametrize(("file_type", "limit"), [(Q8_0, 0.2), (Q4_K_M, 1.0)])
-def test_own_quantiser(backend: LlamaCppBackend, factored: Path, tmp_path: Path, file_type: int, limit: float) -> None:
+def test_own_quantizer(backend: LlamaCppBackend, factored: Path, tmp_path: Path, file_type: int, limit: float) -> None:
     out = tmp_path / "q.gguf"
-    quantise(backend._api, factored, out, file_type)
-    quantised = LlamaCppBackend(out, n_ctx=64)
-    difference = np.abs(quantised.window_logits(TOKENS) - backend.window_logits(TOKENS)).mean()
-    quantised.close()
+    quantize(backend._api, factored, out, file_type)
+    quantized = LlamaCppBackend(out, n_ctx=64)
+    difference = np.abs(quantized.window_logits(TOKENS) - backend.window_logits(TOKENS)).mean()
+    quantized.close()
     assert out.stat().st_size < 0.5 * factored.stat().st_size
     assert difference < limit

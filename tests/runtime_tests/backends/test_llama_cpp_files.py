@@ -9,13 +9,15 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from gguf import GGUFReader
 
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.storage.gguf_header import read_header
 from lowrank_export.exporters.gguf import writer
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.backends.inspection import GgufSummary, check_loadable, inspect_gguf
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
@@ -55,7 +57,7 @@ print("survived")
 def pivot(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pivot")
     tiny.save_factored(folder / "model", "qwen2", rank=20, layout="pivot")
-    export_gguf(folder / "model", folder / "m.gguf", Quantisation("f32"), progress=SilentProgress())
+    export_gguf(folder / "model", folder / "m.gguf", Quantization("f32"), progress=SilentProgress())
     return folder / "m.gguf"
 
 
@@ -63,8 +65,8 @@ def pivot(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def factored(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     tiny.save_factored(folder / "model", "qwen2")
-    export_gguf(folder / "model", folder / "native.gguf", Quantisation("f32"), progress=SilentProgress())
-    export_gguf(folder / "model", folder / "dense.gguf", Quantisation("f32"), layout="dense", progress=SilentProgress())
+    export_gguf(folder / "model", folder / "native.gguf", Quantization("f32"), progress=SilentProgress())
+    export_gguf(folder / "model", folder / "dense.gguf", Quantization("f32"), layout="dense", progress=SilentProgress())
     return folder
 
 
@@ -108,7 +110,7 @@ def test_library_without_the_patch(factored: Path) -> None:
 
 def test_newer_layout(factored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_cpp_runtime: Path) -> None:
     monkeypatch.setitem(writer.LOWRANK_VERSIONS, "two-factor", 3)
-    export_gguf(factored / "model", tmp_path / "m.gguf", Quantisation("f16"), progress=SilentProgress())
+    export_gguf(factored / "model", tmp_path / "m.gguf", Quantization("f16"), progress=SilentProgress())
     with pytest.raises(InputError, match="knows version 2"):
         LlamaCppBackend(tmp_path / "m.gguf")
 
@@ -193,3 +195,26 @@ def test_stock_library_refuses_the_factored_file_and_runs_the_dense_one(factored
     assert "tensor 'blk.0.attn_q.weight' not found" in refused.stderr + refused.stdout
     accepted = run(STOCK, factored / "dense.gguf")
     assert accepted.stdout.strip().endswith("loaded")
+
+
+def test_a_file_in_parts(pivot: Path, tmp_path: Path, gguf_files: ModuleType, llama_cpp_runtime: Path) -> None:
+    """Given any part, llama.cpp computes what it computes of the whole; its permutations are looked at too."""
+    parts = gguf_files.split(pivot, tmp_path, (7, 15))
+    tokens = np.arange(24, dtype=np.int32)
+    expected = logits(pivot, tokens)
+    for part in parts:
+        np.testing.assert_array_equal(logits(part, tokens), expected)
+    place = next(tensor for tensor in read_header(parts[1]).tensors if tensor.name.endswith("lowrank_perm"))
+    data = bytearray(parts[1].read_bytes())
+    data[place.offset : place.offset + 4] = b"\xff\x00\x00\x00"
+    parts[1].write_bytes(data)
+    with pytest.raises(InputError, match=rf"{place.name} is no permutation"):
+        inspect_gguf(parts[0])
+
+
+def logits(path: Path, tokens: Any) -> Any:
+    backend = LlamaCppBackend(path, n_ctx=64)
+    try:
+        return backend.window_logits(tokens)
+    finally:
+        backend.close()

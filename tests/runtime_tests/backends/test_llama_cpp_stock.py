@@ -64,14 +64,14 @@ def models(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory, request: 
     return folder, torch_rows(dense), torch_rows(factored)
 
 
-def make(folder: Path, out: Path, quantisation: str = "q8_0", **options: Any) -> Path:
-    return export(folder / "factored", out, requested("gguf", quantisation, **options)).path
+def make(folder: Path, out: Path, quantization: str = "q8_0", **options: Any) -> Path:
+    return export(folder / "factored", out, requested("gguf", quantization, **options)).path
 
 
 def test_dense_layout_in_every_type(stock: ModuleType, models: Any, tmp_path: Path) -> None:
     folder, _, factored = models
     names = [name for name, mix in MIXES.items() if not TYPES[mix.base].importance]
-    files = {name: make(folder, tmp_path / f"{name}.gguf", quantisation=name, layout="dense") for name in names}
+    files = {name: make(folder, tmp_path / f"{name}.gguf", quantization=name, layout="dense") for name in names}
     found = dict(zip(files, stock_rows(stock, [(path, None) for path in files.values()]), strict=True))
     np.testing.assert_allclose(found["f32"], factored, atol=1e-4)
     for name, path in files.items():
@@ -79,17 +79,17 @@ def test_dense_layout_in_every_type(stock: ModuleType, models: Any, tmp_path: Pa
         assert divergence(patched_rows(path), found[name]) < 1e-3, name
 
 
-@pytest.mark.parametrize("quantisation", ["f32", "f16", "q8_0", "q4_k_m"])
+@pytest.mark.parametrize("quantization", ["f32", "f16", "q8_0", "q4_k_m"])
 def test_adapter_without_residual_computes_the_factored_model(
-    stock: ModuleType, models: Any, tmp_path: Path, quantisation: str
+    stock: ModuleType, models: Any, tmp_path: Path, quantization: str
 ) -> None:
     folder, dense, factored = models
-    base = make(folder, tmp_path / "m.gguf", quantisation=quantisation, layout="adapter")
+    base = make(folder, tmp_path / "m.gguf", quantization=quantization, layout="adapter")
     (found,) = stock_rows(stock, [(base, adapter_path(base))])
-    native = patched_rows(make(folder, tmp_path / "n.gguf", quantisation=quantisation))
+    native = patched_rows(make(folder, tmp_path / "n.gguf", quantization=quantization))
     assert divergence(patched_rows(base), found) < 1e-3
     assert divergence(native, found) < 2e-3
-    assert divergence(factored, found) < {"f32": 1e-6, "f16": 1e-5, "q8_0": 2e-3, "q4_k_m": 0.1}[quantisation]
+    assert divergence(factored, found) < {"f32": 1e-6, "f16": 1e-5, "q8_0": 2e-3, "q4_k_m": 0.1}[quantization]
     assert divergence(factored, dense) > 0.2  # what has been told apart
 
 
@@ -101,7 +101,7 @@ def test_adapter_with_residual_computes_the_dense_model(stock: ModuleType, model
         residual: make(
             folder,
             tmp_path / f"{residual}.gguf",
-            quantisation="q8_0",
+            quantization="q8_0",
             head_type="f32",
             layout="adapter",
             dense=str(folder / "dense"),

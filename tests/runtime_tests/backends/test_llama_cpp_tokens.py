@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lowrank_export.converter.core.progress import SilentProgress
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 
@@ -25,10 +25,10 @@ TEXTS = (
 pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
 
 
-def same_tokens(source: Path, out: Path, tokeniser: Any) -> None:
-    backend = LlamaCppBackend(export_gguf(source, out, Quantisation("f16"), progress=SilentProgress()).path, n_ctx=64)
+def same_tokens(source: Path, out: Path, tokenizer: Any) -> None:
+    backend = LlamaCppBackend(export_gguf(source, out, Quantization("f16"), progress=SilentProgress()).path, n_ctx=64)
     for text in TEXTS:
-        assert backend.tokenise(text) == tokeniser(text, add_special_tokens=False).input_ids, text
+        assert backend.tokenize(text) == tokenizer(text, add_special_tokens=False).input_ids, text
     backend.close()
 
 
@@ -54,7 +54,7 @@ def byte_level(tiny: ModuleType, *steps: Any, ignore_merges: bool = False) -> An
 def test_byte_level_tokenizers(tiny: ModuleType, tmp_path: Path, name: str) -> None:
     from tokenizers import Regex, pre_tokenizers
 
-    from lowrank_export.exporters.gguf.pretokenisers import LLAMA3, QWEN2, TEKKEN
+    from lowrank_export.exporters.gguf.pretokenizers import LLAMA3, QWEN2, TEKKEN
 
     def split(regex: str) -> list[Any]:
         return [
@@ -70,9 +70,9 @@ def test_byte_level_tokenizers(tiny: ModuleType, tmp_path: Path, name: str) -> N
         "tekken": split(TEKKEN),
     }[name]
     tiny.save_dense(tmp_path / "model", "llama")
-    tokeniser = byte_level(tiny, *steps, ignore_merges=name in ("llama-bpe", "tekken"))
-    tokeniser.save_pretrained(tmp_path / "model")
-    same_tokens(tmp_path / "model", tmp_path / "m.gguf", tokeniser)
+    tokenizer = byte_level(tiny, *steps, ignore_merges=name in ("llama-bpe", "tekken"))
+    tokenizer.save_pretrained(tmp_path / "model")
+    same_tokens(tmp_path / "model", tmp_path / "m.gguf", tokenizer)
 
 
 def test_sentencepiece_style(tiny: ModuleType, tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_sentencepiece_style(tiny: ModuleType, tmp_path: Path) -> None:
     data = raw.to_str().replace('"special":true', '"special":false')
     raw = Tokenizer.from_str(data)
     raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokeniser = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     tiny.save_dense(tmp_path / "model", "llama", vocab_size=tiny.VOCABULARY + 200)
-    tokeniser.save_pretrained(tmp_path / "model")
-    same_tokens(tmp_path / "model", tmp_path / "m.gguf", tokeniser)
+    tokenizer.save_pretrained(tmp_path / "model")
+    same_tokens(tmp_path / "model", tmp_path / "m.gguf", tokenizer)
 
 
 @pytest.mark.slow

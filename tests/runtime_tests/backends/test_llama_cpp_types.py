@@ -1,4 +1,4 @@
-"""Every storage type and mix, from export to logits; the types of a dense file are those of llama.cpp's quantiser."""
+"""Every storage type and mix, from export to logits; the types of a dense file are those of llama.cpp's quantizer."""
 
 from __future__ import annotations
 
@@ -97,39 +97,39 @@ def measured_importance(tiny: ModuleType, checkpoint: Path) -> None:
     export_imatrix(checkpoint, checkpoint / IMATRIX, text=text, force=True, progress=SilentProgress())
 
 
-@pytest.mark.parametrize("quantisation", MIXES)
-def test_logits_of_every_type(model: Any, tmp_path: Path, quantisation: str) -> None:
+@pytest.mark.parametrize("quantization", MIXES)
+def test_logits_of_every_type(model: Any, tmp_path: Path, quantization: str) -> None:
     layout, checkpoint, reference = model
-    wants = TYPES[MIXES[quantisation].base].importance
+    wants = TYPES[MIXES[quantization].base].importance
     rounding = Rounding(imatrix=checkpoint / IMATRIX) if wants else Rounding()
-    made = export(checkpoint, tmp_path / "m.gguf", requested("gguf", quantisation, rounding=rounding))
+    made = export(checkpoint, tmp_path / "m.gguf", requested("gguf", quantization, rounding=rounding))
     assert describe(made.path) == made
     base = {tensor.type for tensor in made.tensors if ".ffn_up." in tensor.name and tensor.name.endswith("weight")}
     if layout != "pivot":  # whose C has rows of 128
-        assert base == {MIXES[quantisation].base}
-    assert divergence(reference, made.path) < LIMITS[quantisation] * (4 if layout == "pivot" else 1)
+        assert base == {MIXES[quantization].base}
+    assert divergence(reference, made.path) < LIMITS[quantization] * (4 if layout == "pivot" else 1)
 
 
-@pytest.mark.parametrize("quantisation", ["q4_k_m", "iq4_xs", "q2_k"])
-def test_rows_that_do_not_fit_run_in_their_fallback(tiny: ModuleType, tmp_path: Path, quantisation: str) -> None:
+@pytest.mark.parametrize("quantization", ["q4_k_m", "iq4_xs", "q2_k"])
+def test_rows_that_do_not_fit_run_in_their_fallback(tiny: ModuleType, tmp_path: Path, quantization: str) -> None:
     built = tiny.save_factored(tmp_path / "model", "llama", rank=32)
-    made = export(tmp_path / "model", tmp_path / "m.gguf", requested("gguf", quantisation))
-    stands_in = {"q4_k_m": {"q5_0", "q8_0"}, "iq4_xs": {"iq4_nl", "q8_0"}, "q2_k": {"iq4_nl", "q8_0"}}[quantisation]
+    made = export(tmp_path / "model", tmp_path / "m.gguf", requested("gguf", quantization))
+    stands_in = {"q4_k_m": {"q5_0", "q8_0"}, "iq4_xs": {"iq4_nl", "q8_0"}, "q2_k": {"iq4_nl", "q8_0"}}[quantization]
     assert {tensor.type for tensor in made.tensors} == {*stands_in, "f32"}
     assert divergence(torch_logits(built), made.path) < 0.1
 
 
-@pytest.mark.parametrize("quantisation", ["q4_0", "q4_k", "iq3_s"])
-def test_aware_files_run(model: Any, tmp_path: Path, quantisation: str) -> None:
+@pytest.mark.parametrize("quantization", ["q4_0", "q4_k", "iq3_s"])
+def test_aware_files_run(model: Any, tmp_path: Path, quantization: str) -> None:
     """Random models have little for it to win on; that it wins is shown in test_aware.py."""
     layout, checkpoint, reference = model
     rounding = Rounding("aware", calibration=str(checkpoint / "notes.txt"))
-    made = export(checkpoint, tmp_path / "m.gguf", requested("gguf", quantisation, rounding=rounding))
+    made = export(checkpoint, tmp_path / "m.gguf", requested("gguf", quantization, rounding=rounding))
     assert describe(made.path) == made
-    assert divergence(reference, made.path) < 2 * LIMITS[quantisation] * (4 if layout == "pivot" else 1)
+    assert divergence(reference, made.path) < 2 * LIMITS[quantization] * (4 if layout == "pivot" else 1)
 
 
-def quantised_by_llama_cpp(
+def quantized_by_llama_cpp(
     source: Path, target: Path, file_type: int, importance: dict[str, np.ndarray] | None = None
 ) -> None:
     """With an importance, every matrix in the type itself."""
@@ -150,14 +150,14 @@ def test_dense_files_have_the_types_of_llama_cpp(tiny: ModuleType, tmp_path: Pat
     sizes = {"hidden_size": 256, "intermediate_size": 320, "head_dim": 64}
     tiny.save_dense(tmp_path / "model", "llama", tied=tied, blocks=17, **sizes)
     source = export(tmp_path / "model", tmp_path / "f32.gguf", requested("gguf", "f32")).path
-    for quantisation in ("q4_k_m", "q5_k_m", "q4_k_s", "q3_k_m", "q4_0", "q5_1", "q6_k"):
-        made = export(tmp_path / "model", tmp_path / f"{quantisation}.gguf", requested("gguf", quantisation))
-        quantised_by_llama_cpp(source, tmp_path / "theirs.gguf", MIXES[quantisation].file_type)
+    for quantization in ("q4_k_m", "q5_k_m", "q4_k_s", "q3_k_m", "q4_0", "q5_1", "q6_k"):
+        made = export(tmp_path / "model", tmp_path / f"{quantization}.gguf", requested("gguf", quantization))
+        quantized_by_llama_cpp(source, tmp_path / "theirs.gguf", MIXES[quantization].file_type)
         ours, theirs = ({t.name: t for t in GGUFReader(path).tensors} for path in (made.path, tmp_path / "theirs.gguf"))
         types = {name: (tensor.tensor_type.name, theirs[name].tensor_type.name) for name, tensor in ours.items()}
-        assert {name: pair for name, pair in types.items() if pair[0] != pair[1]} == {}, quantisation
+        assert {name: pair for name, pair in types.items() if pair[0] != pair[1]} == {}, quantization
         for name, tensor in ours.items():
-            np.testing.assert_array_equal(tensor.data, theirs[name].data, err_msg=f"{quantisation} {name}")
+            np.testing.assert_array_equal(tensor.data, theirs[name].data, err_msg=f"{quantization} {name}")
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +170,12 @@ def llama(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("quantisation", ["q4_0", "q5_1", "iq4_nl", "q4_k", "q6_k", "iq3_s"])
-def test_an_importance_matrix_gives_the_bytes_of_llama_cpp(llama: Path, tmp_path: Path, quantisation: str) -> None:
+@pytest.mark.parametrize("quantization", ["q4_0", "q5_1", "iq4_nl", "q4_k", "q6_k", "iq3_s"])
+def test_an_importance_matrix_gives_the_bytes_of_llama_cpp(llama: Path, tmp_path: Path, quantization: str) -> None:
     imatrix = llama / IMATRIX
-    made = export(llama, tmp_path / "ours.gguf", requested("gguf", quantisation, rounding=Rounding(imatrix=imatrix)))
-    file_type = MIXES[quantisation].file_type
-    quantised_by_llama_cpp(llama / "f32.gguf", tmp_path / "theirs.gguf", file_type, read_imatrix(imatrix))
+    made = export(llama, tmp_path / "ours.gguf", requested("gguf", quantization, rounding=Rounding(imatrix=imatrix)))
+    file_type = MIXES[quantization].file_type
+    quantized_by_llama_cpp(llama / "f32.gguf", tmp_path / "theirs.gguf", file_type, read_imatrix(imatrix))
     ours, theirs = ({t.name: t for t in GGUFReader(path).tensors} for path in (made.path, tmp_path / "theirs.gguf"))
     matrices = [name for name in ours if name.startswith("blk.") and len(ours[name].shape) > 1]
     assert len(matrices) == 14

@@ -11,7 +11,7 @@ import pytest
 
 from lowrank_export.converter.core.errors import InputError, ResourceError
 from lowrank_export.converter.core.progress import SilentProgress
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.exporters.llamacpp import proof, runtime
 from lowrank_export.runtime_tests import child
@@ -42,7 +42,7 @@ def model(tiny: ModuleType, tmp_path: Path) -> Path:
     return export_gguf(
         tmp_path / "dense",
         tmp_path / "mine-f32.gguf",
-        Quantisation("f32"),
+        Quantization("f32"),
         progress=SilentProgress(),
     ).path
 

@@ -41,7 +41,7 @@ ROW = Row(
     path="m.gguf",
     sha256="",
     format="gguf",
-    quantisation="f16",
+    quantization="f16",
     layout="native",
     bytes=1000,
     parameters=4000,
@@ -84,7 +84,7 @@ def test_gate(value: float, at_least: bool, passed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "quantisation", "kld"),
+    ("format", "quantization", "kld"),
     [
         ("gguf", "f32", 1e-4),
         ("gguf", "f16", 1e-4),
@@ -96,8 +96,8 @@ def test_gate(value: float, at_least: bool, passed: bool) -> None:
         ("onnx", "int4-mix", 1.2),
     ],
 )
-def test_documented_limits(format: str, quantisation: str, kld: float) -> None:
-    assert parity_defaults(format, quantisation)["parity.mean_kld"] == kld
+def test_documented_limits(format: str, quantization: str, kld: float) -> None:
+    assert parity_defaults(format, quantization)["parity.mean_kld"] == kld
     assert parity_defaults("gguf", "iq1_s") == OTHER_PARITY
     assert set(OTHER_PARITY) | set(QUALITY_DEFAULTS) <= set(METRICS)
 

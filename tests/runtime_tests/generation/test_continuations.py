@@ -39,7 +39,12 @@ def test_together_is_what_one_by_one_gives(tiny: ModuleType) -> None:
     end = (alone[2][3], alone[4][11])
     expected = [generate(backend, prompt, max_tokens=20, end=end, seed=7 + i) for i, prompt in enumerate(prompts)]
     assert isinstance(backend, Together)
-    assert continue_pieces(backend, prompts, max_tokens=20, end=end, seed=7) == expected
+    told: list[int] = []
+    assert continue_pieces(backend, prompts, max_tokens=20, end=end, seed=7, advance=told.append) == expected
+    assert sum(told) == 20 * len(prompts)  # whether or not all texts end early
+    told.clear()
+    continue_pieces(backend, prompts, max_tokens=20, end=range(10_000), seed=7, advance=told.append)
+    assert sum(told) == 20 * len(prompts)
     assert len(expected[2]) <= 3 and len(expected[4]) <= 11 and max(map(len, expected)) > 11
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_export.runtime_tests.metrics.perplexity import log_normaliser, perplexity, token_losses
+from lowrank_export.runtime_tests.metrics.perplexity import log_normalizer, perplexity, token_losses
 
 
 @pytest.mark.parametrize("length", [2, 8, 9, 30])
@@ -45,6 +45,6 @@ def test_hopeless_losses_do_not_overflow() -> None:
     assert math.isnan(perplexity(np.ones(1)).standard_error)
 
 
-def test_log_normaliser_of_extreme_rows() -> None:
+def test_log_normalizer_of_extreme_rows() -> None:
     rows = np.array([[1e4, 0.0], [-1e4, -1e4]])
-    np.testing.assert_allclose(log_normaliser(rows), [1e4, -1e4 + math.log(2)])
+    np.testing.assert_allclose(log_normalizer(rows), [1e4, -1e4 + math.log(2)])

@@ -61,9 +61,9 @@ FORMATS = {"gguf": ("q8_0", "llama.cpp"), "onnx": ("fp32", "onnxruntime-genai")}
 @pytest.fixture(params=FORMATS)
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], tuple[Path, str]]:
     def make(folder: Path) -> tuple[Path, str]:
-        quantisation, name = FORMATS[request.param]
+        quantization, name = FORMATS[request.param]
         out = tmp_path / f"out.{request.param}"
-        export(folder, out, requested(request.param, quantisation))
+        export(folder, out, requested(request.param, quantization))
         return out, name
 
     return make

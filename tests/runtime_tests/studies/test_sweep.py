@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from lowrank_export.cli import app
 from lowrank_export.converter.core.errors import GateError, InputError, UsageError
+from lowrank_export.exporters.artifact import to_document
 from lowrank_export.runtime_tests.metrics.parity import Parity
 from lowrank_export.runtime_tests.metrics.perplexity import Perplexity
 from lowrank_export.runtime_tests.studies import grid as module
@@ -32,7 +33,7 @@ def row(method: str, size: float, kld: float, speed: float | None = 50.0, kind: 
         retention=1.0 if method == "dense" else 0.8,
         kept=0.8,
         format="gguf",
-        quantisation=kind,
+        quantization=kind,
         backend="llama.cpp",
         bytes=int(size * 1e6),
         bits_per_weight=8.5,
@@ -73,8 +74,8 @@ def test_nobody_on_the_front_is_beaten_and_everybody_else_is(values: list[tuple[
     ("limits", "index", "reasons"),
     [
         (Limits(max_bytes=100e6), 1, ["3 of 5 exports", "closest to the dense model: 95.0 MB, KLD 0.05"]),
-        (Limits(max_bytes=90e6), 3, ["next: adasvd", "plain quantisation alone: none keeps the limits"]),
-        (Limits(max_kld=0.5), 3, ["smallest: 80.0 MB", "plain quantisation alone: dense, gguf q4_k_m"]),
+        (Limits(max_bytes=90e6), 3, ["next: adasvd", "plain quantization alone: none keeps the limits"]),
+        (Limits(max_kld=0.5), 3, ["smallest: 80.0 MB", "plain quantization alone: dense, gguf q4_k_m"]),
         (Limits(max_kld=0.5, min_speed=80), None, ["70.0 tokens per second, at least 80"]),
         (Limits(min_speed=55), 2, ["3 of 5 exports"]),
         (Limits(max_bytes=10e6), None, ["none of 5 exports", "MB, at most 10.0"]),
@@ -104,7 +105,7 @@ def test_calls_that_say_too_little(tmp_path: Path) -> None:
         (tmp_path / "sweep.json").write_text(text)
         with pytest.raises(InputError, match=r"sweep\.json"):
             read_rows(tmp_path / "sweep.json")
-    document = {"schema_version": 1, "rows": [{**asdict(one), "on_front": True} for one in ROWS]}
+    document = {"schema_version": 1, "rows": [{**to_document(one), "on_front": True} for one in ROWS]}
     (tmp_path / "sweep.json").write_text(json.dumps(document))
     assert read_rows(tmp_path / "sweep.json") == ROWS
 
@@ -129,7 +130,7 @@ def test_whole_sweep(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypa
     document = json.loads(first.stdout)
     assert document == json.loads((tmp_path / "out" / "sweep.json").read_text())
     rows = read_rows(tmp_path / "out" / "sweep.json")
-    assert [(one.method, one.quantisation) for one in rows] == [
+    assert [(one.method, one.quantization) for one in rows] == [
         (method, kind) for method in ("dense", "svd", "svd-llm") for kind in ("fp32", "int8")
     ]
     exact, rounded = rows[:2]
@@ -137,7 +138,7 @@ def test_whole_sweep(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypa
     assert all(one.speed is not None and one.backend == "onnxruntime" for one in rows)
     assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["rows", "sweep.html", "sweep.json"]
     page = (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")
-    assert "plain quantisation" in page and page.count("<svg") == 3
+    assert "plain quantization" in page and page.count("<svg") == 3
 
     calls.clear()
     again = run(*words, "--retention", "0.8", "--json")
@@ -152,7 +153,7 @@ def test_whole_sweep(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypa
 
 
 def test_sizes(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside plain quantisation and one retention a file whose ranks and types are chosen for a size."""
+    """Beside plain quantization and one retention a file whose ranks and types are chosen for a size."""
     tiny.save_dense(tmp_path / "dense", "llama", hidden_size=64, intermediate_size=128)
     monkeypatch.setattr(module, "run_child", child_here)
     (tmp_path / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
@@ -165,6 +166,6 @@ def test_sizes(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypatch: p
     assert made.exit_code == 0, made.stderr
     rows = read_rows(tmp_path / "out" / "sweep.json")
     assert [one.label for one in rows] == ["dense, gguf q8_0", "svd 0.8, gguf q8_0", "size 0.11 MB, gguf"]
-    assert rows[-1].bytes <= 110_000 and rows[-1].quantisation == "budget"
+    assert rows[-1].bytes <= 110_000 and rows[-1].quantization == "budget"
     assert "--sizes 110000" in (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")
     assert run("sweep", *words[:-1], "12 parsecs").exit_code == 2

@@ -31,7 +31,7 @@ TOKENS = np.random.default_rng(0).integers(0, 320, 24).astype(np.int32)
 COUNTS = (21, 1, 1, 1)  # a prompt that no kernel's block divides, then tokens one by one
 BUILDS = ("armv8.0", "dotprod", "i8mm")
 EVERY_FAMILY = ("q8_0", "q4_0", "q4_k_m")
-# Both sides multiply the same integers. Sums of float32 in another order can round an activation to the neighbouring
+# Both sides multiply the same integers. Sums of float32 in another order can round an activation to the neighboring
 # 8-bit value; all of them rounded anew is what the gate of q8_0 allows.
 ACTIVATIONS = parity_defaults("gguf", "q8_0")["parity.mean_kld"]
 FILES = [(family, type) for family in gguf_families() for type in EVERY_FAMILY]

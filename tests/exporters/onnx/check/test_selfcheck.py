@@ -163,14 +163,14 @@ def test_genai_that_cannot_load(tmp_path: Path, exported: tuple[Path, Path, Refe
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("quantisation", ["fp32", "int8"])
+@pytest.mark.parametrize("quantization", ["fp32", "int8"])
 def test_wrong_result_is_not_delivered(
-    tmp_path: Path, exported: tuple[Path, Path, Reference], monkeypatch: pytest.MonkeyPatch, quantisation: str
+    tmp_path: Path, exported: tuple[Path, Path, Reference], monkeypatch: pytest.MonkeyPatch, quantization: str
 ) -> None:
     checkpoint, _, reference = exported
     swapped = tuple(logits[:, ::-1] for logits in reference.logits)
     wrong = Reference(**{**reference.__dict__, "logits": swapped})
     monkeypatch.setattr(export_module, "reference_of", lambda *_: wrong)
     with pytest.raises(InputError, match="does not compute what the torch model computes"):
-        export_onnx(checkpoint, tmp_path / "out", quantisation=quantisation, progress=SilentProgress())
+        export_onnx(checkpoint, tmp_path / "out", quantization=quantization, progress=SilentProgress())
     assert list(tmp_path.iterdir()) == []

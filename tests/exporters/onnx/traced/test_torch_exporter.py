@@ -1,4 +1,4 @@
-"""Families outside the builder: traced, quantised, and loaded by both runtimes like the others."""
+"""Families outside the builder: traced, quantized, and loaded by both runtimes like the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lowrank_export.exporters.onnx.check.selfcheck import kld
 from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.traced.traced_weights import store_codes, store_half
-from lowrank_export.exporters.onnx.weights.quantise import BlockFormat, dequantise, quantise
+from lowrank_export.exporters.onnx.weights.quantize import BlockFormat, dequantize, quantize
 from lowrank_export.exporters.onnx.weights.stored import StoredWeights
 from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 
@@ -36,24 +36,24 @@ def test_opt(tmp_path: Path, tiny: ModuleType, factored: bool) -> None:
         model = tiny.save_dense(tmp_path / "in", "opt", tied=False)
     with torch.no_grad():
         reference = model(torch.from_numpy(TOKENS.astype(np.int64))[None]).logits[0].numpy()
-    for quantisation in ("fp32", "fp16", "int4-mix", "int8") if factored else ("fp32", "int8"):
+    for quantization in ("fp32", "fp16", "int4-mix", "int8") if factored else ("fp32", "int8"):
         artifact = export_onnx(
             tmp_path / "in",
-            tmp_path / quantisation,
-            quantisation=quantisation,
+            tmp_path / quantization,
+            quantization=quantization,
             options=OnnxOptions(factors="all"),
             progress=SilentProgress(),
         )
-        decoder = open_decoder(tmp_path / quantisation, threads=1)
+        decoder = open_decoder(tmp_path / quantization, threads=1)
         first, cache = decoder.run(TOKENS[:50], decoder.empty_cache, keep_cache=True)
         last, _ = decoder.run(TOKENS[50:], cache, keep_cache=False)
         logits = np.concatenate([first, last])
-        if quantisation == "fp32":
+        if quantization == "fp32":
             np.testing.assert_allclose(logits, reference, atol=1e-4)
         else:  # rounded weights; what the graph adds to them was compared by the export itself
-            assert np.median(kld(reference, logits)) < {"fp16": 1e-5, "int4-mix": 0.5, "int8": 0.005}[quantisation]
+            assert np.median(kld(reference, logits)) < {"fp16": 1e-5, "int4-mix": 0.5, "int8": 0.005}[quantization]
         assert artifact.facts["exporter"].startswith("transformers ")
-        stored = onnx.load(str(tmp_path / quantisation / "model.onnx"), load_external_data=False)
+        stored = onnx.load(str(tmp_path / quantization / "model.onnx"), load_external_data=False)
         assert str(Path(torch.__file__).parent) not in str(stored), "no paths of this machine"
     wide = [
         record for record in artifact.tensors if np.prod(record.shape) >= 320 * 80 and "positions" not in record.name
@@ -128,9 +128,9 @@ def tensors_of(parts: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_codes_compute_what_they_stand_for(tmp_path: Path, bits: int, symmetric: bool) -> None:
     parts, format = modules(), BlockFormat(bits, 32, symmetric)
-    encoded = {part: quantise(part.weight, format) for part in parts.values()}
+    encoded = {part: quantize(part.weight, format) for part in parts.values()}
     for part, matrix in encoded.items():
-        part.weight.data = dequantise(matrix)
+        part.weight.data = dequantize(matrix)
     tensors, ids = tensors_of(parts), np.array([3, 0, 49])
     expected = ((tensors["embed"][ids] @ tensors["a"]) @ tensors["b"].T + tensors["bias"]) @ tensors["embed"].T
     model = traced_graph(tensors)

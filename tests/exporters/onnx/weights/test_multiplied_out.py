@@ -24,7 +24,7 @@ from lowrank_export.exporters.onnx.export import export_onnx
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.weights import multiplied_out as policy
 from lowrank_export.exporters.onnx.weights.multiplied_out import multiplied_out, multiply_out, stored_shapes
-from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions
+from lowrank_export.exporters.onnx.weights.types import QUANTIZATIONS, OnnxOptions
 
 AUTO, ALL = OnnxOptions(), OnnxOptions(factors="all")
 BLOCK = "model.layers.0."
@@ -54,14 +54,14 @@ def test_what_is_multiplied_out_at_576_columns() -> None:
     mixed = multiplied_out(stored, "int4-mix", AUTO)
     attention = {f"{ATTENTION}{name}_proj" for name in "qko"}  # v has 4 bits: it cannot join V, which has 8
     assert mixed == attention | {f"{MLP}down_proj"}
-    assert all(multiplied_out(stored, type, ALL) == set() for type in QUANTISATIONS)
+    assert all(multiplied_out(stored, type, ALL) == set() for type in QUANTIZATIONS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("quantisation", QUANTISATIONS)
-def test_wide_linears_stay_factored(layout: Layout, quantisation: str) -> None:
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_wide_linears_stay_factored(layout: Layout, quantization: str) -> None:
     ranks = dict.fromkeys(("q", "k", "v", "o"), 448) | dict.fromkeys(("gate", "up", "down"), 960)
-    assert multiplied_out(block(3072, ranks, layout), quantisation, AUTO) == set()
+    assert multiplied_out(block(3072, ranks, layout), quantization, AUTO) == set()
 
 
 def test_a_rank_at_which_nothing_is_saved() -> None:
@@ -95,10 +95,10 @@ def nodes_of(folder: Path, *kinds: str) -> list[str]:
     return [node.name for node in graph.node if node.op_type in kinds and "layers" in node.name]
 
 
-@pytest.mark.parametrize("quantisation", ["fp32", "int8", "int4-mix"])
+@pytest.mark.parametrize("quantization", ["fp32", "int8", "int4-mix"])
 @pytest.mark.parametrize("names", ["qkv", "qk", "q", ("gate", "up"), ("gate",), ("o", "down"), ()], ids=str)
 def test_the_policy_counts_the_nodes_that_the_graph_has(
-    tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], quantisation: str
+    tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], quantization: str
 ) -> None:
     for name in ("MATMUL", "SPLIT"):
         monkeypatch.setattr(policy, name, 1.0)
@@ -107,10 +107,10 @@ def test_the_policy_counts_the_nodes_that_the_graph_has(
     merged = {f"{MLP if len(name) > 1 and name != 'o' else ATTENTION}{name}_proj" for name in names}
     monkeypatch.setattr("lowrank_export.exporters.onnx.export.multiplied_out", lambda *_: frozenset(merged))
     tiny.save_factored(tmp_path / "in", "llama", rank=24, blocks=1)
-    export_onnx(tmp_path / "in", tmp_path / "out", quantisation=quantisation, progress=SilentProgress())
+    export_onnx(tmp_path / "in", tmp_path / "out", quantization=quantization, progress=SilentProgress())
     reader = CheckpointReader(tmp_path / "in")
     groups = policy._groups({name: reader.shape(name) for name in reader.names})
-    counted = sum(policy._cost(group, merged, quantisation, AUTO) for group in groups)
+    counted = sum(policy._cost(group, merged, quantization, AUTO) for group in groups)
     assert counted == len(nodes_of(tmp_path / "out", "MatMul", "MatMulNBits", "Split"))
 
 
@@ -128,15 +128,15 @@ def test_dense_linears_join_the_matmul_of_their_input(tmp_path: Path, tiny: Modu
     assert made.facts["multiplied_out"] == "2 of 7 factored linears" and made.layout == "native"
 
 
-@pytest.mark.parametrize("quantisation", QUANTISATIONS)
-def test_a_model_without_factors_left(tmp_path: Path, tiny: ModuleType, quantisation: str) -> None:
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_model_without_factors_left(tmp_path: Path, tiny: ModuleType, quantization: str) -> None:
     tiny.save_factored(tmp_path / "in", "llama", rank=32)
-    made = export_onnx(tmp_path / "in", tmp_path / "out", quantisation=quantisation, progress=SilentProgress())
+    made = export_onnx(tmp_path / "in", tmp_path / "out", quantization=quantization, progress=SilentProgress())
     assert made.layout == "dense" and not nodes_of(tmp_path / "out", "Split")
     assert not any("lowrank_" in record.name for record in made.tensors)
     assert made.parameters == 320 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64) + 5 * 64
     limits = {"fp32": 1e-9, "fp16": 1e-5, "int8": 0.005, "int4-mix": 0.2, "int4": 0.2}
-    assert kld(_logits_of_torch(tmp_path / "in"), _logits(tmp_path / "out")).mean() < limits[quantisation]
+    assert kld(_logits_of_torch(tmp_path / "in"), _logits(tmp_path / "out")).mean() < limits[quantization]
 
 
 def test_aware_rounding_of_what_is_multiplied_out(tmp_path: Path, tiny: ModuleType) -> None:
@@ -149,7 +149,7 @@ def test_aware_rounding_of_what_is_multiplied_out(tmp_path: Path, tiny: ModuleTy
     for how in ("plain", "aware"):
         options = OnnxOptions(accuracy_level=0, rounding=how)
         made = export_onnx(
-            tmp_path / "in", tmp_path / how, quantisation="int4", options=options, progress=SilentProgress()
+            tmp_path / "in", tmp_path / how, quantization="int4", options=options, progress=SilentProgress()
         )
         assert made.layout == "dense"
         tokens = np.asarray(tokenizer.encode(tiny.TEXT)[200:328], dtype=np.int32)

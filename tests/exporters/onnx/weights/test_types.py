@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lowrank_export.converter.core.errors import UsageError
-from lowrank_export.exporters.onnx.weights.quantise import BlockFormat
-from lowrank_export.exporters.onnx.weights.types import QUANTISATIONS, OnnxOptions, bits_of, block_format, row_multiple
+from lowrank_export.exporters.onnx.weights.quantize import BlockFormat
+from lowrank_export.exporters.onnx.weights.types import QUANTIZATIONS, OnnxOptions, bits_of, block_format, row_multiple
 
 LINEAR = "model.layers.0.mlp.up_proj"
 
@@ -30,7 +30,7 @@ def test_format_is_none_for_floats() -> None:
 
 
 def test_rows_fill_their_blocks() -> None:
-    found = {type: [row_multiple(type, OnnxOptions(block)) for block in (16, 32, 128)] for type in QUANTISATIONS}
+    found = {type: [row_multiple(type, OnnxOptions(block)) for block in (16, 32, 128)] for type in QUANTIZATIONS}
     assert found == {
         "fp32": [1, 1, 1],
         "fp16": [1, 1, 1],
@@ -55,8 +55,9 @@ def test_what_is_refused(options: dict[str, object], message: str) -> None:
 
 
 def test_said_of_codes_and_factors() -> None:
-    assert OnnxOptions().said("fp16") == "" and OnnxOptions(factors="all").said("fp16") == "all factors"
-    assert OnnxOptions(factors="all").said("int8").endswith("plain rounding, all factors")
+    assert OnnxOptions().recorded("fp16") == "" and OnnxOptions(factors="all").recorded("fp16") == "all factors"
+    assert OnnxOptions(factors="all").recorded("int8").endswith("plain rounding, all factors")
     assert (
-        OnnxOptions(64, False, 0, "aware").said("int4") == "blocks of 64, asymmetric, accuracy level 0, aware rounding"
+        OnnxOptions(64, False, 0, "aware").recorded("int4")
+        == "blocks of 64, asymmetric, accuracy level 0, aware rounding"
     )

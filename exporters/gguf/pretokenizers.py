@@ -1,6 +1,6 @@
 """Which of llama.cpp's named pre-tokenisers splits text as a Hugging Face tokenizer does.
 
-A wrong name loads without an error and quietly tokenises differently, so it is derived from the structure of
+A wrong name loads without an error and quietly tokenizes differently, so it is derived from the structure of
 tokenizer.json, and an unknown structure is refused.
 """
 
@@ -42,20 +42,20 @@ NAMES: dict[tuple[tuple[Step, ...], bool], str] = {
 }
 
 
-def pretokeniser_name(tokeniser: Mapping[str, Any]) -> str:
+def pretokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     """llama.cpp's name for the pre-tokeniser of a byte-level BPE tokenizer.
 
     Args:
-        tokeniser: tokenizer.json as data.
+        tokenizer: tokenizer.json as data.
 
     Raises:
         InputError: no pre-tokeniser of llama.cpp is known to split text in the same way.
     """
-    normaliser = tokeniser.get("normalizer")
-    if normaliser and normaliser.get("type") != "NFC":
-        raise InputError(f"tokenizer: normaliser {normaliser.get('type')!r} has no counterpart in llama.cpp")
-    steps = tuple(_step(entry) for entry in _flat(tokeniser.get("pre_tokenizer")))
-    whole_words = bool(tokeniser["model"].get("ignore_merges", False))
+    normalizer = tokenizer.get("normalizer")
+    if normalizer and normalizer.get("type") != "NFC":
+        raise InputError(f"tokenizer: normalizer {normalizer.get('type')!r} has no counterpart in llama.cpp")
+    steps = tuple(_step(entry) for entry in _flat(tokenizer.get("pre_tokenizer")))
+    whole_words = bool(tokenizer["model"].get("ignore_merges", False))
     name = NAMES.get((steps, whole_words))
     if name is None:
         raise InputError(f"tokenizer: no pre-tokeniser of llama.cpp is known to match {steps}")

@@ -54,8 +54,8 @@ class BlockFormat:
 
 
 @dataclass(frozen=True)
-class QuantisedMatrix:
-    """A matrix (rows x columns) in a `BlockFormat`, with what the model builder reads of a quantised linear.
+class QuantizedMatrix:
+    """A matrix (rows x columns) in a `BlockFormat`, with what the model builder reads of a quantized linear.
 
     Attributes:
         qweight: uint8 (rows, blocks, bytes per block); of 4-bit codes, two to a byte, the lower half comes first. The
@@ -88,8 +88,8 @@ class QuantisedMatrix:
         return self.format.block
 
 
-def quantise(weight: Tensor, format: BlockFormat) -> QuantisedMatrix:
-    """Round every weight to the nearest code at the scale of its block, bit for bit as ONNX Runtime's quantiser does.
+def quantize(weight: Tensor, format: BlockFormat) -> QuantizedMatrix:
+    """Round every weight to the nearest code at the scale of its block, bit for bit as ONNX Runtime's quantizer does.
 
     Symmetric: the largest magnitude of a block maps to code 0, so all codes are in reach; the error is at most half a
     step, and a whole one at the far end. Asymmetric: from the least to the largest weight, both counted with zero. A
@@ -112,7 +112,7 @@ def quantise(weight: Tensor, format: BlockFormat) -> QuantisedMatrix:
     return stack(parts)
 
 
-def quantise_aware(weight: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantisedMatrix]:
+def quantize_aware(weight: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantizedMatrix]:
     """Round a matrix so that its product with the inputs stays close, see `feedback.round_blocks`.
 
     The scale of a block is the one of `SHRINKINGS` that rounds it with the least error, weighted by the inputs: a few
@@ -166,7 +166,7 @@ def searched_values(weight: Tensor, importance: Tensor, format: BlockFormat) -> 
     return exact.reshape(rows, -1)[:, :columns]
 
 
-def dequantise(matrix: QuantisedMatrix) -> Tensor:
+def dequantize(matrix: QuantizedMatrix) -> Tensor:
     """The float32 matrix (rows, columns) the runtime computes with."""
     import torch
 
@@ -184,7 +184,7 @@ def dequantise(matrix: QuantisedMatrix) -> Tensor:
     return values
 
 
-def stack(matrices: Sequence[QuantisedMatrix]) -> QuantisedMatrix:
+def stack(matrices: Sequence[QuantizedMatrix]) -> QuantizedMatrix:
     """Matrices of one format and width, one above the other."""
     import torch
 
@@ -192,7 +192,7 @@ def stack(matrices: Sequence[QuantisedMatrix]) -> QuantisedMatrix:
     if any((matrix.format, matrix.in_features) != (first.format, first.in_features) for matrix in matrices):
         raise ValueError("only matrices of one format and width can be stacked")
     zeros = [matrix.qzeros for matrix in matrices if matrix.qzeros is not None]
-    return QuantisedMatrix(
+    return QuantizedMatrix(
         torch.cat([matrix.qweight for matrix in matrices]),
         torch.cat([matrix.scales for matrix in matrices]),
         torch.cat(zeros) if zeros else None,
@@ -253,7 +253,7 @@ def _half_away(values: Tensor) -> Tensor:
     return torch.copysign((values.abs() + 0.5).floor(), values)
 
 
-def _packed(grouped: Tensor, scales: Tensor, zeros: Tensor, columns: int, format: BlockFormat) -> QuantisedMatrix:
+def _packed(grouped: Tensor, scales: Tensor, zeros: Tensor, columns: int, format: BlockFormat) -> QuantizedMatrix:
     import torch
 
     if format.bits == 4:
@@ -264,7 +264,7 @@ def _packed(grouped: Tensor, scales: Tensor, zeros: Tensor, columns: int, format
         if format.bits == 4:
             qzeros = torch.nn.functional.pad(qzeros, (0, qzeros.shape[1] % 2))
             qzeros = qzeros[:, ::2] | (qzeros[:, 1::2] << 4)
-    return QuantisedMatrix(grouped, scales, qzeros, columns, format)
+    return QuantizedMatrix(grouped, scales, qzeros, columns, format)
 
 
 def _unpacked(packed: Tensor, bits: int) -> Tensor:

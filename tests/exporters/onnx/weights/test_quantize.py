@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowrank_export.exporters.onnx.weights.quantise import (
+from lowrank_export.exporters.onnx.weights.quantize import (
     BlockFormat,
     codes,
-    dequantise,
-    quantise,
-    quantise_aware,
+    dequantize,
+    quantize,
+    quantize_aware,
     searched_scales,
     stack,
 )
@@ -46,7 +46,7 @@ def unpacked(values: np.ndarray, bits: int) -> np.ndarray:
 
 @pytest.mark.parametrize("columns", [256, 101])
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-def test_bit_for_bit_the_runtimes_own_quantiser(format: BlockFormat, columns: int) -> None:
+def test_bit_for_bit_the_runtimes_own_quantizer(format: BlockFormat, columns: int) -> None:
     from onnxruntime.capi import _pybind_state as runtime  # what `quantization.matmul_nbits_quantizer` calls
 
     weight, per_byte, blocks = random(300, columns), 8 // format.bits, format.blocks(columns)
@@ -56,7 +56,7 @@ def test_bit_for_bit_the_runtimes_own_quantiser(format: BlockFormat, columns: in
     zeros, scales = np.zeros((300, -(-blocks // per_byte)), dtype=np.uint8), np.zeros((300, blocks), dtype=np.float32)
     encode = getattr(runtime, f"quantize_matmul_{format.bits}bits")
     encode(packed, padded, scales, zeros, format.block, 300, columns, format.symmetric)
-    matrix = quantise(weight, format)
+    matrix = quantize(weight, format)
     np.testing.assert_array_equal(matrix.scales, scales)
     # it leaves the padding undefined
     ours, theirs = (unpacked(codes, format.bits)[:, :columns] for codes in (matrix.qweight.numpy(), packed))
@@ -75,9 +75,9 @@ def test_bit_for_bit_the_runtimes_own_quantiser(format: BlockFormat, columns: in
 @settings(max_examples=60, deadline=None)
 def test_error_is_at_most_one_step_of_the_block(rows: int, columns: int, exponent: int, format: BlockFormat) -> None:
     weight = random(rows, columns, seed=columns) * 2.0**exponent
-    matrix = quantise(weight, format)
+    matrix = quantize(weight, format)
     step = matrix.scales.abs().repeat_interleave(format.block, 1)[:, :columns]
-    error = (dequantise(matrix) - weight).abs()
+    error = (dequantize(matrix) - weight).abs()
     # half a step, and a whole one at the far end of the range
     assert bool((error <= step * 1.001).all())
     if format.symmetric:
@@ -90,25 +90,25 @@ def test_padding_and_zeros(format: BlockFormat) -> None:
     columns = 3 * format.block + 5  # an even number of blocks, and a last one that is mostly padding
     weight = torch.zeros(7, columns)
     weight[0, 0] = 1.0
-    matrix = quantise(weight, format)
+    matrix = quantize(weight, format)
     assert matrix.qweight.shape == (7, 4, format.block * format.bits // 8) and matrix.scales.shape == (7, 4)
-    torch.testing.assert_close(dequantise(matrix), weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(dequantize(matrix), weight, rtol=0, atol=1e-6)
     stored = (
         matrix.qweight.numel() + 4 * matrix.scales.numel() + (0 if matrix.qzeros is None else matrix.qzeros.numel())
     )
     assert stored == 7 * format.row_bytes(columns)
-    last = unpacked(quantise(random(7, columns), format).qweight.numpy(), format.bits)[:, columns:]
+    last = unpacked(quantize(random(7, columns), format).qweight.numpy(), format.bits)[:, columns:]
     assert all(len(set(row)) == 1 for row in last), "padding must be the code of zero"
 
 
-def test_stacking_is_quantising_what_is_stacked() -> None:
+def test_stacking_is_quantizing_what_is_stacked() -> None:
     for format in FORMATS:
         weight = random(9, 100)
-        whole, parts = quantise(weight, format), stack([quantise(weight[:4], format), quantise(weight[4:], format)])
-        torch.testing.assert_close(dequantise(parts), dequantise(whole), rtol=0, atol=0)
+        whole, parts = quantize(weight, format), stack([quantize(weight[:4], format), quantize(weight[4:], format)])
+        torch.testing.assert_close(dequantize(parts), dequantize(whole), rtol=0, atol=0)
         assert parts.out_features == 9 and parts.in_features == 100
     with pytest.raises(ValueError, match="one format"):
-        stack([quantise(weight, FOUR), quantise(weight, FORMATS[0])])
+        stack([quantize(weight, FOUR), quantize(weight, FORMATS[0])])
 
 
 def inputs_moment(columns: int) -> Tensor:
@@ -128,9 +128,9 @@ def loss(weight: Tensor, values: Tensor, moment: Tensor) -> float:
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_aware_rounding_keeps_outputs_closer(format: BlockFormat, columns: int) -> None:
     weight, moment = random(24, columns), inputs_moment(columns)
-    rounded = quantise_aware(weight, moment, format)
-    torch.testing.assert_close(dequantise(rounded.encoded), rounded.values, rtol=0, atol=0)
-    nearest = dequantise(quantise(weight, format))
+    rounded = quantize_aware(weight, moment, format)
+    torch.testing.assert_close(dequantize(rounded.encoded), rounded.values, rtol=0, atol=0)
+    nearest = dequantize(quantize(weight, format))
     assert loss(weight, rounded.values, moment) < 0.7 * loss(weight, nearest, moment)
 
 
@@ -156,7 +156,7 @@ def compensated(weight: Tensor, moment: Tensor, format: BlockFormat) -> Tensor:
 @pytest.mark.parametrize("format", [FOUR, BlockFormat(4, 32, False), BlockFormat(8, 16)], ids=str)
 def test_aware_rounding_against_a_slow_reference(format: BlockFormat) -> None:
     weight, moment = random(6, 75), inputs_moment(75)
-    found, slow = quantise_aware(weight, moment, format).values, compensated(weight, moment, format)
+    found, slow = quantize_aware(weight, moment, format).values, compensated(weight, moment, format)
     assert (
         torch.isclose(found, slow, rtol=1e-4).float().mean() > 0.95
     )  # the rest lay between two codes to the last digit, or followed one that did
@@ -167,12 +167,12 @@ def test_searched_scales_are_no_worse_than_those_that_reach_everything() -> None
     for format in FORMATS:
         scales, zeros = searched_scales(grouped, importance, format)
         values = (codes(grouped, scales, zeros, format).float() - zeros[..., None]) * scales[..., None]
-        plain = dequantise(quantise(grouped[:, 0], BlockFormat(format.bits, 32, format.symmetric)))[:, None]
+        plain = dequantize(quantize(grouped[:, 0], BlockFormat(format.bits, 32, format.symmetric)))[:, None]
         found, before = (((grouped - v).square() * importance).sum(-1) for v in (values, plain))
         assert bool((found <= before * (1 + 1e-6)).all())
 
 
 def test_features_that_are_always_zero() -> None:
     weight = random(8, 64)
-    rounded = quantise_aware(weight, torch.zeros(64, 64, dtype=torch.float64), FOUR)
+    rounded = quantize_aware(weight, torch.zeros(64, 64, dtype=torch.float64), FOUR)
     assert bool(torch.isfinite(rounded.values).all()) and rounded.encoded.qweight.shape == (8, 2, 16)
