@@ -29,7 +29,7 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "retention": option(float | None, "Kept / original parameters of the linears, in (0, 1]. Default 0.8."),
     "max_bytes": option(
         str | None,
-        "In place of --retention: bytes of the file, or of an ONNX model, such as 80MB; see docs/gguf.md.",
+        "In place of --retention: bytes of the export, such as 80MB; see docs/gguf.md.",
         metavar="SIZE",
     ),
     "bits_per_weight": option(
