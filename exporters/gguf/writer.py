@@ -227,9 +227,9 @@ def _rounded_linears(
     *,
     aligned: bool,
 ) -> AbstractContextManager[Mapping[str, Path]]:
-    """Files of the linears that aware rounding encodes, see `aware.rounded_files`; none where the rounding is plain."""
+    """Files of the linears that GPTQ encodes, see `gptq_tensors.rounded_files`; none where the rounding is plain."""
     if library is None or not any(map(rounding.encodes, records)):
         return nullcontext({})
-    from .aware import rounded_files
+    from .gptq_tensors import rounded_files
 
     return rounded_files(reader, records, rounding, library, out, progress, aligned=aligned)
