@@ -64,6 +64,9 @@ class ToyRequest:
     def row_multiple(self) -> int:
         return 4
 
+    def aware(self) -> None:
+        """Toys are not rounded."""
+
     def of_dense(self, calibration: str) -> ToyRequest:
         return self
 
