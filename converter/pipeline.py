@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -29,19 +29,16 @@ from .factors.pivot_block import pivot_block
 from .journal import Journal, forget_finished, unfinished
 from .machine.device import pick_device
 from .machine.memory import release_freed
-from .model.loading import load
 from .model.source import Source, check_same, open_source
+from .model_refinement import refined_model
 from .planning.disk_forecast import bytes_at, check_disk, compression_bytes
 from .planning.job import Job
 from .planning.preparation import prepared
 from .planning.ranks import check_settled
-from .statistics.last_hidden import last_hidden_states
 from .statistics.recorded_windows import SAMPLED
 from .storage.byte_size import NO_LIMITS, MemoryLimits
 from .storage.files import check_output, replacing
 from .streams import Streams
-from .training.descent import Schedule
-from .training.refinement import BATCH_TOKENS, Teacher, refine_model
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
         if job.recipe.refine == "model":
             with TemporaryDirectory(prefix=".unrefined-", dir=folder) as unrefined:
                 _write(job, Path(unrefined), blocks, losses)
-                student = _refined_model(job, Path(unrefined), journal, progress)
+                student = refined_model(job, Path(unrefined), journal, progress)
             inside = job.source.family.blocks
             blocks = ((i, student.get_submodule(f"{inside}.{i}")) for i in range(job.blocks.block_count))
         if folder is None:
@@ -208,46 +205,6 @@ def _refinement_bytes(job: Job) -> int:
     for linear in job.plan.linears:
         per_block[linear.shape.block] += linear.parameters
     return 4 * (3 * stream + 5 * max(per_block.values()))
-
-
-def _refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progress) -> nn.Module:
-    """The model of a checkpoint, refined as a whole against the dense model."""
-    device = str(job.blocks.device)
-    windows, fitted = job.windows
-    wanted = last_hidden_states(job.blocks, windows, job.keep, job.workers, progress)
-    _, head = job.blocks.head()
-    student = load(checkpoint, device=device, dtype=torch.float32)
-    student.set_attn_implementation(job.blocks.attention)
-    job.workers.broadcast_(student.state_dict().values())
-    kept = {f"{linear.shape.name}." for linear in job.plan.linears if not linear.compressed}
-    inside = job.source.family.blocks + "."
-    trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
-    moving, still = (sum(p.numel() for p in ps) for ps in (trained, student.parameters()))
-    # the factors, their gradients, two moments and the best so far, all float32; what does not move, and the head
-    needed = 4 * (
-        4 * moving + still + head.numel() + (0 if job.memory.holding == "on disk" else windows.numel() * head.shape[1])
-    )
-    progress.note(f"refining the whole model: about {needed / 1e9:.1f} GB and activations")
-    batches = -(-fitted // max(1, BATCH_TOKENS // windows.shape[1]))
-    schedule = Schedule(job.recipe.refine_model_epochs, job.recipe.refine_model_rate, job.recipe.seed)
-    with progress.stage("refining the whole model", schedule.epochs * batches) as advance:
-        done = refine_model(
-            student,
-            Teacher(head, windows, wanted, fitted),
-            trained=trained,
-            schedule=schedule,
-            bfloat16=job.blocks.bfloat16,
-            journal=journal,
-            advance=advance,
-            workers=job.workers,
-        )
-    progress.note(f"held-out KL divergence {done.before:.4f} -> {done.after:.4f} in {done.epochs} epochs")
-    refined: nn.Module = nn.Module.to(student, job.blocks.dtype)
-    return refined
-
-
-def _under(name: str, prefixes: Collection[str]) -> bool:
-    return any(name.startswith(prefix) for prefix in prefixes)
 
 
 def _write(job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], losses: Mapping[str, FitLoss]) -> None:

@@ -37,6 +37,7 @@ from .adapter_files import (
     factor_name,
 )
 from .encoding import encode
+from .file import open_writer, verify_file, write_tensors
 from .metadata import EXPORTED_AS, Hyperparameters, read_hyperparameters
 from .mixes import Quantization, fallback_lines
 from .mixes import records as tensor_records
@@ -45,7 +46,7 @@ from .shapes import check_shapes
 from .tensors import Source, plan_tensors, tensor_values
 from .types import TYPES, fitting_type, tensor_bytes
 from .vocabulary import Vocabulary
-from .writer import library_for, open_writer, verify_file, vocabulary_of, write_tensors
+from .writer import library_for, vocabulary_of
 
 NOTHING = "zero"
 RESIDUALS = (NOTHING, *TYPES)

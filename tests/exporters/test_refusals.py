@@ -55,7 +55,7 @@ LATER = {
     "gguf/encoding.py:encode": (1, OURS),
     "gguf/ggml_encoder.py:ggml_encode": (2, OURS),
     "gguf/types.py:tensor_bytes": (1, OURS),
-    "gguf/writer.py:verify_file": (3, OURS),
+    "gguf/file.py:verify_file": (3, OURS),
     "gguf/mixes.py:_wanted": (1, OURS),  # a tensor without dimensions, which no model has a place for
     "onnx/builder/genai_builder.py:build": (1, RUN),
     "onnx/check/genai_check.py:check_genai": (1, RUN),

@@ -16,7 +16,7 @@ from gguf import GGUFReader
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.storage.gguf_header import read_header
-from lowrank_export.exporters.gguf import writer
+from lowrank_export.exporters.gguf import file
 from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.runtime_tests.backends.inspection import GgufSummary, check_loadable, inspect_gguf
@@ -109,7 +109,7 @@ def test_library_without_the_patch(factored: Path) -> None:
 
 
 def test_newer_layout(factored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_cpp_runtime: Path) -> None:
-    monkeypatch.setitem(writer.LOWRANK_VERSIONS, "two-factor", 3)
+    monkeypatch.setitem(file.LOWRANK_VERSIONS, "two-factor", 3)
     export_gguf(factored / "model", tmp_path / "m.gguf", Quantization("f16"), progress=SilentProgress())
     with pytest.raises(InputError, match="knows version 2"):
         LlamaCppBackend(tmp_path / "m.gguf")
