@@ -263,6 +263,8 @@ def test_aware_requests_of_the_dense_model_run_the_text() -> None:
 def test_a_size_chooses_the_types(toy: ExportTarget) -> None:
     (chosen,) = chosen_exports({"format": ["gguf"]}, sized=True)
     assert chosen == requested("gguf", CHOSEN, rounding=Rounding("aware"))
+    (chosen,) = chosen_exports({"format": ["onnx"], "onnx_block_size": 64}, sized=True)
+    assert chosen == requested("onnx", CHOSEN, options=OnnxOptions(64, rounding="aware"))
     for values in ({"format": ["toy"]}, {"format": ["gguf", "onnx"]}, {"gguf_type": ["q8_0"]}, {"onnx_type": ["int8"]}):
         with pytest.raises(UsageError, match="leave out types and other formats"):
             chosen_exports(values, sized=True)
