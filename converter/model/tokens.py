@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, CONFIG = "generation_config.json", "config.json"
+PROBE = "a"
+DEFAULT = "default"
 ROLES = ("bos", "eos", "pad", "unk")
 Find = Callable[[str], int | None]
 
@@ -44,6 +46,11 @@ class Tokens:
     unknown: int | None = None
     added: Mapping[str, int] = field(default_factory=dict)
     special: frozenset[str] = frozenset()
+
+    @property
+    def first(self) -> int:
+        """The token that a text from nothing begins with: the one that begins a text, else one that ends it, else 0."""
+        return next((token for token in (self.begin, *self.ends) if token is not None), 0)
 
 
 def read_tokens(folder: Path, *, find: Find | None = None, rows: int | None = None) -> Tokens:
@@ -111,6 +118,31 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase) -> Tokens:
             return found
     end, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
     return Tokens(begin=None if begin is None else int(begin), ends=() if end is None else (int(end),))
+
+
+@dataclass(frozen=True)
+class Around:
+    """The tokens that a tokenizer puts before and after every text, unless it is told not to."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def put_around(tokenizer: PreTrainedTokenizerBase) -> Around:
+    """Ask a tokenizer what it puts around a text."""
+    plain = [int(token) for token in tokenizer(PROBE, add_special_tokens=False)["input_ids"]]
+    whole = [int(token) for token in tokenizer(PROBE)["input_ids"]]
+    more = len(whole) - len(plain)
+    begin = next((at for at in range(more + 1) if whole[at : at + len(plain)] == plain), 0)
+    return Around(tuple(whole[:begin]), tuple(whole[begin + len(plain) :]))
+
+
+def chat_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Name -> Jinja template of a tokenizer; the one that is used where none is asked for is called `DEFAULT`."""
+    found: Any = getattr(tokenizer, "chat_template", None)
+    if not found:
+        return {}
+    return {DEFAULT: found} if isinstance(found, str) else dict(found)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from ..core.progress import Progress
 from ..model.loading import load, load_tokenizer
+from ..model.tokens import tokens_of
 from .calibration import Tokens
 
 
@@ -34,11 +35,10 @@ class Sampler:
 
         The same seed gives the same windows on the same device.
         """
-        tokenizer = load_tokenizer(self.model)
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        start = tokens_of(load_tokenizer(self.model)).first
         model = load(self.model, device=self.device, dtype=self.dtype)
         generator = torch.Generator(device=model.device).manual_seed(seed)
-        step = tokens = torch.full((count, 1), int(start or 0), device=model.device)
+        step = tokens = torch.full((count, 1), start, device=model.device)
         cache = None
         with self.progress.stage("sampling calibration text from the model", length - 1) as advance:
             for _ in range(length - 1):

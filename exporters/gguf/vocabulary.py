@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...converter.core.errors import InputError
 from ...converter.model.loading import refusing
 from ...converter.model.tokenizer_trial import check_tokenizer_file
-from ...converter.model.tokens import Tokens, read_tokens
+from ...converter.model.tokens import DEFAULT, Tokens, chat_templates, put_around, read_tokens
 from ...converter.storage.links import check_links
 from .pretokenizers import pretokenizer_name
 
@@ -26,7 +26,6 @@ ENDS_BY_TEXT = frozenset(
     ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>")
 )
 """Tokens that every llama.cpp takes for the end of a text by their spelling, whatever the file says."""
-DEFAULT = "default"  # the name of the template that is used where none is asked for
 MORE_ENDS = ("eot", "eom")
 """Keys of ends beside the first."""
 
@@ -82,7 +81,14 @@ def read_vocabulary(path: Path, rows: int) -> Vocabulary:
     ids = {token: index for index, token in enumerate(tokens)}
     stated = read_tokens(path, find=ids.get, rows=rows)
     special, notes = _special(stated, tokens, default="" if sentencepiece else tokens[11] if rows > 11 else "")
-    encoded = tokenizer("a").input_ids
+    around, templates = put_around(tokenizer), chat_templates(tokenizer)
+    begin, end = ((special[role],) if role in special else () for role in ("bos", "eos"))
+    if around.before not in ((), begin) or around.after not in ((), end):
+        put = [tokens[index] for index in (*around.before, *around.after)]
+        notes = (*notes, f"the tokenizer puts {put} around every text, which a GGUF file cannot say")
+    if templates and DEFAULT not in templates:
+        named = ", ".join(sorted(templates))
+        notes = (*notes, f"none of the chat templates ({named}) is the default: llama.cpp has to be given one of them")
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in data["model"]["merges"]]
     return Vocabulary(
         model="llama" if sentencepiece else "gpt2",
@@ -92,10 +98,10 @@ def read_vocabulary(path: Path, rows: int) -> Vocabulary:
         merges=() if sentencepiece else tuple(" ".join(map(_escape, pair)) for pair in merges),
         scores=_scores(tokens, merges) if sentencepiece else (),
         special=special,
-        add_bos=len(encoded) > 1 and encoded[0] == special.get("bos"),
-        add_eos=len(encoded) > 1 and encoded[-1] == special.get("eos"),
+        add_bos=around.before == begin != (),
+        add_eos=around.after == end != (),
         add_space_prefix=sentencepiece and _prepends_space(data),
-        chat_templates=_chat_templates(tokenizer.chat_template),
+        chat_templates=templates,
         notes=notes,
     )
 
@@ -122,13 +128,18 @@ def _add_templates(writer: GGUFWriter, templates: Mapping[str, str]) -> None:
     """As gguf-py's `add_chat_template` does, which lists their names in another order every time."""
     from gguf import Keys
 
-    named = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in templates.items() if name != DEFAULT}
+    named = {template_name(name): text for name, text in templates.items() if name != DEFAULT}
     if named:
         writer.add_array(Keys.Tokenizer.CHAT_TEMPLATES, sorted(named))
     for name in sorted(named):
         writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), named[name])
     if DEFAULT in templates:
         writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE, templates[DEFAULT])
+
+
+def template_name(name: str) -> str:
+    """What a chat template is called in a GGUF file."""
+    return re.sub("[^A-Za-z0-9]", "_", name)
 
 
 def _special(stated: Tokens, tokens: Sequence[str], default: str) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -210,9 +221,3 @@ def _prepends_space(data: Mapping[str, Any]) -> bool:
 def _escape(part: str) -> str:
     """A merge is stored as "left right": a space inside a part is written as the byte-level alphabet writes it."""
     return part.replace(" ", chr(ord(" ") + 256))
-
-
-def _chat_templates(found: str | Mapping[str, str] | None) -> dict[str, str]:
-    if not found:
-        return {}
-    return {DEFAULT: found} if isinstance(found, str) else dict(found)

@@ -13,6 +13,8 @@ import numpy as np
 
 from ...converter.core.errors import InputError, ResourceError
 from ...converter.model.gguf_parts import gguf_parts
+from ...converter.model.tokens import DEFAULT
+from ...exporters.gguf.vocabulary import template_name
 from ...exporters.llamacpp.runtime import import_llama_cpp, lowrank_version
 from .inspection import check_loadable, inspect_gguf
 from .protocol import Logits, Tokens
@@ -110,6 +112,12 @@ class LlamaCppBackend:
         ends = (token for token in range(self._vocabulary) if self._api.llama_vocab_is_eog(self._vocab, token))
         begin = int(self._api.llama_vocab_bos(self._vocab))
         return (begin if begin >= 0 else None), frozenset(ends)
+
+    def chat_template(self, name: str) -> str | None:
+        """A chat template as llama.cpp has it, None where it has none of that name."""
+        key = None if name == DEFAULT else template_name(name).encode()
+        found = self._api.llama_model_chat_template(self._model, key)
+        return None if found is None else str(found.decode("utf-8", "replace"))
 
     def close(self) -> None:
         """Free the model and its context; safe to call twice."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError, UsageError
+from ...converter.model.tokens import put_around, tokens_of
 from ...converter.statistics.calibration import tokenize
 from ...converter.texts.corpus import Corpus, Counts
 from .windows import Windows
@@ -96,9 +97,8 @@ def _tokenized(tokenizer: PreTrainedTokenizerBase, text: str | Corpus, needed: i
 
 def _begin_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token the tokenizer puts before every text, if it does."""
-    with_special = list(tokenizer("a", add_special_tokens=True)["input_ids"])
-    begin = tokenizer.bos_token_id
-    return int(begin) if begin is not None and len(with_special) > 1 and with_special[0] == begin else None
+    begin = tokens_of(tokenizer).begin
+    return begin if begin is not None and put_around(tokenizer).before == (begin,) else None
 
 
 def _cut(ids: Tokens, starts: NDArray[np.int64], length: int) -> Tokens:

@@ -18,6 +18,7 @@ import yaml
 
 from ...converter.core.errors import InputError, ResourceError, UsageError
 from ...converter.core.progress import Progress
+from ...converter.model.tokens import tokens_of
 from ..backends.protocol import Backend, Tokens
 from .perplexity import token_losses
 
@@ -235,6 +236,8 @@ def _language_model(backend: Backend, tokenizer: PreTrainedTokenizerBase, longes
     """An open backend as the harness wants it. A function, since the base class is imported only when it is needed."""
     from lm_eval.api.model import LM
 
+    first = tokens_of(tokenizer).first
+
     def encode(text: str) -> list[int]:
         return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
@@ -245,8 +248,7 @@ def _language_model(backend: Backend, tokenizer: PreTrainedTokenizerBase, longes
             context, continuation = context[:-spaces], context[-spaces:] + continuation
         before = encode(context)
         after = encode(context + continuation)[len(before) :]
-        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        return before or [int(begin or 0)], after
+        return before or [first], after
 
     class BackendModel(LM):  # type: ignore[misc]
         """Log-likelihoods of continuations, one at a time."""

@@ -11,7 +11,7 @@ from ...converter.checkpoint.reader import read_json
 from ...converter.core.errors import InputError
 from ...converter.model.gguf_parts import read_whole
 from ...converter.model.loading import load_tokenizer
-from ...converter.model.tokens import Tokens, read_tokens, tokens_of
+from ...converter.model.tokens import DEFAULT, Tokens, chat_templates, read_tokens, tokens_of
 from ..backends.protocol import Backend
 
 if TYPE_CHECKING:
@@ -64,12 +64,26 @@ def check_tokenizer(
     tokenize = _tokenize(backend, path)
     if tokenize is None:
         return None
-    differing = [text for text in texts if _without_begin(tokenize(text), reference) != _expected(reference, text)]
     stated = tokens_of(reference)
+    differing = [text for text in texts if _without_begin(tokenize(text), stated.begin) != _expected(reference, text)]
     asked, wrong = _special(backend, path, stated)
     added = _added(backend, stated, reference)
-    differing += [*wrong, *(text for text, same in added.items() if not same)]
-    return TokenizerCheck(len(texts) + asked + len(added), tuple(differing))
+    templates = _templates(backend, path, reference)
+    differing += [*wrong, *(text for text, same in {**added, **templates}.items() if not same)]
+    return TokenizerCheck(len(texts) + asked + len(added) + len(templates), tuple(differing))
+
+
+def _templates(backend: Backend, path: Path, reference: PreTrainedTokenizerBase) -> dict[str, bool]:
+    """What a chat template is called in words -> whether the artifact has the reference's own text of it.
+
+    A model without a default has none in the artifact either: the runtime's own would take its place unseen.
+    """
+    own: Callable[[str], str | None] | None = getattr(backend, "chat_template", None)
+    if own is None:
+        held = chat_templates(load_tokenizer(path))
+        own = held.get
+    meant = chat_templates(reference)
+    return {f"(the chat template {name!r})": own(name) == meant.get(name) for name in dict.fromkeys([*meant, DEFAULT])}
 
 
 def _special(backend: Backend, path: Path, stated: Tokens) -> tuple[int, list[str]]:
@@ -123,9 +137,9 @@ def _expected(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
-def _without_begin(ids: list[int], reference: PreTrainedTokenizerBase) -> list[int]:
+def _without_begin(ids: list[int], begin: int | None) -> list[int]:
     """Ids without the token that GenAI puts before every text."""
-    return ids[1:] if ids and reference.bos_token_id is not None and ids[0] == reference.bos_token_id else ids
+    return ids[1:] if ids and begin is not None and ids[0] == begin else ids
 
 
 def _end_tokens(path: Path) -> set[int]:

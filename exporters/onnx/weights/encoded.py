@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ....converter.checkpoint.lowrank_linear import LowRankLinear
 from ....converter.checkpoint.reader import CheckpointReader
 from ....converter.core.errors import InputError
+from ...chosen import ALPHA, CHOSEN
 from ...rounding.balancing import rotate_factors, seed_of
 from ...rounding.calibrated import open_calibrated
 from ...rounding.gptq_linears import WEIGHT, C, P, U, V, round_linears
@@ -38,6 +39,7 @@ def encode_model(
         Linear or embedding -> its matrix, of those that are stored as codes; tied ones share it.
 
     Raises:
+        UsageError: a choice that says nothing of a matrix.
         InputError: a weight beyond the range of float16.
     """
     from torch import nn
@@ -104,7 +106,7 @@ def gptq_matrices(
         return quantize_gptq(weights, moment, format)
 
     blocks, chunks = open_calibrated(reader, options.calibration, options.device, progress)
-    return dict(round_linears(blocks, chunks, types, round, progress))
+    return dict(round_linears(blocks, chunks, types, round, progress, ALPHA if quantization == CHOSEN else 0.0))
 
 
 def _halved(name: str, weight: Tensor) -> Tensor:

@@ -147,6 +147,25 @@ def quantize_gptq(weight: Tensor, moment: Tensor, format: BlockFormat) -> Rounde
     return Rounded(_packed(grouped, scales, zeros, weight.shape[1], format), values)
 
 
+def searched_values(weight: Tensor, importance: Tensor, format: BlockFormat) -> Tensor:
+    """W (rows, columns) at the nearest codes of the scales that aware rounding would take, float32.
+
+    Args:
+        weight: W.
+        importance: mean square of each input (columns,).
+        format: the encoding.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    padding = (0, format.blocks(columns) * format.block - columns)
+    grouped = torch.nn.functional.pad(weight.float(), padding).reshape(rows, -1, format.block)
+    weights = torch.nn.functional.pad(importance.float(), padding).reshape(-1, format.block)
+    scales, zeros = searched_scales(grouped, weights, format)
+    exact = (codes(grouped, scales, zeros, format).float() - zeros[..., None]) * scales[..., None]
+    return exact.reshape(rows, -1)[:, :columns]
+
+
 def dequantize(matrix: QuantizedMatrix) -> Tensor:
     """The float32 matrix (rows, columns) the runtime computes with."""
     import torch
@@ -200,8 +219,8 @@ def searched_scales(grouped: Tensor, importance: Tensor, format: BlockFormat) ->
     """The scales and zero points, over all `SHRINKINGS`, whose rounding has the least error weighted by importance.
 
     Args:
-        grouped: (rows, 1, block).
-        importance: mean square of the inputs (block,).
+        grouped: (rows, blocks, block).
+        importance: mean square of the inputs (blocks, block); (block,) of all blocks alike.
         format: the encoding.
     """
     import torch

@@ -11,7 +11,14 @@ import pytest
 
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.model.loading import load_tokenizer
-from lowrank_export.converter.model.tokens import Tokens, read_tokens, tokens_of
+from lowrank_export.converter.model.tokens import (
+    Around,
+    Tokens,
+    chat_templates,
+    put_around,
+    read_tokens,
+    tokens_of,
+)
 
 WORDS = {"a": 0, "b": 1, "<s>": 2}
 ADDED = [
@@ -91,3 +98,40 @@ def test_of_a_loaded_tokenizer(tiny: ModuleType, tmp_path: Path) -> None:
     assert tokens_of(load_tokenizer(tmp_path)).ends == (0, 7, 9)
     in_memory = type(tiny.tokenizer())(tokenizer_object=tiny.tokenizer().backend_tokenizer, eos_token="<|endoftext|>")
     assert tokens_of(in_memory) == Tokens(ends=(0,))
+
+
+def test_what_is_put_around_a_text(tiny: ModuleType) -> None:
+    from copy import deepcopy
+
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = deepcopy(tiny.tokenizer())
+    assert put_around(tokenizer) == Around((), ())
+    end = ("<|endoftext|>", 0)
+    for single, around in (
+        ("<|endoftext|> $A", Around((0,), ())),
+        ("$A <|endoftext|>", Around((), (0,))),
+        ("<|endoftext|> $A <|endoftext|>", Around((0,), (0,))),
+        ("<|endoftext|> <|endoftext|> $A", Around((0, 0), ())),
+    ):
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=[end])
+        assert put_around(tokenizer) == around
+
+
+@pytest.mark.parametrize(
+    ("tokens", "first"),
+    [(Tokens(begin=2, ends=(3,)), 2), (Tokens(ends=(3, 4)), 3), (Tokens(), 0), (Tokens(begin=0), 0)],
+)
+def test_the_first_token(tokens: Tokens, first: int) -> None:
+    assert tokens.first == first
+
+
+def test_names_of_chat_templates(tiny: ModuleType) -> None:
+    from copy import deepcopy
+
+    tokenizer = deepcopy(tiny.tokenizer())
+    assert chat_templates(tokenizer) == {}
+    tokenizer.chat_template = "x"
+    assert chat_templates(tokenizer) == {"default": "x"}
+    tokenizer.chat_template = {"rag": "y"}
+    assert chat_templates(tokenizer) == {"rag": "y"}

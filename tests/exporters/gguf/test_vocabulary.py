@@ -104,3 +104,20 @@ def test_wordpiece_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(InputError, match="only BPE"):
         read_vocabulary(tmp_path, 10)
+
+
+def test_what_a_file_cannot_say_is_a_note(tiny: ModuleType, tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tiny.tokenizer().save_pretrained(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    twice = TemplateProcessing(single="<|endoftext|> <|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    tokenizer.backend_tokenizer.post_processor = twice
+    tokenizer.chat_template = {"rag": "x", "tool": "y"}
+    tokenizer.save_pretrained(tmp_path)
+    found = read_vocabulary(tmp_path, tiny.VOCABULARY)
+    assert not found.add_bos and not found.add_eos
+    around, templates = found.notes
+    assert "puts ['<|endoftext|>', '<|endoftext|>'] around every text" in around
+    assert "none of the chat templates (rag, tool) is the default" in templates

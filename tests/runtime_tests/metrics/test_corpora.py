@@ -17,6 +17,10 @@ from lowrank_export.runtime_tests.metrics.corpora import evaluation_windows, lla
 class CountingTokenizer:
     """Token i of the text is i, so that a window shows where it was cut."""
 
+    name_or_path = ""
+    bos_token_id: int | None = None
+    eos_token_id = None
+
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
         return {"input_ids": list(range(len(text)))}
 
@@ -57,7 +61,7 @@ def test_stride_scores_every_token_once(tokens: int, windows: int, length: int, 
 class BeginningTokenizer(CountingTokenizer):
     """Puts token 900 before a text, unless told not to."""
 
-    bos_token_id = 900
+    bos_token_id: int | None = 900
 
     def __call__(self, text: str, *, add_special_tokens: bool = True, **_: object) -> dict[str, list[int]]:
         return {"input_ids": [900] * add_special_tokens + list(range(len(text)))}

@@ -116,3 +116,28 @@ def test_an_added_token_that_the_artifact_reads_as_text(checkpoint: Path, tiny: 
     tiny.tokenizer().save_pretrained(folder)
     export(folder, tmp_path / "m.gguf", requested("gguf", "q8_0"))
     assert {"<|turn|>", "<tool>"} <= set(check(tmp_path / "m.gguf", "llama.cpp", checkpoint).differing)
+
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "given", [TEMPLATE, [{"name": "default", "template": TEMPLATE}, {"name": "a-b", "template": "x"}]]
+)
+def test_chat_templates_are_those_of_the_model(made: Any, checkpoint: Path, tmp_path: Path, given: Any) -> None:
+    folder = copied(checkpoint, tmp_path / "m")
+    edit(folder / "tokenizer_config.json", chat_template=given)
+    artifact, name = made(folder)
+    assert check(artifact, name, folder).differing == ()
+    assert "(the chat template 'default')" in check(artifact, name, checkpoint).differing  # one that nobody stated
+    edit(folder / "tokenizer_config.json", chat_template=TEMPLATE.replace("<", "["))
+    assert check(artifact, name, folder).differing[-1] == "(the chat template 'default')"
+
+
+def test_a_template_that_the_artifact_lacks(made: Any, checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "m")
+    edit(folder / "tokenizer_config.json", chat_template=[{"name": "rag", "template": "x"}])
+    artifact, name = made(folder)
+    assert check(artifact, name, folder).differing == ()
+    edit(folder / "tokenizer_config.json", chat_template=[{"name": "tool", "template": "x"}])
+    assert check(artifact, name, folder).differing == ("(the chat template 'tool')",)
