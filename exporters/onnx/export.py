@@ -26,7 +26,7 @@ from .contents import ENCODING_KEY, MODEL_FILE, QUANTIZATION_KEY, model_bytes, m
 from .flavours import check_single_flavour
 from .special_tokens import state_tokens
 from .traced import torch_exporter
-from .weights.encoded import aware_matrices, encode_model
+from .weights.encoded import encode_model, gptq_matrices
 from .weights.multiplied_out import multiplied_out, multiply_out
 from .weights.stored import StoredWeights
 from .weights.types import QUANTIZATIONS, OnnxOptions, chosen_types, has_codes
@@ -80,7 +80,7 @@ def export_onnx(
     special = read_tokens(checkpoint, rows=int(reader.config["vocab_size"]))
     family = onnx_of(reader.config)
     merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantization, options)
-    rounded = aware_matrices(reader, quantization, options, merged, progress)
+    rounded = gptq_matrices(reader, quantization, options, merged, progress)
     with progress.stage(f"ONNX {quantization}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         multiply_out(model, merged)

@@ -95,6 +95,14 @@ class OnnxRequest:
             return self
         return replace(self, options=replace(self.options, calibration=calibration))
 
+    def aware(self) -> OnnxRequest | None:
+        """Every type with codes is rounded."""
+        from .weights.types import has_codes
+
+        if self.reads_calibration or not has_codes(self.quantization):
+            return None
+        return replace(self, options=replace(self.options, rounding="aware"))
+
     def check_choice(self, forms: Mapping[str, Form]) -> None:
         """Its types have to be those of codes."""
         from .weights.types import chosen_types
