@@ -149,6 +149,9 @@ class ExportRequest(Protocol):
             UsageError: that is no text, and the rounding needs one.
         """
 
+    def aware(self) -> ExportRequest | None:
+        """The same with rounding that runs a text; None where it does already, or there is nothing to round."""
+
     def check_choice(self, forms: Mapping[str, Form]) -> None:
         """Refuse a recipe's choice that was made for another format.
 

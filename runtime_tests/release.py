@@ -128,6 +128,9 @@ def release(
         of_dense = [] if plain is None else [plain.request(exports[0]).of_dense(recipe.calibration)]
     factored = [_export(checkpoint, out, request, progress) for request in exports]
     dense = [_export(source.path, out / DENSE, request, progress) for request in of_dense]
+    if size is not None and factored[0].bytes > size.facts["budget"]:
+        over = factored[0].bytes - size.facts["budget"]
+        progress.note(f"{factored[0].path}: {over} bytes more than the size that was asked for; ask for as many less")
     if size is not None and size.plain is not None:
         beaten = size.beaten(factored[0], dense[0], source.path, evaluation.threads, progress)
         if beaten:

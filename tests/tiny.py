@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,12 @@ def save_dense(path: Path, family: str, **options: Any) -> PreTrainedModel:
     return built
 
 
-def factored(family: str, *, rank: int | None = None, **options: Any) -> tuple[PreTrainedModel, dict[str, int]]:
+def factored(
+    family: str, *, rank: int | None = None, only: Mapping[str, int] | None = None, **options: Any
+) -> tuple[PreTrainedModel, dict[str, int]]:
     """A model whose block linears are factored by plain SVD at `rank` (full rank by default), and their ranks.
+
+    With `only`, linear -> rank, those alone are factored.
 
     At full rank the factored model computes what `model(family, **options)` computes, up to rounding.
     """
@@ -104,10 +109,12 @@ def factored(family: str, *, rank: int | None = None, **options: Any) -> tuple[P
     }
     biases = {name: built.get_submodule(name).bias for name in weights}
     ranks = {name: min(rank or min(weight.shape), *weight.shape) for name, weight in weights.items()}
+    if only is not None:
+        ranks = dict(only)
     replace_linears(built, ranks)
     with torch.no_grad():
-        for name, weight in weights.items():
-            module = built.get_submodule(name)
+        for name in ranks:
+            weight, module = weights[name], built.get_submodule(name)
             assert isinstance(module, LowRankLinear)
             u, s, vt = torch.linalg.svd(weight, full_matrices=False)
             root = s[: ranks[name]].sqrt()
@@ -118,15 +125,13 @@ def factored(family: str, *, rank: int | None = None, **options: Any) -> tuple[P
     return built, ranks
 
 
-def save_factored(
-    path: Path, family: str, *, rank: int | None = None, layout: Any = "two-factor", **options: Any
-) -> PreTrainedModel:
+def save_factored(path: Path, family: str, *, layout: Any = "two-factor", **options: Any) -> PreTrainedModel:
     """Write a factored checkpoint, see `factored`; return the model. The pivot layout wants a rank below every side."""
     from lowrank_export.converter.checkpoint.factored_types import saved_as_factored
     from lowrank_export.converter.checkpoint.transformers_integration import LowRankConfig
     from lowrank_export.converter.factors.pivot_block import pivot_block
 
-    built, ranks = factored(family, rank=rank, **options)
+    built, ranks = factored(family, **options)
     if layout == "pivot":
         for block in built.model.layers:
             pivot_block(block, KNOWN[family])
@@ -134,4 +139,15 @@ def save_factored(
     saved_as_factored(built.config)
     built.save_pretrained(path)
     tokenizer().save_pretrained(path)
+    return built
+
+
+def save_chosen(path: Path, family: str, choice: Mapping[str, str], **options: Any) -> PreTrainedModel:
+    """Write a checkpoint whose recipe says what every matrix becomes, factored by plain SVD; return the model."""
+    from lowrank_export.converter.core.recipe import RECIPE_FILE, make_recipe
+
+    recipe = make_recipe({"model": family, "choice": choice}, "tiny")
+    only = {module: form.rank for module, form in recipe.forms.items() if form.rank is not None}
+    built = save_factored(path, family, only=only, **options) if only else save_dense(path, family, **options)
+    (path / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
     return built

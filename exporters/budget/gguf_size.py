@@ -15,7 +15,7 @@ from ...converter.families.table import gguf_of
 from ..chosen import CHOSEN
 from ..gguf.chosen import chosen_types
 from ..gguf.metadata import read_hyperparameters
-from ..gguf.mixes import Quantisation, records
+from ..gguf.mixes import Quantization, records
 from ..gguf.names import gguf_name
 from ..gguf.types import ALIGNMENT, padded
 from ..gguf.writer import open_writer, plan_tensors, vocabulary_of
@@ -40,7 +40,7 @@ class GgufSize:
         vocabulary = vocabulary_of(reader)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "header.gguf"
-            asked = Quantisation(CHOSEN, rounding="aware")
+            asked = Quantization(CHOSEN, rounding="aware")
             with closing(open_writer(path, reader, self._of, hyper, asked, vocabulary, layout="dense")) as writer:
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
@@ -57,7 +57,7 @@ class GgufSize:
             forms: module -> what it becomes, every matrix of the model.
             recipe_text: the recipe that the file will hold.
         """
-        tensors = records(self._shapes(forms), Quantisation(CHOSEN, chosen=chosen_types(forms, self._of)))
+        tensors = records(self._shapes(forms), Quantization(CHOSEN, chosen=chosen_types(forms, self._of)))
         infos = sum(
             LENGTH + len(tensor.name) + 4 + 8 * len(tensor.shape) + KIND + 8 for tensor in tensors
         )  # name, number of dimensions, dimensions, type, offset

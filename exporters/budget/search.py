@@ -67,7 +67,7 @@ def search(recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]
     Raises:
         UsageError: nothing is that small; names the smallest.
     """
-    modules = list(candidates)
+    modules, asked = list(candidates), _asked(recipe)
     options = [candidates[module] for module in modules]
 
     def made(chosen: list[Candidate]) -> tuple[Recipe, int]:
@@ -78,9 +78,11 @@ def search(recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]
     chosen = [min(found, key=lambda candidate: (candidate.bytes, candidate.loss)) for found in options]
     named, bytes = made(chosen)
     if bytes > budget:
-        raise UsageError(
-            f"{_asked(recipe)}: the smallest file of this model takes {bytes} bytes ({bytes / 1e6:.1f} MB)"
-        )
+        least = bytes
+        if recipe.max_bytes is not None:  # the file says what was asked for: a larger number takes more digits
+            recipe = recipe.model_copy(update={"max_bytes": least})
+            least = max(least, made(chosen)[1])
+        raise UsageError(f"{asked}: the smallest file of this model takes {least} bytes ({least / 1e6:.1f} MB)")
     matrices = budget - (bytes - smallest(options))
     for _ in range(ROUNDS):
         tried = choose(options, matrices)

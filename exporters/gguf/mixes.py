@@ -151,9 +151,6 @@ class Quantization:
         return " ".join([self.mix, *(f"{name}={type}" for name, type in options.items() if type is not None)])
 
 
-Quantisation = Quantization
-
-
 def choose_types(shapes: Mapping[str, tuple[int, ...]], asked: Quantization) -> dict[str, Choice]:
     """The type of every tensor of a file.
 

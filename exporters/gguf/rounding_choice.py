@@ -24,7 +24,7 @@ class Rounding:
     """How weights are rounded to their types.
 
     Attributes:
-        how: "plain", every block of weights by itself; or "aware", see `aware.round_linears`.
+        how: "plain", every block of weights by itself; or "aware", GPTQ, see `gptq_tensors.round_linears`.
         imatrix: an importance matrix for "plain".
         calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
         device: that "aware" runs it on: "auto", "cpu", "cuda".

@@ -145,6 +145,14 @@ class GgufRequest:
             return self
         return replace(self, rounding=replace(self.rounding, calibration=calibration))
 
+    def aware(self) -> GgufRequest | None:
+        """Every type but the floats is rounded."""
+        from .rounding import PLAIN
+
+        if self.reads_calibration or self.quantization in PLAIN:
+            return None
+        return replace(self, rounding=replace(self.rounding, how="aware", imatrix=None))
+
     def check_choice(self, forms: Mapping[str, Form]) -> None:
         """Its types have to be ggml's."""
         from ..chosen import check_types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ...converter.model.tokens import read_tokens
 from ...converter.storage.documents import shown
 from ...converter.storage.files import replacing
 from ..artifact import Artifact
+from ..chosen import CHOSEN, recorded_forms
 from .builder import genai_builder
 from .builder.builder_families import check_head_size, check_rotary
 from .check.check_windows import reference_of
@@ -24,10 +26,10 @@ from .contents import ENCODING_KEY, MODEL_FILE, QUANTIZATION_KEY, model_bytes, m
 from .flavours import check_single_flavour
 from .special_tokens import state_tokens
 from .traced import torch_exporter
-from .weights.encoded import aware_matrices, encode_model
+from .weights.encoded import encode_model, gptq_matrices
 from .weights.multiplied_out import multiplied_out, multiply_out
 from .weights.stored import StoredWeights
-from .weights.types import QUANTIZATIONS, OnnxOptions, has_codes
+from .weights.types import QUANTIZATIONS, OnnxOptions, chosen_types, has_codes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +55,8 @@ def export_onnx(
     Args:
         checkpoint: a factored checkpoint, or an ordinary Hugging Face directory.
         out: the folder to write: model.onnx, model.onnx.data, genai_config.json, tokenizer files.
-        quantization: see `types.QUANTIZATIONS`; activations stay float32.
+        quantization: see `types.QUANTIZATIONS`, or `chosen.CHOSEN` for the types of the checkpoint's recipe;
+            activations stay float32.
         options: how matrices are stored.
         force: replace an existing export.
         progress: receives one stage.
@@ -62,20 +65,22 @@ def export_onnx(
         What was written; `parameters` counts the model's weights, tied ones once, without scales.
 
     Raises:
-        UsageError: unknown quantization, `out` exists, or aware rounding has no text to run.
+        UsageError: unknown quantization, `out` exists, aware rounding has no text to run, or nothing chose the types.
         InputError: damaged checkpoint, unsupported family, or a result that does not agree with torch.
         ResourceError: no space left, out of memory, or two flavours of ONNX Runtime are installed.
     """
     checkpoint, out, options = Path(checkpoint), Path(out), options or OnnxOptions()
-    if quantization not in QUANTIZATIONS:
+    if quantization not in (*QUANTIZATIONS, CHOSEN):
         raise UsageError(f"ONNX quantization {quantization!r} is unknown; one of {', '.join(QUANTIZATIONS)}")
     _check_destination(out, force=force)
     check_single_flavour()
     reader = CheckpointReader(checkpoint)
+    if quantization == CHOSEN:
+        options = replace(options, chosen=chosen_types(recorded_forms(reader)))
     special = read_tokens(checkpoint, rows=int(reader.config["vocab_size"]))
     family = onnx_of(reader.config)
     merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantization, options)
-    rounded = aware_matrices(reader, quantization, options, merged, progress)
+    rounded = gptq_matrices(reader, quantization, options, merged, progress)
     with progress.stage(f"ONNX {quantization}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         multiply_out(model, merged)

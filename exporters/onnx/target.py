@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...converter.core.errors import UsageError
 from ...converter.core.progress import Progress
 from ..artifact import Artifact
 from ..target import Forecast, Given, TargetOption, checked_type
@@ -17,7 +16,7 @@ from .options import OPTIONS
 if TYPE_CHECKING:
     from ...converter.budget.forms import Form
     from ...converter.checkpoint.reader import CheckpointReader
-    from ..budget.format import Format
+    from ..budget.onnx_format import OnnxFormat
     from .weights.types import OnnxOptions
 
 
@@ -32,7 +31,8 @@ class OnnxRequest:
     """One ONNX folder that is asked for.
 
     Attributes:
-        quantization: see `weights.types.QUANTIZATIONS`.
+        quantization: see `weights.types.QUANTIZATIONS`; `chosen.CHOSEN` for a checkpoint that was made for a size,
+            whose recipe has a type for every matrix.
         options: how matrices are stored.
 
     Raises:
@@ -45,7 +45,10 @@ class OnnxRequest:
     format = "onnx"
 
     def __post_init__(self) -> None:
-        checked_type(OnnxTarget(), self.quantization)
+        from ..chosen import CHOSEN
+
+        if self.quantization != CHOSEN:
+            checked_type(OnnxTarget(), self.quantization)
 
     @property
     def name(self) -> str:
@@ -92,16 +95,28 @@ class OnnxRequest:
             return self
         return replace(self, options=replace(self.options, calibration=calibration))
 
-    def check_choice(self, forms: Mapping[str, Form]) -> None:
-        """Types are not chosen for a size."""
-        raise UsageError("choice: is no matter of onnx")
+    def aware(self) -> OnnxRequest | None:
+        """Every type with codes is rounded."""
+        from .weights.types import has_codes
 
-    def budget(self, progress: Progress) -> Format:
-        """Types are not chosen for a size."""
-        raise UsageError("a size is no matter of onnx")
+        if self.reads_calibration or not has_codes(self.quantization):
+            return None
+        return replace(self, options=replace(self.options, rounding="aware"))
+
+    def check_choice(self, forms: Mapping[str, Form]) -> None:
+        """Its types have to be those of codes."""
+        from .weights.types import chosen_types
+
+        chosen_types(forms)
+
+    def budget(self, progress: Progress) -> OnnxFormat:
+        """In blocks as its options say."""
+        from ..budget.onnx_format import OnnxFormat
+
+        return OnnxFormat(self.options)
 
     def plain(self, linears: str, rest: str, *, tied: bool) -> OnnxRequest:
-        """The type says what embedding and head are."""
+        """The type itself says what embedding and head are."""
         return replace(self, quantization=linears)
 
     def forecast(self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Forecast:
@@ -156,37 +171,46 @@ class OnnxTarget:
 
     def parity_limits(self) -> Mapping[str, tuple[float, float]]:
         """At 4 bits they tell a lossy folder from a broken one."""
+        from ..chosen import CHOSEN
+
         return {
             "fp32": (1e-6, 1e-3),
             "fp16": (1e-4, 1e-3),
             "int8": (0.02, 0.02),
             "int4": (1.2, 2.0),
             "int4-mix": (1.2, 2.0),
+            CHOSEN: (1.2, 2.0),
         }
 
     def request(self, quantization: str | None = None, **fields: Any) -> OnnxRequest:
         """See `OnnxRequest`."""
-        return OnnxRequest(checked_type(self, quantization), **fields)
+        return OnnxRequest(quantization or self.types()[0], **fields)
 
     def requests(self, given: Given) -> list[OnnxRequest]:
         """One per --onnx-type."""
+        options = self._options(given, str(given.values.get("onnx_rounding", OPTIONS["onnx_rounding"].default)))
+        return [self.request(type, options=options) for type in given.values.get("onnx_type") or [None]]
+
+    def sized_request(self, given: Given) -> OnnxRequest:
+        """Rounded aware of the inputs, as the choice reckons."""
+        from ..chosen import CHOSEN
+
+        return OnnxRequest(CHOSEN, self._options(given, "aware"))
+
+    def _options(self, given: Given, rounding: str) -> OnnxOptions:
+        """How matrices are stored, with a rounding."""
         from .weights.types import OnnxOptions
 
         asked = {name: given.values.get(name, option.default) for name, option in OPTIONS.items()}
-        options = OnnxOptions(
+        return OnnxOptions(
             asked["onnx_block_size"],
             asked["onnx_symmetric"],
             asked["onnx_accuracy_level"],
-            asked["onnx_rounding"],
-            given.calibration if asked["onnx_rounding"] == "aware" else None,
+            rounding,
+            given.calibration if rounding == "aware" else None,
             asked["onnx_factors"],
             given.device,
         )
-        return [self.request(type, options=options) for type in asked["onnx_type"] or [None]]
-
-    def sized_request(self, given: Given) -> OnnxRequest | None:
-        """Types are not chosen for a size."""
-        return None
 
     def recognizes(self, path: Path) -> bool:
         """By the model in it."""

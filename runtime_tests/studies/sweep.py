@@ -35,7 +35,7 @@ from ..timing.speed import Speed, measure_speed
 from .grid import Grid, open_grid
 from .rows import read_row, restored, write_row
 from .sweep_page import sweep_page
-from .sweep_results import PLAIN, SIZED, Sweep, SweepRow
+from .sweep_results import AWARE, PLAIN, SIZED, Sweep, SweepRow
 
 NAME = "sweep"
 
@@ -95,11 +95,15 @@ Columns = Sequence[tuple[Recipe | None, Sequence[ExportRequest]]]
 
 
 def _columns(recipes: Sequence[Recipe], exports: Sequence[ExportRequest]) -> Columns:
-    """Plain quantization first, then every recipe in every type, then every size in its own."""
+    """Plain quantization first, then every recipe in every type, then every size in its own.
+
+    Beside sizes, whose rounding runs a text, stands plain quantization that does so too.
+    """
     formats = dict.fromkeys(request.format for request in exports)
     by_size = [request for format in formats if (request := TARGETS[format].sized_request(Given({}))) is not None]
     sized = [(recipe, [request]) for recipe in recipes if recipe.sized for request in by_size]
-    return [(None, exports), *((recipe, exports) for recipe in recipes if not recipe.sized), *sized]
+    aware = [found for request in exports if (found := request.aware()) is not None] if sized else []
+    return [(None, [*exports, *aware]), *((recipe, exports) for recipe in recipes if not recipe.sized), *sized]
 
 
 def _missing(grid: Grid, recipe: Recipe | None, exports: Sequence[ExportRequest]) -> list[ExportRequest]:
@@ -171,12 +175,13 @@ def _compressed(grid: Grid, recipe: Recipe, request: ExportRequest, work: Path) 
 def _row(grid: Grid, made: _Compressed, request: ExportRequest, dense: ReferenceLogits, work: Path) -> SweepRow:
     """Export, measure in the runtime, remove the export."""
     path, recipe = work / request.name, made.recipe
-    artifact = export(made.path, path, request, force=True)
+    asked = request if recipe is not None else request.of_dense(grid.recipes[0].calibration)
+    artifact = export(made.path, path, asked, force=True)
     runtime = backend_names(path)[0]
     with grid.opened(path, runtime, context=_context(grid)) as backend:
         measured = measure(backend, grid.windows, [dense], SilentProgress(), label=path.name)
     row = SweepRow(
-        method=PLAIN if recipe is None else SIZED if recipe.sized else recipe.method,
+        method=_method(recipe, request),
         retention=1.0 if recipe is None else made.kept if recipe.sized else recipe.retention,
         kept=made.kept,
         format=request.format,
@@ -192,6 +197,12 @@ def _row(grid: Grid, made: _Compressed, request: ExportRequest, dense: Reference
     )
     remove(path)
     return row
+
+
+def _method(recipe: Recipe | None, request: ExportRequest) -> str:
+    if recipe is None:
+        return AWARE if request.reads_calibration else PLAIN
+    return SIZED if recipe.sized else recipe.method
 
 
 def _timed(longest: int) -> tuple[int, int]:
@@ -248,7 +259,7 @@ def _file(grid: Grid, recipe: Recipe | None, request: ExportRequest | None) -> P
     if recipe is not None and recipe.sized:
         name = f"{SIZED}-{recipe.max_bytes or recipe.bits_per_weight}"
     if request is not None:
-        name += f"-{request.format}-{request.quantization}"
+        name += f"-{request.format}-{request.quantization}{'-aware' if request.reads_calibration else ''}"
     return grid.file(name)
 
 
@@ -256,6 +267,9 @@ def _key(grid: Grid, recipe: Recipe | None, request: ExportRequest | None) -> di
     """What a row is made from."""
     made = {} if recipe is None else grid.compressed_from(recipe)
     export = "" if request is None else f"{request.format} {request.quantization}"
+    if request is not None and request.reads_calibration:
+        export += " aware"
+        made |= {"text_sha256": grid.texts}
     return {**grid.origin, "evaluation": _evaluated(grid), **made, "export": export}
 
 

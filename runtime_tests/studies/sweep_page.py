@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..report.html import drawn, fill
 from ..report.svg_chart import Point, Series, line_chart
-from .sweep_results import PLAIN, SIZED, Sweep, SweepRow, pareto
+from .sweep_results import AWARE, PLAIN, SIZED, Sweep, SweepRow, pareto
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,7 +82,8 @@ def _decoded(row: SweepRow) -> float:
 
 
 def _label(method: str) -> str:
-    return {PLAIN: "plain quantization", SIZED: "rank and type by size"}.get(method, method)
+    named = {PLAIN: "plain quantization", AWARE: "plain types, aware rounding", SIZED: "rank and type by size"}
+    return named.get(method, method)
 
 
 def _fronts(
@@ -98,7 +99,7 @@ def _fronts(
 
 def _command(found: Sweep) -> str:
     """The options that make these rows again, but for the recipe's other keys, which the page lists."""
-    own = [row for row in found.rows if row.method not in (PLAIN, SIZED)]
+    own = [row for row in found.rows if row.method not in (PLAIN, AWARE, SIZED)]
     sizes = ",".join(str(row.size) for row in found.rows if row.size is not None)
     by_size = f"--sizes {sizes} " if sizes else ""
     methods = ",".join(dict.fromkeys(row.method for row in own))

@@ -20,6 +20,7 @@ from .rows import restored
 SCHEMA_VERSION = 1
 SIZED = "size"  # the method of files for which rank and type of every linear were chosen together
 PLAIN = "dense"  # the method of exports of the uncompressed model: plain quantization
+AWARE = "dense, aware"  # the same, rounded with a text
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class SweepRow:
     """One export of one compression, in one runtime.
 
     Attributes:
-        method: its name, or "dense" for the uncompressed model in this type.
+        method: its name, or "dense" for the uncompressed model in this type, "dense, aware" where its rounding ran a
+            text.
         retention: as asked for; 1 for dense.
         kept: the same, as reached.
         format, quantization, backend: of the export, and what it was measured in.
@@ -58,7 +60,7 @@ class SweepRow:
         """How messages name the row."""
         if self.size is not None:
             return f"{self.method} {self.size / 1e6:g} MB, {self.format}"
-        size = "" if self.method == PLAIN else f" {self.retention:g}"
+        size = "" if self.method in (PLAIN, AWARE) else f" {self.retention:g}"
         return f"{self.method}{size}, {self.format} {self.quantization}"
 
     @property
@@ -196,11 +198,11 @@ def recommend(rows: Sequence[SweepRow], limits: Limits) -> Choice:
     reasons = [f"{len(fitting)} of {len(rows)} exports keep the limits; this is the {what}: {_facts(chosen)}"]
     if len(ranked) > 1:
         reasons.append(f"next: {ranked[1].label}: {_facts(ranked[1])}")
-    plain = [row for row in ranked if row.method == PLAIN]
-    if chosen.method != PLAIN:
+    plain = [row for row in ranked if row.method in (PLAIN, AWARE)]
+    if chosen.method not in (PLAIN, AWARE):
         beaten = f"{plain[0].label}: {_facts(plain[0])}" if plain else "none keeps the limits"
         reasons.append(f"plain quantization alone: {beaten}")
-    elif all(row.method == PLAIN for row in ranked[:2]):
+    elif all(row.method in (PLAIN, AWARE) for row in ranked[:2]):
         reasons.append("plain quantization alone is better here than any low-rank export")
     return Choice(chosen, tuple(reasons))
 

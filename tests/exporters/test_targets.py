@@ -64,6 +64,9 @@ class ToyRequest:
     def row_multiple(self) -> int:
         return 4
 
+    def aware(self) -> None:
+        """Toys are not rounded."""
+
     def of_dense(self, calibration: str) -> ToyRequest:
         return self
 
@@ -199,15 +202,15 @@ def test_toy_is_planned(toy: ExportTarget, models: Path) -> None:
 
 def test_toy_is_exported_inspected_and_validated(toy: ExportTarget, models: Path, tmp_path: Path) -> None:
     made = run("export", models / "factored", "--format", "toy", "--out", tmp_path)["artifacts"]
-    assert [(one["format"], one["quantization"]) for one in made] == [("toy", "wide"), ("toy", "narrow")]
+    assert [(one["format"], one["quantisation"]) for one in made] == [("toy", "wide"), ("toy", "narrow")]
     shown = run("inspect", tmp_path / "toy-narrow")
     assert shown == made[1]
     report = run("validate", tmp_path, "--reference", models / "factored", *evaluation(models))
-    rows = {row["quantization"]: row for row in report["rows"] if row["format"] == "toy"}
+    rows = {row["quantisation"]: row for row in report["rows"] if row["format"] == "toy"}
     assert set(rows) == {"wide", "narrow"} and {row["backend"] for row in rows.values()} == {"toy-runtime"}
     assert all(gate["passed"] for row in rows.values() for gate in row["gates"])
     limits = {
-        row["quantization"]: gate["threshold"]
+        row["quantisation"]: gate["threshold"]
         for row in rows.values()
         for gate in row["gates"]
         if gate["name"] == "parity.mean_kld"
@@ -220,7 +223,7 @@ def test_toy_goes_through_the_whole_job(toy: ExportTarget, models: Path, tmp_pat
     loose = ["--gate", "quality.mean_kld=off", "--gate", "quality.perplexity_increase=off"]
     command = [*compression(models), *evaluation(models), *loose, "--format", "toy", "--out", out]
     report = run(*command)
-    rows = {(row["model"], row["quantization"]) for row in report["rows"] if row["format"] == "toy"}
+    rows = {(row["model"], row["quantisation"]) for row in report["rows"] if row["format"] == "toy"}
     assert rows == {(model, type) for model in ("dense", "factored") for type in WIDTHS}
     assert "library_name: toys" in (out / "toy-wide" / "README.md").read_text()
     for name in ("report.html", "report.md", "junit.xml"):
@@ -260,6 +263,8 @@ def test_aware_requests_of_the_dense_model_run_the_text() -> None:
 def test_a_size_chooses_the_types(toy: ExportTarget) -> None:
     (chosen,) = chosen_exports({"format": ["gguf"]}, sized=True)
     assert chosen == requested("gguf", CHOSEN, rounding=Rounding("aware"))
+    (chosen,) = chosen_exports({"format": ["onnx"], "onnx_block_size": 64}, sized=True)
+    assert chosen == requested("onnx", CHOSEN, options=OnnxOptions(64, rounding="aware"))
     for values in ({"format": ["toy"]}, {"format": ["gguf", "onnx"]}, {"gguf_type": ["q8_0"]}, {"onnx_type": ["int8"]}):
         with pytest.raises(UsageError, match="leave out types and other formats"):
             chosen_exports(values, sized=True)

@@ -46,34 +46,42 @@ def remaining_rows(
 def stacked_first(builder: Any, linears: tuple[Any, ...], basename: str, root_input: str) -> dict[Any, str]:
     """Multiply what meets the common input of several linears in one matmul: V or P of factored ones, W of dense ones.
 
-    Small matmuls cost more to start than to run: one instead of three is faster, and changes no result. A W of another
-    type than the factors stays apart.
+    Small matmuls cost more to start than to run: one instead of three is faster, and changes no result. What is of
+    another type stays apart, and so do dense linears beside factored ones whose factors are of other types.
 
     Returns:
-        For every linear that took part, the value that holds its V x, P x or W x; nothing where none is factored, or
-        fewer than two would take part.
+        For every linear that took part, the value that holds its V x, P x or W x; nothing where all are dense in one
+        type, which is the caller's to pack, or fewer than two would take part.
     """
     factored = [linear for linear in linears if isinstance(linear, Factored)]
-    if not factored:
+    if not factored and alike(builder, linears):
         return {}
-    first, kind = inner_factor(factored[0])
     matrices = {linear: inner_factor(linear)[0] if linear in factored else linear for linear in linears}
-    format = _format(builder, first)
-    alike = {linear: matrix for linear, matrix in matrices.items() if _format(builder, matrix) == format}
-    if len(alike) < 2:
+    by_format: dict[Any, list[Any]] = {}
+    for linear, matrix in matrices.items():
+        by_format.setdefault(_format(builder, matrix), []).append(linear)
+    groups = [group for group in by_format.values() if not factored or any(linear in factored for linear in group)]
+    joined = {linear: matrices[linear] for linear in max(groups, key=len)}
+    if len(joined) < 2:
         return {}
-    matmul = builder.make_matmul(stacked(builder, tuple(alike.values())), f"{basename}/{kind}/MatMul", root_input)
+    kind = inner_factor(factored[0])[1] if factored else "dense"
+    matmul = builder.make_matmul(stacked(builder, tuple(joined.values())), f"{basename}/{kind}/MatMul", root_input)
     split = f"{basename}/{kind}/Split"
-    outputs = [f"{split}_{index}/output_0" for index in range(len(alike))]
-    rows = [matrix.out_features for matrix in alike.values()]
+    outputs = [f"{split}_{index}/output_0" for index in range(len(joined))]
+    rows = [matrix.out_features for matrix in joined.values()]
     builder.make_split(
         split,
         inputs=[f"{matmul}/output_0", f"/model/constants/INT64/{rows}"],
         outputs=outputs,
-        dtypes=[builder.io_dtype] * len(alike),
+        dtypes=[builder.io_dtype] * len(joined),
         shapes=[builder.make_hidden_state_shape(last_dim=count) for count in rows],
     )
-    return dict(zip(alike, outputs, strict=True))
+    return dict(zip(joined, outputs, strict=True))
+
+
+def alike(builder: Any, linears: tuple[Any, ...]) -> bool:
+    """Whether dense linears are all encoded the same way."""
+    return len({_format(builder, linear) for linear in linears}) == 1
 
 
 def _format(builder: Any, matrix: Any) -> Any:

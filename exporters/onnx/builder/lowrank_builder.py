@@ -12,7 +12,7 @@ from ....converter.checkpoint.pivot_linear import PivotLinear
 from ..upstream import builder_classes
 from ..weights.quantize import QuantizedMatrix
 from .builder_families import rotary_tables
-from .factored_matmuls import Factored, inner_factor, remaining_rows, stacked, stacked_first
+from .factored_matmuls import Factored, alike, inner_factor, remaining_rows, stacked, stacked_first
 from .fused_linears import Part, split_attention, split_gate_up
 from .stored_matrices import half_lookup, half_matmul, quantized_lookup
 
@@ -91,7 +91,9 @@ def lowrank_builder(class_name: str) -> Any:
 
         def is_qkv_projection_packable(self, layer_id: int, attention: Any) -> bool:
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            return not any(isinstance(linear, Factored) for linear in projections)
+            if any(isinstance(linear, Factored) for linear in projections):
+                return False
+            return isinstance(attention.q_proj, Part) or alike(self, projections)
 
         def make_attention(self, layer_id: int, attention: Any, root_input: str, **options: Any) -> None:
             if hasattr(attention, "qkv_proj"):

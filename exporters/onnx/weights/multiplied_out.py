@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ....converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ....converter.checkpoint.lowrank_linear import LowRankLinear
 from ....converter.checkpoint.pivot_linear import PivotLinear
+from ...chosen import CHOSEN
 from .sizes import tensor_bytes
 from .types import OnnxOptions, bits_of
 
@@ -64,9 +65,9 @@ def multiplied_out(shapes: Shapes, quantization: str, options: OnnxOptions) -> f
     Args:
         shapes: tensor name in the checkpoint -> shape; a factored linear as its factors.
         quantization: see `types.QUANTIZATIONS`.
-        options: of the encoding; none are multiplied out where `factors` is "all".
+        options: of the encoding; none are multiplied out where `factors` is "all", or where a size chose the forms.
     """
-    if options.factors == "all":
+    if options.factors == "all" or quantization == CHOSEN:
         return frozenset()
     found: set[str] = set()
     for group in _groups(shapes):
@@ -129,14 +130,24 @@ def _cost(group: list[_Linear], out: Set[str], quantization: str, options: OnnxO
     tensors += [linear.dense for linear in dense]
     cost = sum(linear.others for linear in factored) + MATMUL * len(factored)
     for name, shape in ((name, shape) for tensor in tensors for name, shape in tensor.items()):
-        weights = PER_MILLION_WEIGHTS[bits_of(name, quantization)] * shape[0] * shape[1]
-        cost += (weights + PER_MEGABYTE * tensor_bytes(name, shape, quantization, options)) / 1e6
+        cost += weights_cost(shape, bits_of(name, quantization), tensor_bytes(name, shape, quantization, options))
     if not factored:
         packed = any(linear.name.endswith(PACKED) for linear in dense)
         return cost + MATMUL * (1 if packed else len(dense))
     inner = bits_of(next(iter(factored[0].inner)), quantization)
     together = len(factored) + sum(bits_of(next(iter(linear.dense)), quantization) == inner for linear in dense)
     return cost + MATMUL * (1 + len(group) - together) + (SPLIT if together > 1 else 0.0)
+
+
+def weights_cost(shape: tuple[int, ...], bits: int, bytes: int) -> float:
+    """Microseconds that the weights of a matmul are counted, what their bytes are worth included.
+
+    Args:
+        shape: (m, n).
+        bits: of a weight.
+        bytes: of the matrix.
+    """
+    return (PER_MILLION_WEIGHTS[bits] * shape[0] * shape[1] + PER_MEGABYTE * bytes) / 1e6
 
 
 def multiply_out(model: nn.Module, names: Iterable[str]) -> None:

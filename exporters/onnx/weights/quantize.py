@@ -112,8 +112,8 @@ def quantize(weight: Tensor, format: BlockFormat) -> QuantizedMatrix:
     return stack(parts)
 
 
-def quantize_aware(weight: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantizedMatrix]:
-    """Round a matrix so that its product with the inputs stays close, see `feedback.round_blocks`.
+def quantize_gptq(weight: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantizedMatrix]:
+    """Round a matrix so that its product with the inputs stays close, see `gptq.round_blocks`.
 
     The scale of a block is the one of `SHRINKINGS` that rounds it with the least error, weighted by the inputs: a few
     clipped weights may cost less than a coarse step for all.
@@ -145,6 +145,25 @@ def quantize_aware(weight: Tensor, moment: Tensor, format: BlockFormat) -> Round
     padded[:, : chosen.shape[1]] = chosen
     grouped = padded.reshape(len(padded), -1, format.block)
     return Rounded(_packed(grouped, scales, zeros, weight.shape[1], format), values)
+
+
+def searched_values(weight: Tensor, importance: Tensor, format: BlockFormat) -> Tensor:
+    """W (rows, columns) at the nearest codes of the scales that aware rounding would take, float32.
+
+    Args:
+        weight: W.
+        importance: mean square of each input (columns,).
+        format: the encoding.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    padding = (0, format.blocks(columns) * format.block - columns)
+    grouped = torch.nn.functional.pad(weight.float(), padding).reshape(rows, -1, format.block)
+    weights = torch.nn.functional.pad(importance.float(), padding).reshape(-1, format.block)
+    scales, zeros = searched_scales(grouped, weights, format)
+    exact = (codes(grouped, scales, zeros, format).float() - zeros[..., None]) * scales[..., None]
+    return exact.reshape(rows, -1)[:, :columns]
 
 
 def dequantize(matrix: QuantizedMatrix) -> Tensor:
@@ -200,8 +219,8 @@ def searched_scales(grouped: Tensor, importance: Tensor, format: BlockFormat) ->
     """The scales and zero points, over all `SHRINKINGS`, whose rounding has the least error weighted by importance.
 
     Args:
-        grouped: (rows, 1, block).
-        importance: mean square of the inputs (block,).
+        grouped: (rows, blocks, block).
+        importance: mean square of the inputs (blocks, block); (block,) of all blocks alike.
         format: the encoding.
     """
     import torch

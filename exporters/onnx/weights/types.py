@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from ....converter.budget.forms import Form
 from ....converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ....converter.core.errors import UsageError
 from ....converter.core.recipe import nearest
+from ...chosen import CHOSEN, check_types
 from .quantize import BlockFormat
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -48,6 +50,8 @@ QUANTIZATIONS: Mapping[str, OnnxType] = {
     "int4-mix": OnnxType(8, 4, 4, 8),
 }
 """By name. Measured in docs/onnx.md."""
+CODES: Mapping[str, int] = {"int8": 8, "int4": 4}
+"""What a choice can name: type of one matrix -> bits of its codes."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,12 @@ class OnnxOptions:
         block_size: columns that share a scale.
         symmetric: blocks have a scale alone, else a zero point too.
         accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits per block, 0 and 1 multiply in float.
-        rounding: "plain", every weight to the nearest code; or "aware", see `exporters.rounding.aware.round_linears`.
+        rounding: "plain", every weight to the nearest code; or "aware", GPTQ, see `gptq_linears.round_linears`.
         calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
         device: that "aware" runs it on: "auto", "cpu", "cuda".
         factors: "auto" multiplies a linear out where one matmul costs less than two, see `multiplied_out`; "all" keeps
-            every linear as the checkpoint has it.
+            every linear as the checkpoint has it. What was chosen for a size is kept in any case.
+        chosen: for `chosen.CHOSEN`, tensor name in the checkpoint -> its type, one of `CODES`.
 
     Raises:
         UsageError: a value that is not offered.
@@ -75,6 +80,7 @@ class OnnxOptions:
     calibration: str | None = None
     factors: str = "auto"
     device: str = "cpu"
+    chosen: Mapping[str, str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
@@ -89,6 +95,10 @@ class OnnxOptions:
         if self.factors not in get_args(Factors):
             raise UsageError(f"--onnx-factors {self.factors}: auto or all{nearest(self.factors, get_args(Factors))}")
 
+    def format(self, type: str) -> BlockFormat:
+        """The encoding of one of `CODES`."""
+        return BlockFormat(CODES[type], self.block_size, self.symmetric)
+
     def recorded(self, quantization: str) -> str:
         """What a file says of its encoding: of codes how they were made, and whether every factor was kept."""
         kept = ["all factors"] if self.factors == "all" else []
@@ -101,7 +111,7 @@ class OnnxOptions:
 
 def has_codes(quantization: str) -> bool:
     """Whether a type stores linears as codes."""
-    return QUANTIZATIONS[quantization].dense <= 8
+    return quantization == CHOSEN or QUANTIZATIONS[quantization].dense <= 8
 
 
 def bits_of(name: str, quantization: str) -> int:
@@ -119,13 +129,40 @@ def bits_of(name: str, quantization: str) -> int:
 
 
 def block_format(name: str, quantization: str, options: OnnxOptions) -> BlockFormat | None:
-    """The encoding of a matrix, by its name in the checkpoint; None where it stays float."""
+    """The encoding of a matrix, by its name in the checkpoint; None where it stays float.
+
+    Raises:
+        UsageError: a choice that says nothing of it.
+    """
+    if quantization == CHOSEN:
+        if options.chosen is None or name not in options.chosen:
+            raise UsageError(f"{CHOSEN}: the choice says nothing of {name}; export in another type")
+        return options.format(options.chosen[name])
     bits = bits_of(name, quantization)
     return BlockFormat(bits, options.block_size, options.symmetric) if bits <= 8 else None
 
 
 def row_multiple(quantization: str, options: OnnxOptions) -> int:
     """What ranks should be a multiple of: whole blocks, of 4-bit codes an even number of small ones."""
+    if quantization == CHOSEN:
+        return 1  # ranks are chosen with the types
     if not has_codes(quantization):
         return 1
     return max(options.block_size, EVEN_BLOCKS) if QUANTIZATIONS[quantization].outer == 4 else options.block_size
+
+
+def chosen_types(forms: Mapping[str, Form]) -> dict[str, str]:
+    """Tensor name in the checkpoint -> type of every matrix, as a recipe's choice has them.
+
+    Args:
+        forms: module -> what it becomes.
+
+    Raises:
+        UsageError: a type of another format.
+    """
+    check_types(forms.values(), CODES, "onnx")
+    return {
+        module + ending: type
+        for module, form in forms.items()
+        for ending, type in zip((".weight",) if form.rank is None else (U_SUFFIX, V_SUFFIX), form.types, strict=True)
+    }

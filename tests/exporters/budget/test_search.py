@@ -21,7 +21,7 @@ from lowrank_export.exporters.budget.gguf_size import GgufSize
 from lowrank_export.exporters.budget.search import model_candidates
 from lowrank_export.exporters.budget.sized import Sized, sized
 from lowrank_export.exporters.chosen import CHOSEN
-from lowrank_export.exporters.gguf.mixes import Quantisation
+from lowrank_export.exporters.gguf.mixes import Quantization
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.writer import export_gguf
 from lowrank_export.exporters.registry import requested
@@ -70,7 +70,7 @@ def test_the_file_has_the_bytes_that_were_promised(dense: Path, statistics: Path
         made = export_gguf(
             tmp_path / "ckpt",
             tmp_path / name,
-            Quantisation(CHOSEN),
+            Quantization(CHOSEN),
             rounding=Rounding("aware"),
             progress=SilentProgress(),
         )

@@ -165,7 +165,9 @@ def test_sizes(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypatch: p
     made = run("sweep", "--no-speed", *words, "--json")
     assert made.exit_code == 0, made.stderr
     rows = read_rows(tmp_path / "out" / "sweep.json")
-    assert [one.label for one in rows] == ["dense, gguf q8_0", "svd 0.8, gguf q8_0", "size 0.11 MB, gguf"]
+    labels = ["dense, gguf q8_0", "dense, aware, gguf q8_0", "svd 0.8, gguf q8_0", "size 0.11 MB, gguf"]
+    assert [one.label for one in rows] == labels
+    assert rows[1].bytes == rows[0].bytes and rows[1].quality != rows[0].quality
     assert rows[-1].bytes <= 110_000 and rows[-1].quantization == "budget"
     assert "--sizes 110000" in (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")
     assert run("sweep", *words[:-1], "12 parsecs").exit_code == 2

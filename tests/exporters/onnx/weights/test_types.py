@@ -55,8 +55,9 @@ def test_what_is_refused(options: dict[str, object], message: str) -> None:
 
 
 def test_said_of_codes_and_factors() -> None:
-    assert OnnxOptions().said("fp16") == "" and OnnxOptions(factors="all").said("fp16") == "all factors"
-    assert OnnxOptions(factors="all").said("int8").endswith("plain rounding, all factors")
+    assert OnnxOptions().recorded("fp16") == "" and OnnxOptions(factors="all").recorded("fp16") == "all factors"
+    assert OnnxOptions(factors="all").recorded("int8").endswith("plain rounding, all factors")
     assert (
-        OnnxOptions(64, False, 0, "aware").said("int4") == "blocks of 64, asymmetric, accuracy level 0, aware rounding"
+        OnnxOptions(64, False, 0, "aware").recorded("int4")
+        == "blocks of 64, asymmetric, accuracy level 0, aware rounding"
     )
