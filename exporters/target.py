@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ..converter.checkpoint.reader import CheckpointReader
 from ..converter.core.errors import UsageError
+from ..converter.core.nearest import nearest
 from ..converter.core.progress import Progress
-from ..converter.core.recipe import nearest
 from .artifact import Artifact
 
 if TYPE_CHECKING:
     from ..converter.budget.forms import Form
+    from ..converter.checkpoint.reader import CheckpointReader
     from .budget.format import Format
 
 Scope = Literal["type", "encoding", "artifact"]

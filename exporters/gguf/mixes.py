@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.core.errors import InputError, UsageError
-from ...converter.core.recipe import nearest
+from ...converter.core.nearest import nearest
 from ...converter.storage.gguf_header import Header
 from ..artifact import TensorRecord
 from ..chosen import CHOSEN

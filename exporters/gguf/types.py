@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...converter.core.errors import InputError, UsageError
-from ...converter.core.recipe import nearest
+from ...converter.core.nearest import nearest
 
 ALIGNMENT = 32  # bytes; every tensor starts at a multiple
 INTEGERS = "i32"  # permutations
