@@ -140,7 +140,7 @@ class ExportRequest(Protocol):
         """
 
     def row_multiple(self) -> int:
-        """What ranks should be a multiple of for no other type to stand in."""
+        """What ranks should be a multiple of, so that no fallback is needed."""
 
     def of_dense(self, calibration: str) -> ExportRequest:
         """The same export of the dense model, whose folder records no text: it is given `calibration`.

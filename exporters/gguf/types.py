@@ -1,4 +1,4 @@
-"""Storage types: how many bytes each takes, which rows it fits, and what stands in where it does not."""
+"""Storage types: how many bytes each takes, which rows it fits, and the fallback where it does not."""
 
 from __future__ import annotations
 
