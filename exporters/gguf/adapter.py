@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader, read_json
 from ...converter.core.errors import InputError, UsageError
+from ...converter.core.nearest import nearest
 from ...converter.core.progress import Progress
-from ...converter.core.recipe import nearest
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
 from ...converter.model.source import Source

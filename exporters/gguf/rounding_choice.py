@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError, UsageError
-from ...converter.core.recipe import nearest
+from ...converter.core.nearest import nearest
 from ..artifact import TensorRecord
 from .imatrix import read_imatrix
 from .types import INTEGERS, TYPES

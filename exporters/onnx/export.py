@@ -20,7 +20,7 @@ from ..chosen import CHOSEN, recorded_forms
 from .builder import genai_builder
 from .builder.builder_families import check_head_size, check_rotary
 from .check.check_windows import reference_of
-from .check.genai_tokenizer import check_readable
+from .check.genai_tokenizer import check_readable, left_out
 from .check.selfcheck import check_export, tolerance
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTIZATION_KEY, model_bytes, model_facts, tensor_records
 from .flavours import check_single_flavour
@@ -104,6 +104,8 @@ def export_onnx(
         advance(1)
     if merged:
         progress.note(f"{out}: {len(merged)} of {len(reader.ranks)} factored linears are one matmul, which costs less")
+    if begin := left_out(checkpoint, out):
+        progress.note(f"{out}: ONNX Runtime GenAI's tokenizer leaves out {begin}, which the model's puts before a text")
     if not special.ends:
         progress.note(f"{out}: no file of the model names a token that ends a text: add eos_token_id to config.json")
     tokens = sum(map(len, reference.windows))

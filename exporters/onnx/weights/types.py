@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ....converter.budget.forms import Form
 from ....converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ....converter.core.errors import UsageError
-from ....converter.core.recipe import nearest
+from ....converter.core.nearest import nearest
 from ...chosen import CHOSEN, check_types
 from .quantize import BlockFormat
 
