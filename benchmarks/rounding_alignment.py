@@ -19,10 +19,10 @@ from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.loading import load_tokenizer
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.statistics.calibration import calibrate
-from lowrank_export.exporters.gguf.aware import rounder
+from lowrank_export.exporters.gguf.gptq_tensors import rounder
 from lowrank_export.exporters.gguf.rounding import Rows
 from lowrank_export.exporters.llamacpp.runtime import ggml_library
-from lowrank_export.exporters.rounding.aware import WEIGHT, round_linears
+from lowrank_export.exporters.rounding.gptq_linears import WEIGHT, round_linears
 
 HEAD_ROWS = 8192
 

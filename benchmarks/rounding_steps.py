@@ -23,20 +23,20 @@ from lowrank_export.converter.statistics.input_moments import input_moments
 from lowrank_export.converter.texts.corpus import read_text
 from lowrank_export.exporters.gguf.rounding import round_nearest, round_rows
 from lowrank_export.exporters.llamacpp.runtime import ggml_library
-from lowrank_export.exporters.rounding.balancing import mixed, resolved
+from lowrank_export.exporters.rounding.balancing import balance_factors, refit_u
 from lowrank_export.exporters.rounding.calibrated import open_calibrated
 from lowrank_export.runtime_tests.metrics.corpora import evaluation_windows
 
-# Step -> how both factors are rounded, whether V and U are mixed first, whether U is solved for again
+# Step -> how both factors are rounded, whether V and U are balanced first, whether U is refitted
 STEPS = {
     "plain": ("nearest", False, False),
     "importance matrix": ("weighted", False, False),
-    "mixed": ("nearest", True, False),
-    "re-solved": ("nearest", False, True),
-    "mixed, re-solved": ("nearest", True, True),
+    "balanced": ("nearest", True, False),
+    "U refitted": ("nearest", False, True),
+    "balanced, U refitted": ("nearest", True, True),
     "fed forward": ("fed", False, False),
     "re-solved, fed forward": ("fed", False, True),
-    "mixed, re-solved, fed forward (aware)": ("fed", True, True),
+    "balanced, U refitted, GPTQ (aware)": ("fed", True, True),
 }
 DENSE_STEPS = ("plain", "importance matrix", "fed forward")
 
@@ -56,11 +56,11 @@ def rounded_product(linear: nn.Module, moment: Tensor, step: str, type: str, lib
         return [rounded(linear.weight.data, moment, how, type, library)]
     u, v = linear.lowrank_u.weight.data, linear.lowrank_v.weight.data
     if mixing:
-        u, v = mixed(u, v, moment, seed=0)
+        u, v = balance_factors(u, v, moment, seed=0)
     first = rounded(v, moment, how, type, library)
     latent = first.double() @ moment @ first.double().T
     if solving:
-        u, latent = resolved(u, v, first, moment)
+        u, latent = refit_u(u, v, first, moment)
     return [first, rounded(u, latent, how, type, library)]
 
 

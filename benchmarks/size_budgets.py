@@ -1,11 +1,12 @@
 """The best file of a size: rank and type chosen together, beside types only and the best plain types of that size.
 
-For every size: the choice, its file, and its KL divergence in llama.cpp from the dense model in torch, on every text
+For every size: the choice, its file, and its KL divergence in its runtime from the dense model in torch, on every text
 given; predicted beside measured. Statistics, references and results are kept in `--out`: started again, only what is
 missing is made. About 15 CPU-minutes a row:
 
     python benchmarks/size_budgets.py --text docs=python-docs --text wiki=wiki.test.raw
     python benchmarks/size_budgets.py --size 79.8MB --kind joint --kind types
+    python benchmarks/size_budgets.py --format onnx --size 100.8MB --windows 8 --length 512 --evaluate 2
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ from lowrank_export.converter.model.source import Source, open_source
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.budget.sized import Sized, planned
-from lowrank_export.exporters.chosen import CHOSEN
 from lowrank_export.exporters.export import export
-from lowrank_export.exporters.gguf.rounding_choice import Rounding
-from lowrank_export.exporters.registry import requested
-from lowrank_export.runtime_tests.backends.formats import LLAMA_CPP, TORCH
+from lowrank_export.exporters.registry import TARGETS
+from lowrank_export.exporters.target import ExportRequest, Given
+from lowrank_export.runtime_tests.backends.formats import TORCH, backend_names
 from lowrank_export.runtime_tests.backends.open import open_backend
 from lowrank_export.runtime_tests.evaluation import Evaluation, load_windows
 from lowrank_export.runtime_tests.metrics.measure import measure
@@ -42,7 +42,6 @@ from lowrank_export.runtime_tests.report.report import write_json
 SIZES = ("91.7MB", "85.8MB", "79.8MB", "67.9MB")
 KINDS = ("joint", "types", "plain")
 PROGRESS: Progress = ConsoleProgress()
-REQUEST = requested("gguf", CHOSEN, rounding=Rounding("aware"))
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ def main() -> None:
     """Measure what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--format", choices=tuple(TARGETS), default="gguf")
     parser.add_argument("--size", action="append", help=f"repeatable; by default {', '.join(SIZES)}")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; all by default")
     parser.add_argument("--text", action="append", help="NAME=TEXT; repeatable; by default docs=python-docs")
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=32, help="calibration windows")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a calibration window")
     parser.add_argument("--gradient-windows", type=int, default=12, help="of those, for the loss gradient")
+    parser.add_argument("--evaluate", type=int, default=8, help="windows of 512 tokens that are measured")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/size_budgets"))
     options = parser.parse_args()
@@ -79,7 +80,7 @@ def main() -> None:
     source = open_source(options.model, PROGRESS)
     for size in options.size or SIZES:
         for kind in options.kind or KINDS:
-            name = f"{size} {kind}"
+            name = f"{options.format} {size} {kind}"
             if name not in results or not texts.keys() <= results[name].kld.keys():
                 found = run(source, size, kind, texts, options)
                 if found is None:
@@ -105,7 +106,7 @@ def run(source: Source, size: str, kind: str, texts: dict[str, str], options: ar
     recipe = make_recipe(wanted, "benchmark")
     started = time.process_time()
     try:
-        found = planned(recipe, source, options.out / "statistics", REQUEST, device="cpu", progress=PROGRESS)
+        found = planned(recipe, source, options.out / "statistics", by_size(options), device="cpu", progress=PROGRESS)
     except UsageError as none:
         print(f"{size} {kind}: {none}")
         return None
@@ -116,7 +117,9 @@ def run(source: Source, size: str, kind: str, texts: dict[str, str], options: ar
     seconds = time.process_time() - started
     kld = {}
     for name, windows, reference in references(source, texts, options):
-        backend = open_backend(artifact.path, LLAMA_CPP, threads=options.threads, context=windows.length + 1)
+        backend = open_backend(
+            artifact.path, backend_names(artifact.path)[0], threads=options.threads, context=windows.length + 1
+        )
         try:
             measured = measure(backend, windows, [reference], PROGRESS, label=f"{size} {kind} on {name}")
         finally:
@@ -128,31 +131,23 @@ def run(source: Source, size: str, kind: str, texts: dict[str, str], options: ar
 
 def make(source: Source, recipe: Recipe, found: Sized, kind: str, options: argparse.Namespace) -> Artifact:
     """The file of a choice; of plain types an ordinary export of the dense model, rounded the same way."""
-    out = options.out / f"{recipe.max_bytes}-{kind}"
+    out, request = options.out / f"{options.format}-{recipe.max_bytes}-{kind}", by_size(options)
+    checkpoint = out / "checkpoint"
     if kind == "plain":
         assert found.plain is not None
-        return export(
-            source.path,
-            out.with_suffix(".gguf"),
-            requested(
-                "gguf",
-                found.plain.type,
-                embedding_type=found.plain.rest,
-                rounding=Rounding("aware", calibration=options.calibration),
-            ),
-            force=True,
-            progress=PROGRESS,
-        )
-    checkpoint = out / "checkpoint"
+        tied = bool(source.reader().config.get("tie_word_embeddings"))
+        plain = request.plain(found.plain.type, found.plain.rest, tied=tied).of_dense(options.calibration)
+        return export(source.path, out / plain.name, plain, force=True, progress=PROGRESS)
     if not checkpoint.is_dir():
         compress(recipe, checkpoint, statistics=options.out / "statistics", progress=PROGRESS)
-    return export(
-        checkpoint,
-        out.with_suffix(".gguf"),
-        REQUEST,
-        force=True,
-        progress=PROGRESS,
-    )
+    return export(checkpoint, out / request.name, request, force=True, progress=PROGRESS)
+
+
+def by_size(options: argparse.Namespace) -> ExportRequest:
+    """The export whose types are chosen."""
+    request = TARGETS[options.format].sized_request(Given({}))
+    assert request is not None
+    return request
 
 
 def references(
@@ -160,8 +155,9 @@ def references(
 ) -> Iterator[tuple[str, Windows, ReferenceLogits]]:
     """Name, windows and the dense model's logits of every text, recorded once."""
     for name, text in texts.items():
-        windows = load_windows(Evaluation(text, 8, 512), source.path)
-        logits, losses = options.out / f"{name}.f32", options.out / f"{name}.npy"
+        windows = load_windows(Evaluation(text, options.evaluate, 512), source.path)
+        stem = f"{name}-{options.evaluate}"
+        logits, losses = options.out / f"{stem}.f32", options.out / f"{stem}.npy"
         if not losses.is_file():
             backend = open_backend(source.path, TORCH, threads=options.threads, context=windows.length)
             try:

@@ -25,7 +25,7 @@ class TensorRecord:
         shape: row-major, outermost first.
         type: that it is stored in.
         bytes: of its data.
-        wanted: the type that it should have had, where another one stands in; None elsewhere.
+        wanted: the requested type, where a fallback is stored instead; None elsewhere.
     """
 
     name: str

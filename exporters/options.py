@@ -70,5 +70,5 @@ def _sized(formats: list[str], given: Given) -> ExportRequest:
     asked = any(given.values.get(f"{format}_type") for format in TARGETS)
     request = target(formats[0]).sized_request(given)
     if request is None or asked or set(formats) != {request.format}:
-        raise UsageError("a size is met in one format, and chooses the types: leave out types and other formats")
+        raise UsageError("a size is met in one format, and chooses its types: leave out types and other formats")
     return request

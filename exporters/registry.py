@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..converter.core.errors import UsageError
-from ..converter.core.recipe import nearest
+from ..converter.core.nearest import nearest
 from .gguf.target import GgufTarget
 from .onnx.target import OnnxTarget
 from .target import ExportRequest, ExportTarget

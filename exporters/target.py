@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ..converter.checkpoint.reader import CheckpointReader
 from ..converter.core.errors import UsageError
+from ..converter.core.nearest import nearest
 from ..converter.core.progress import Progress
-from ..converter.core.recipe import nearest
 from .artifact import Artifact
 
 if TYPE_CHECKING:
     from ..converter.budget.forms import Form
+    from ..converter.checkpoint.reader import CheckpointReader
     from .budget.format import Format
 
 Scope = Literal["type", "encoding", "artifact"]
@@ -140,7 +140,7 @@ class ExportRequest(Protocol):
         """
 
     def row_multiple(self) -> int:
-        """What ranks should be a multiple of for no other type to stand in."""
+        """What ranks should be a multiple of, so that no fallback is needed."""
 
     def of_dense(self, calibration: str) -> ExportRequest:
         """The same export of the dense model, whose folder records no text: it is given `calibration`.

@@ -177,7 +177,7 @@ def sweep(
     ] = None,
     sizes: Annotated[
         list[str] | None,
-        typer.Option(help="Bytes of GGUF files whose ranks and types are chosen together: 92MB,80MB.", metavar="SIZE"),
+        typer.Option(help="Bytes of exports whose ranks and types are chosen together: 92MB,80MB.", metavar="SIZE"),
     ] = None,
     force: Force = False,
 ) -> Outcome:

@@ -468,6 +468,9 @@ def test_a_size_that_nothing_meets(quick: list[str], empty_folder: Path) -> None
     )
     assert_one_line(run("compress", *quick, "--max-bytes", "1MB", "--out", "c"), 2, "met by a file")
     assert_one_line(run(*quick, "--max-bytes", "1MB", "--gguf-type", "q8_0"), 2, "chooses its types")
-    assert_one_line(run(*quick, "--max-bytes", "1MB", "--format", "onnx"), 2, "GGUF")
+    assert_one_line(run(*quick, "--max-bytes", "1MB", "--format", "onnx", "--format", "gguf"), 2, "in one format")
+    assert_one_line(
+        run(*quick, "--max-bytes", "1KB", "--format", "onnx"), 2, "the smallest file of this model", work_began=True
+    )
     assert_one_line(run(*quick, "--max-bytes", "1MB", "--method", "svd"), 2, "loss-aware")
     assert not list(empty_folder.iterdir())

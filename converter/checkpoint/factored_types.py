@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
 from ..families.table import FAMILIES
-from .factored_config import METHOD, TYPE_PREFIX, factored_config, plain_config
+from .factored_config import METHOD, QUANT_METHOD, QUANTIZATION, TYPE_PREFIX, factored_config, plain_config
 
 
 class FactoredConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -39,15 +39,21 @@ def saved_as_factored(config: Any) -> None:
 
 @cache
 def _saving_class(family: Any) -> Any:
+    def renamed(said: dict[str, Any]) -> dict[str, Any]:
+        held = plain_config(said).get(QUANTIZATION) or {}
+        return factored_config(said) if held.get(QUANT_METHOD) == METHOD else said
+
     def to_dict(self: Any) -> dict[str, Any]:
-        said: dict[str, Any] = family.to_dict(self)
-        held = said.get("quantization_config") or {}
-        return factored_config(said) if held.get("quant_method") == METHOD else said
+        return renamed(family.to_dict(self))
+
+    def to_diff_dict(self: Any) -> dict[str, Any]:
+        return renamed(family.to_diff_dict(self))  # which puts the quantization_config in once more
 
     def reduce(self: Any) -> Any:
         return _restored, (family, self.__dict__)
 
-    return type(family.__name__, (family,), {"to_dict": to_dict, "__reduce__": reduce, "__module__": family.__module__})
+    own = {"to_dict": to_dict, "to_diff_dict": to_diff_dict, "__reduce__": reduce, "__module__": family.__module__}
+    return type(family.__name__, (family,), own)
 
 
 def _restored(family: Any, state: dict[str, Any]) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from ..methods import METHODS, Refine
 from ..storage.byte_size import parse_bytes
 from ..storage.documents import read_yaml_file, shown
 from .errors import InputError, UsageError
+from .nearest import nearest
 
 RECIPE_FILE = "recipe.yaml"
 SIZES = frozenset({"max_bytes", "bits_per_weight", "choice"})  # keys in place of a retention
@@ -127,13 +127,6 @@ class Recipe(BaseModel):
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         # PyYAML writes a few line separators (U+0085) as they are and reads them back as spaces: escape them
         return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' with the nearest known word, or '; known: ...' where none is near."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:

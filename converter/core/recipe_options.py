@@ -28,7 +28,9 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "method": option(str | None, METHOD_HELP),
     "retention": option(float | None, "Kept / original parameters of the linears, in (0, 1]. Default 0.8."),
     "max_bytes": option(
-        str | None, "In place of --retention: bytes of the file, such as 80MB; see docs/gguf.md.", metavar="SIZE"
+        str | None,
+        "In place of --retention: bytes of the export, such as 80MB; see docs/gguf.md.",
+        metavar="SIZE",
     ),
     "bits_per_weight": option(
         float | None, "In place of --retention: bytes of the file, as bits per weight of the model.", panel=RANKS

@@ -76,7 +76,7 @@ CAUSAL = {"use_bidirectional_attention": Setting(torch=(False,), onnx=(False,))}
 
 
 def window_everywhere(config: Any) -> None:
-    """Say that a sliding window holds in every block, which GenAI's builder wants spelled out."""
+    """Say that a sliding window holds in every block, which GenAI's builder needs spelled out."""
     if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
 

@@ -1,7 +1,7 @@
 """Attention where PyTorch's own is not the best: in bfloat16 on the CPU, and with fewer key heads on CUDA.
 
 On the CPU its kernel multiplies in bfloat16 no faster than in float32. Plain matrix products do, and a block of queries
-needs the keys up to its last query only. On CUDA its kernel for float32 wants as many key heads as query heads; given
+needs the keys up to its last query only. On CUDA its kernel for float32 needs as many key heads as query heads; given
 fewer, PyTorch computes all scores of a window, (B, heads, T, T), and holds them several times.
 """
 

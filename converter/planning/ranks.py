@@ -19,8 +19,9 @@ from ..allocation.threshold import threshold
 from ..allocation.type_loss import type_loss
 from ..allocation.uniform import uniform
 from ..core.errors import UsageError
+from ..core.nearest import nearest
 from ..core.progress import Progress
-from ..core.recipe import Recipe, nearest
+from ..core.recipe import Recipe
 from ..distributed.workers import Workers
 from ..machine.device import DTYPES
 from ..methods import METHODS, Method

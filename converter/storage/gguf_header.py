@@ -205,7 +205,7 @@ def _tensor(cursor: _Cursor) -> StoredTensor:
 
 
 def _placed(listed: Iterable[StoredTensor], start: int, alignment: int, size: int) -> tuple[StoredTensor, ...]:
-    """The tensors with offsets in the file: inside it, aligned, and without gaps, as ggml wants them."""
+    """The tensors with offsets in the file: inside it, aligned, and without gaps, as ggml requires."""
     placed: dict[str, StoredTensor] = {}
     for tensor in listed:
         begin = start + tensor.offset

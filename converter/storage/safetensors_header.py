@@ -27,7 +27,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: not a safetensors file, truncated, a tensor's bytes are not those of its shape and dtype, or the
-            tensors do not follow one another without gap or overlap, as the format wants.
+            tensors do not follow one another without gap or overlap, as the format requires.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from ...converter.checkpoint.layouts import U_SUFFIX, V_SUFFIX
 from ...converter.checkpoint.reader import CheckpointReader, read_json
 from ...converter.core.errors import InputError, UsageError
+from ...converter.core.nearest import nearest
 from ...converter.core.progress import Progress
-from ...converter.core.recipe import nearest
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
-from ...converter.model.source import Source as Model
+from ...converter.model.source import Source
 from ...converter.storage.files import file_sha256, replacing
 from ...converter.storage.gguf_header import Header, StoredTensor, read_header
 from ..artifact import Artifact, TensorRecord
@@ -43,7 +43,7 @@ from .mixes import Quantization, fallback_lines
 from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .shapes import check_shapes
-from .tensors import Source, plan_tensors, tensor_values
+from .tensors import PlannedTensor, plan_tensors, tensor_values
 from .types import TYPES, fitting_type, tensor_bytes
 from .vocabulary import Vocabulary
 from .writer import library_for, vocabulary_of
@@ -73,7 +73,7 @@ def export_adapter(
     out: Path,
     asked: Quantization,
     *,
-    dense: Model | None = None,
+    dense: Source | None = None,
     residual: str | None = None,
     force: bool = False,
     progress: Progress,
@@ -128,7 +128,7 @@ def export_adapter(
 
 
 def check_adapter(
-    reader: CheckpointReader, dense: Model | None, residual: str | None
+    reader: CheckpointReader, dense: Source | None, residual: str | None
 ) -> tuple[str, CheckpointReader | None]:
     """Refuse what cannot be written as a base and an adapter.
 
@@ -152,7 +152,7 @@ def check_adapter(
     return residual, None if dense is None or residual == NOTHING else _checked(dense, reader)
 
 
-def _checked(dense: Model, reader: CheckpointReader) -> CheckpointReader:
+def _checked(dense: Source, reader: CheckpointReader) -> CheckpointReader:
     """The dense model's tensors, if the factored checkpoint was made from them."""
     record = reader.path / "calibration.json"
     made_from = read_json(record).get("source_sha256") if record.is_file() else None
@@ -166,7 +166,7 @@ def _checked(dense: Model, reader: CheckpointReader) -> CheckpointReader:
     return found
 
 
-def _plan(job: _Job, residual: str) -> tuple[list[Source], tuple[TensorRecord, ...], tuple[TensorRecord, ...]]:
+def _plan(job: _Job, residual: str) -> tuple[list[PlannedTensor], tuple[TensorRecord, ...], tuple[TensorRecord, ...]]:
     """Tensors of the base, their records, and the records of the adapter."""
     factored = plan_tensors(job.reader, job.of, job.hyper, native=True)
     shapes = {source.name: source.shape for source in factored}
@@ -188,7 +188,7 @@ def _encoded(
     return (*(record for record in base if record.name.removesuffix(".weight") not in factored), *adapter)
 
 
-def _residual_record(source: Source, residual: str) -> TensorRecord:
+def _residual_record(source: PlannedTensor, residual: str) -> TensorRecord:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if residual != NOTHING:
@@ -225,7 +225,7 @@ def _write_adapter(path: Path, job: _Job, records: tuple[TensorRecord, ...], res
 def _write_base(
     path: Path,
     job: _Job,
-    sources: list[Source],
+    sources: list[PlannedTensor],
     records: tuple[TensorRecord, ...],
     adapter: Header,
     lora: Path,
@@ -241,7 +241,7 @@ def _write_base(
 
 def _base_tensors(
     job: _Job,
-    sources: list[Source],
+    sources: list[PlannedTensor],
     records: tuple[TensorRecord, ...],
     adapter: Header,
     lora: Path,

@@ -1,4 +1,4 @@
-"""Policy: which storage type every tensor of a file gets. Plain types, the mixes people know, and what stands in."""
+"""Policy: which storage type every tensor of a file gets. Plain types, the usual mixes, and fallbacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from ...converter.core.errors import InputError, UsageError
-from ...converter.core.recipe import nearest
+from ...converter.core.nearest import nearest
 from ...converter.storage.gguf_header import Header
 from ..artifact import TensorRecord
 from ..chosen import CHOSEN
@@ -107,7 +107,7 @@ class Choice:
 
     @property
     def fallback(self) -> bool:
-        """Whether another type stands in."""
+        """Whether a fallback is stored instead."""
         return self.stored != self.wanted
 
 
@@ -202,7 +202,7 @@ def _wanted(name: str, shape: tuple[int, ...], asked: Quantization, *, tied: boo
 
 
 def row_multiple(mix: str) -> int:
-    """What rows of factors must be multiples of for no other type to stand in.
+    """What rows of factors must be multiples of, so that no fallback is needed.
 
     Raises:
         UsageError: unknown type.

@@ -61,7 +61,7 @@ def round_rows(weights: Tensor, moment: Tensor, type: str, library: Path) -> Row
     return Rounded(np.concatenate(encoded, axis=1), values)
 
 
-def _round_codes(weights: Tensor, feedback: Tensor, nearest: Rows, type: str) -> tuple[Rows, Tensor]:
+def _round_codes(weights: Tensor, cholesky: Tensor, nearest: Rows, type: str) -> tuple[Rows, Tensor]:
     """Round one block (m, 32) column by column at the scales of `nearest`; also the errors (m, 32) in units of R_kk."""
     codes = CODES[type]
     scale, offset = codes.scales(nearest.encoded)
@@ -70,5 +70,5 @@ def _round_codes(weights: Tensor, feedback: Tensor, nearest: Rows, type: str) ->
         chosen = codes.nearest(column, scale, offset)
         return chosen, codes.values(chosen, scale, offset)
 
-    chosen, values, errors = round_columns(weights, feedback, closest)
+    chosen, values, errors = round_columns(weights, cholesky, closest)
     return Rounded(codes.pack(chosen, nearest.encoded), values), errors

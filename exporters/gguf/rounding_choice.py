@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError, UsageError
-from ...converter.core.recipe import nearest
+from ...converter.core.nearest import nearest
 from ..artifact import TensorRecord
 from .imatrix import read_imatrix
 from .types import INTEGERS, TYPES
@@ -24,7 +24,7 @@ class Rounding:
     """How weights are rounded to their types.
 
     Attributes:
-        how: "plain", every block of weights by itself; or "aware", see `aware.round_linears`.
+        how: "plain", every block of weights by itself; or "aware", GPTQ, see `gptq_tensors.round_linears`.
         imatrix: an importance matrix for "plain".
         calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
         device: that "aware" runs it on: "auto", "cpu", "cuda".

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.core.errors import UsageError
+from ...converter.core.nearest import nearest
 from ...converter.core.progress import Progress
-from ...converter.core.recipe import nearest
 from ..artifact import Artifact
 from ..target import Forecast, Given, TargetOption, checked_type
 from .options import OPTIONS

@@ -21,7 +21,7 @@ ROPE_FREQUENCIES = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
-class Source:
+class PlannedTensor:
     """One tensor to write: its GGUF name and shape, and the checkpoint tensors it is made of.
 
     Several parts are multiplied out. A tensor without parts is derived: rope frequencies, or the order of rows that
@@ -33,13 +33,13 @@ class Source:
     parts: tuple[str, ...]
 
 
-def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[Source]:
+def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[PlannedTensor]:
     """Every tensor of the file in the order llama.cpp's own converter writes them: embedding, blocks, head.
 
     Raises:
         InputError: a tensor that the family does not have, or no output head.
     """
-    sources: list[Source] = []
+    sources: list[PlannedTensor] = []
     family, where = family_to_load(reader.config, str(reader.path)), str(reader.path)
     left_out = check_config(reader, family)
     check_settings(reader.config, family, where, "gguf")
@@ -60,15 +60,15 @@ def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, 
         raise InputError(f"{reader.path}: no model.embed_tokens.weight")
     factors = rope_frequency_factors(hyper)
     if factors is not None:
-        sources.append(Source(ROPE_FREQUENCIES, factors.shape, ()))
+        sources.append(PlannedTensor(ROPE_FREQUENCIES, factors.shape, ()))
     return sorted(sources, key=_file_order)
 
 
-def _source(name: str, reader: CheckpointReader, of: Gguf, *, native: bool) -> Source | None:
+def _source(name: str, reader: CheckpointReader, of: Gguf, *, native: bool) -> PlannedTensor | None:
     """What becomes of one checkpoint tensor; None if it is not stored under its own name."""
     if native or not name.endswith((U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX, PERM_SUFFIX)):
         stored = gguf_name(name, of)
-        return None if stored is None else Source(stored, reader.shape(name), (name,))
+        return None if stored is None else PlannedTensor(stored, reader.shape(name), (name,))
     if not name.endswith((V_SUFFIX, P_SUFFIX)):
         return None  # multiplied out where V or P is met
     linear = name.removesuffix(V_SUFFIX).removesuffix(P_SUFFIX)
@@ -76,10 +76,10 @@ def _source(name: str, reader: CheckpointReader, of: Gguf, *, native: bool) -> S
     left = linear + (U_SUFFIX if name.endswith(V_SUFFIX) else C_SUFFIX)
     (rows, _), (right_rows, columns) = reader.shape(left), reader.shape(name)
     shape = (rows if left.endswith(U_SUFFIX) else right_rows + rows, columns)
-    return None if stored is None else Source(stored, shape, (left, name))
+    return None if stored is None else PlannedTensor(stored, shape, (left, name))
 
 
-def _rotary_orders(sources: list[Source], of: Gguf, hyper: Hyperparameters) -> list[Source]:
+def _rotary_orders(sources: list[PlannedTensor], of: Gguf, hyper: Hyperparameters) -> list[PlannedTensor]:
     """Orders for linears whose pivot rows are in order, but not in llama.cpp's rotary order."""
     shapes = {source.name: source.shape for source in sources}
     missing = []
@@ -91,11 +91,11 @@ def _rotary_orders(sources: list[Source], of: Gguf, hyper: Hyperparameters) -> l
             and rotary_heads(perm, of, hyper.heads, hyper.key_value_heads)
         ):
             rows = shape[0] + shapes[name.removesuffix(P_SUFFIX) + C_SUFFIX][0]
-            missing.append(Source(perm, (rows,), ()))
+            missing.append(PlannedTensor(perm, (rows,), ()))
     return missing
 
 
-def _file_order(source: Source) -> tuple[int, int, str]:
+def _file_order(source: PlannedTensor) -> tuple[int, int, str]:
     parts = source.name.split(".")
     if parts[0] == "blk":
         return 1, int(parts[1]), source.name
@@ -103,7 +103,7 @@ def _file_order(source: Source) -> tuple[int, int, str]:
 
 
 def tensor_values(
-    source: Source, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters
+    source: PlannedTensor, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters
 ) -> NDArray[np.float32] | NDArray[np.int32]:
     """One tensor's values, factors multiplied out where there are two parts, rows in llama.cpp's order."""
     heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
@@ -120,7 +120,7 @@ def tensor_values(
     return values if heads is None else interleave_rows(values, heads)
 
 
-def _multiplied_out(source: Source, reader: CheckpointReader) -> NDArray[np.float32]:
+def _multiplied_out(source: PlannedTensor, reader: CheckpointReader) -> NDArray[np.float32]:
     """A tensor as stored, U V, or (P, C P) in the order of W's rows."""
     parts: list[NDArray[np.float32]] = [reader.tensor(part).float().numpy() for part in source.parts]
     if len(parts) == 1:

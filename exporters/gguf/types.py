@@ -1,4 +1,4 @@
-"""Storage types: how many bytes each takes, which rows it fits, and what stands in where it does not."""
+"""Storage types: how many bytes each takes, which rows it fits, and the fallback where it does not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...converter.core.errors import InputError, UsageError
-from ...converter.core.recipe import nearest
+from ...converter.core.nearest import nearest
 
 ALIGNMENT = 32  # bytes; every tensor starts at a multiple
 INTEGERS = "i32"  # permutations

@@ -29,7 +29,7 @@ from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .rounding_choice import Rounding
 from .shapes import check_shapes
-from .tensors import Source, tensor_values
+from .tensors import PlannedTensor, tensor_values
 from .tensors import plan_tensors as plan_tensors
 from .types import INTEGERS, TYPES
 from .vocabulary import Vocabulary, read_vocabulary
@@ -206,7 +206,12 @@ def vocabulary_of(reader: CheckpointReader) -> Vocabulary:
 
 
 def _encoded(
-    source: Source, record: TensorRecord, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, encoding: Encoding
+    source: PlannedTensor,
+    record: TensorRecord,
+    reader: CheckpointReader,
+    of: Gguf,
+    hyper: Hyperparameters,
+    encoding: Encoding,
 ) -> NDArray[np.generic]:
     """One tensor as the file holds it."""
     if source.name not in encoding.rounded:
@@ -227,9 +232,9 @@ def _rounded_linears(
     *,
     aligned: bool,
 ) -> AbstractContextManager[Mapping[str, Path]]:
-    """Files of the linears that aware rounding encodes, see `aware.rounded_files`; none where the rounding is plain."""
+    """Files of the linears that GPTQ encodes, see `gptq_tensors.rounded_files`; none where the rounding is plain."""
     if library is None or not any(map(rounding.encodes, records)):
         return nullcontext({})
-    from .aware import rounded_files
+    from .gptq_tensors import rounded_files
 
     return rounded_files(reader, records, rounding, library, out, progress, aligned=aligned)

@@ -33,7 +33,7 @@ SETTINGS = ((1, True), (2, True), (2, False))  # threads, exact
 ROUNDINGS = 4.0
 FLOAT32_SUMS = 8 * INNER * 2.0**-24  # so many sums of so many products follow each other
 FLOAT16_SUMS = CONTEXT**0.5 * 2.0**-11
-BEYOND = 1e6  # stands for what is no number
+BEYOND = 1e6  # in place of NaN
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _failed(site: Path, runs: Sequence[Run], folder: Path, advance: Advance) -> 
 
 
 def _difference(found: Floats, expected: Floats, all_expected: Floats) -> float:
-    """The position whose logits are farthest off, as a share of the logits' size; infinite if one is no number."""
+    """The position whose logits are farthest off, as a share of the logits' size; infinite if one is NaN."""
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
     return float(np.linalg.norm(found - expected, axis=1).max()) / size_of(all_expected)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...converter.core.errors import ResourceError, UsageError
+from ...converter.core.nearest import nearest
 from ...converter.core.progress import Progress
-from ...converter.core.recipe import nearest
 from .build import check_compiler, child_seconds, follow, forget_unfinished, run_steps
 from .ladder import NATIVE
 from .runtime import build_digest, cache_folder, ensure_built, runtime_record

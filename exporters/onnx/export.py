@@ -20,13 +20,13 @@ from ..chosen import CHOSEN, recorded_forms
 from .builder import genai_builder
 from .builder.builder_families import check_head_size, check_rotary
 from .check.check_windows import reference_of
-from .check.genai_tokenizer import check_readable
+from .check.genai_tokenizer import check_readable, left_out
 from .check.selfcheck import check_export, tolerance
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTIZATION_KEY, model_bytes, model_facts, tensor_records
 from .flavours import check_single_flavour
 from .special_tokens import state_tokens
 from .traced import torch_exporter
-from .weights.encoded import aware_matrices, encode_model
+from .weights.encoded import encode_model, gptq_matrices
 from .weights.multiplied_out import multiplied_out, multiply_out
 from .weights.stored import StoredWeights
 from .weights.types import QUANTIZATIONS, OnnxOptions, chosen_types, has_codes
@@ -80,7 +80,7 @@ def export_onnx(
     special = read_tokens(checkpoint, rows=int(reader.config["vocab_size"]))
     family = onnx_of(reader.config)
     merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantization, options)
-    rounded = aware_matrices(reader, quantization, options, merged, progress)
+    rounded = gptq_matrices(reader, quantization, options, merged, progress)
     with progress.stage(f"ONNX {quantization}", 3) as advance, replacing(out, force=force, folder=True) as folder:
         model = _load_float32(checkpoint)
         multiply_out(model, merged)
@@ -104,6 +104,8 @@ def export_onnx(
         advance(1)
     if merged:
         progress.note(f"{out}: {len(merged)} of {len(reader.ranks)} factored linears are one matmul, which costs less")
+    if begin := left_out(checkpoint, out):
+        progress.note(f"{out}: ONNX Runtime GenAI's tokenizer leaves out {begin}, which the model's puts before a text")
     if not special.ends:
         progress.note(f"{out}: no file of the model names a token that ends a text: add eos_token_id to config.json")
     tokens = sum(map(len, reference.windows))

@@ -28,7 +28,7 @@ class Decoder:
         session: the `onnxruntime.InferenceSession`.
         empty_cache: for every cache input a float array (1, key/value heads, 0, head size).
         cache_outputs: the output that continues each cache input, in the order of `empty_cache`.
-        takes_positions: whether the graph wants `position_ids`.
+        takes_positions: whether the graph takes `position_ids`.
     """
 
     session: Any

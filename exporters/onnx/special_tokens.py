@@ -12,7 +12,7 @@ from ...converter.model.tokens import Tokens
 def ids_for_genai(tokens: Tokens) -> dict[str, Any]:
     """What genai_config.json says of special tokens.
 
-    GenAI wants an id for each role. Where the files state none to begin with or to fill up, the first end stands for
+    GenAI needs an id for each role. Where the files state none to begin with or to fill up, the first end stands for
     it, as in GenAI's own builder; where none ends a text, there is none at which to stop.
     """
     first = next(iter(tokens.ends), None)

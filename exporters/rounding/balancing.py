@@ -1,4 +1,4 @@
-"""Factors that know they will be rounded: which of the equal pairs U V rounds best, and U for a V that was rounded.
+"""Factors before they are rounded: which of the equal products U V rounds best, and U refitted to a V that was rounded.
 
 A product U V (here V is r x n, as stored) is the same for every invertible R in U R and R^-1 V. Rounding is not.
 """
@@ -10,10 +10,10 @@ import hashlib
 import torch
 from torch import Tensor
 
-RIDGE = 1e-6  # of the trace of H, in the re-solve: above the noise of a moment that was summed in float32
+RIDGE = 1e-6  # of the trace of H, in the refit of U: above the noise of a moment that was summed in float32
 
 
-def mixed(u: Tensor, v: Tensor, moment: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def balance_factors(u: Tensor, v: Tensor, moment: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """The same product in factors whose rounding does least harm.
 
     Rounding to blocks adds noise in proportion to the size of what is rounded. An error of V reaches the output
@@ -47,11 +47,11 @@ def mixed(u: Tensor, v: Tensor, moment: Tensor, seed: int) -> tuple[Tensor, Tens
     return balanced_u @ rotation, rotation.T @ balanced_v
 
 
-def rotated(u: Tensor, v: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def rotate_factors(u: Tensor, v: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """The same product in factors whose latent features are alike: none outweighs the others in a block of columns.
 
-    What can be had without the moment of the inputs, see `mixed`: factors come in the order of their singular values,
-    and a block of codes has one scale.
+    Without the moment of the inputs, which `balance_factors` needs, this is what can be done: factors come in the order
+    of their singular values, and a block of codes has one scale.
 
     Args:
         u: (m, r).
@@ -78,7 +78,7 @@ def random_rotation(size: int, seed: int) -> Tensor:
     return signed
 
 
-def resolved(u: Tensor, v: Tensor, rounded: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+def refit_u(u: Tensor, v: Tensor, rounded: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     """U for a V that was rounded to V', in closed form, and the moment that it will meet.
 
     The minimum of tr((U V - X V') Sigma (U V - X V')^T) + ridge |X - U|^2 over X: with the ridge, which a singular
@@ -100,5 +100,8 @@ def resolved(u: Tensor, v: Tensor, rounded: Tensor, moment: Tensor) -> tuple[Ten
     ridge = RIDGE * trace if trace > 0 else 1.0
     damped = latent.clone()
     damped.diagonal().add_(ridge)
-    wanted = u @ (v.double() @ seen) + ridge * u
-    return torch.cholesky_solve(wanted.T, torch.linalg.cholesky(damped)).T, latent
+    target = u @ (v.double() @ seen) + ridge * u
+    return torch.cholesky_solve(target.T, torch.linalg.cholesky(damped)).T, latent
+
+
+mixed, resolved = balance_factors, refit_u

@@ -44,14 +44,14 @@ def round_blocks(
 
     Args:
         weights: W (m, n) on the CPU; the last block is narrower where `width` does not divide n.
-        moment: H (n, n), second moment of the inputs, on any device; may be singular.
+        moment: H (n, n), second moment of the inputs, GPTQ's Hessian up to a factor; on any device, may be singular.
         width: columns of a block.
         round_block: rounds one.
 
     Returns:
         Every block as encoded, and Q (m, n), float32.
     """
-    matrix, importance = (part.to(weights.device) for part in feedback(moment))
+    matrix, importance = (part.to(weights.device) for part in inverse_cholesky(moment))
     left = weights.float().clone()
     encoded: list[Encoded] = []
     values = torch.empty_like(left)
@@ -64,7 +64,7 @@ def round_blocks(
     return encoded, values
 
 
-def feedback(moment: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_cholesky(moment: Tensor) -> tuple[Tensor, Tensor]:
     """R (n, n), upper triangular with R^T R = H^-1, and the diagonal of H (n,); float32, H damped.
 
     An error e in column k, in units of R_kk, is made up for by taking e R_kj from every later column j.
@@ -80,13 +80,13 @@ Column = NDArray[np.float32]
 
 
 def round_columns(
-    weights: Tensor, feedback: Tensor, nearest: Callable[[Column], tuple[NDArray[np.uint8], Column]]
+    weights: Tensor, cholesky: Tensor, nearest: Callable[[Column], tuple[NDArray[np.uint8], Column]]
 ) -> tuple[NDArray[np.uint8], Tensor, Tensor]:
     """Round one block column by column, at fixed scales.
 
     Args:
         weights: (m, w).
-        feedback: R (w, w) of the block.
+        cholesky: R (w, w) of the block.
         nearest: one weight of every row (m,) -> the nearest codes (m,) and what they stand for (m,).
 
     Returns:
@@ -94,9 +94,12 @@ def round_columns(
     """
     left = weights.T.contiguous().numpy()  # a column is a row here: contiguous
     chosen, values, errors = np.empty_like(left, dtype=np.uint8), np.empty_like(left), np.empty_like(left)
-    matrix = feedback.numpy()
+    matrix = cholesky.numpy()
     for k in range(len(left)):
         chosen[k], values[k] = nearest(left[k])
         errors[k] = (left[k] - values[k]) / matrix[k, k]
         left[k + 1 :] -= matrix[k, k + 1 :, None] * errors[k]
     return np.ascontiguousarray(chosen.T), torch.from_numpy(values.T.copy()), torch.from_numpy(errors.T.copy())
+
+
+feedback = inverse_cholesky

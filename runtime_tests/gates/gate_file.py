@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...converter.core.errors import InputError, UsageError
-from ...converter.core.recipe import nearest
+from ...converter.core.nearest import nearest
 from ...converter.storage.byte_size import parse_bytes
 from ...converter.storage.documents import parse_yaml, read_yaml_file, shown
 from ...exporters.registry import TARGETS

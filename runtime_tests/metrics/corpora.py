@@ -66,7 +66,7 @@ def llama_cpp_windows(tokenizer: PreTrainedTokenizerBase, text: str | Corpus, *,
     Adjoining chunks from the text's beginning; rows length // 2 and after are scored. Where the tokenizer begins a text
     with a token of its own, so does the text, and that token replaces the first one of every chunk.
 
-    Args, raises: as `evaluation_windows`; llama.cpp wants a text of two chunks.
+    Args, raises: as `evaluation_windows`; llama.cpp needs a text of two chunks.
     """
     if windows < 1 or length < 4:
         raise UsageError(f"llama.cpp's windows have at least 4 tokens, not {length}")

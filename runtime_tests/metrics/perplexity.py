@@ -29,7 +29,7 @@ class Perplexity:
 
     @property
     def words(self) -> str:
-        """Value ± standard error, as precise as makes sense; a dash where it is no number."""
+        """Value ± standard error, as precise as makes sense; a dash for NaN."""
         if not math.isfinite(self.value):
             return "-"
         precision = 2 if self.value < 100 else 1 if self.value < 1000 else 0

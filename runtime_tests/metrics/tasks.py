@@ -233,7 +233,7 @@ def continuation_loglikelihood(
 
 
 def _language_model(backend: Backend, tokenizer: PreTrainedTokenizerBase, longest: int) -> Any:
-    """An open backend as the harness wants it. A function, since the base class is imported only when it is needed."""
+    """An open backend as the harness needs it. A function, since the base class is imported only when it is needed."""
     from lm_eval.api.model import LM
 
     first = tokens_of(tokenizer).first

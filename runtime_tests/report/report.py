@@ -37,7 +37,7 @@ class Row:
         bytes: size of everything the runtime loads.
         parameters: stored weights, tied ones once.
         bytes_per_token: weights that decoding one token reads.
-        perplexity: over the report's windows; no number where the artifact did not run.
+        perplexity: over the report's windows; NaN where the artifact did not run.
         parity: against the torch model it was exported from; None for that torch model itself.
         quality: against the dense torch model; None without one, and for dense rows.
         writing: continuations of the report's prompts.

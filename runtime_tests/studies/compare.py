@@ -33,7 +33,7 @@ from ..metrics.perplexity import perplexity
 from ..metrics.reference_logits import ReferenceLogits
 from ..settings import PROMPT
 from .compare_html import page
-from .compare_results import Comparison, Gathering, Measurement, Row
+from .compare_results import CompareRow, Comparison, Gathering, Measurement
 from .grid import Grid, open_grid
 from .rows import T, read_row, restored, write_row
 
@@ -179,7 +179,7 @@ def _gather(grid: Grid, kind: str, recipe: Recipe, work: Path) -> None:
     grid.progress.note(f"statistics of kind {kind}: {_cost_words(cost)}")
 
 
-def _row(comparing: _Comparing, recipe: Recipe, dense: ReferenceLogits, work: Path) -> Row:
+def _row(comparing: _Comparing, recipe: Recipe, dense: ReferenceLogits, work: Path) -> CompareRow:
     """Compress in a process of its own, measure here, remove the checkpoint."""
     grid = comparing.grid
     checkpoint = grid.out / CHECKPOINTS / _name(recipe)
@@ -198,7 +198,7 @@ def _row(comparing: _Comparing, recipe: Recipe, dense: ReferenceLogits, work: Pa
                 checkpoint.parent.rmdir()
     quality = measured.parities[0]
     figures = Measurement(artifact.bytes, artifact.parameters, measured.perplexity, quality, text)
-    return Row(recipe.method, recipe.retention, kept, cost, figures)
+    return CompareRow(recipe.method, recipe.retention, kept, cost, figures)
 
 
 def _collected(grid: Grid) -> Comparison:
@@ -209,7 +209,7 @@ def _collected(grid: Grid) -> Comparison:
             readers.setdefault(kind, {})[recipe.method] = None
     costs = {kind: read_row(_statistics_file(grid, kind), _statistics_key(grid, kind)) for kind in readers}
     return Comparison(
-        rows=tuple(_kept(grid, _name(recipe), _key(grid, recipe), Row.from_json) for recipe in grid.recipes),
+        rows=tuple(_kept(grid, _name(recipe), _key(grid, recipe), CompareRow.from_json) for recipe in grid.recipes),
         dense=_kept(grid, DENSE, _dense_key(grid), Measurement.from_json),
         statistics=tuple(
             Gathering(

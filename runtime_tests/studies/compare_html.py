@@ -7,7 +7,7 @@ from itertools import groupby
 
 from ..report.html import drawn, fill
 from ..report.svg_chart import Point, Series, line_chart
-from .compare_results import Comparison, Row
+from .compare_results import CompareRow, Comparison
 from .compare_table import HEADINGS, INCLUDED, cells, cost_cells, dense_cells, evaluation_words, samples
 
 
@@ -52,7 +52,7 @@ def _charts(comparison: Comparison) -> list[str]:
     ]
 
 
-def _series(comparison: Comparison, value: Callable[[Row], tuple[float, float]]) -> list[Series]:
+def _series(comparison: Comparison, value: Callable[[CompareRow], tuple[float, float]]) -> list[Series]:
     return [
         Series(method, tuple(Point(row.kept, *value(row)) for row in comparison.rows if row.method == method))
         for method in comparison.methods

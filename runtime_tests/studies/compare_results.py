@@ -53,7 +53,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Row:
+class CompareRow:
     """One method at one retention.
 
     Attributes:
@@ -71,7 +71,7 @@ class Row:
     measured: Measurement
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Row:
+    def from_json(cls, data: Mapping[str, Any]) -> CompareRow:
         """What `asdict` made, after JSON."""
         measured = Measurement.from_json(data["measured"])
         return cls(data["method"], data["retention"], data["kept"], Cost(**data["cost"]), measured)
@@ -107,7 +107,7 @@ class Comparison:
         machine: CPU model, cores, memory.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[CompareRow, ...]
     dense: Measurement
     statistics: tuple[Gathering, ...]
     recipe: Mapping[str, Any]

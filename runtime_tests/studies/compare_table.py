@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ..child import Cost
-from .compare_results import Comparison, Measurement, Row
+from .compare_results import CompareRow, Comparison, Measurement
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +70,7 @@ def _table(comparison: Comparison) -> RenderableType:
     return table
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: CompareRow) -> tuple[str, ...]:
     """A row under HEADINGS."""
     reached = f"{row.kept:.3f}", f"{100 * (1 - row.kept):.1f}%"
     return (*reached, *_measured_cells(row.measured), *cost_cells(row.cost))

@@ -65,7 +65,7 @@ class SweepRow:
 
     @property
     def kld(self) -> float:
-        """Mean KL divergence from the dense torch model; infinite where it is no number."""
+        """Mean KL divergence from the dense torch model; infinite for NaN."""
         return self.quality.mean_kld if math.isfinite(self.quality.mean_kld) else math.inf
 
     @classmethod

@@ -19,7 +19,7 @@ from lowrank_export.converter.statistics.calibration import calibrate
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.gguf.importance import export_imatrix
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
-from lowrank_export.exporters.onnx.weights.encoded import aware_matrices
+from lowrank_export.exporters.onnx.weights.encoded import gptq_matrices
 from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 from lowrank_export.exporters.registry import requested
 
@@ -58,7 +58,7 @@ def test_onnx_gives_the_cpus_codes(checkpoint: Any, layout: Layout) -> None:
     """Factors, pivot rows and a linear that is multiplied out."""
     reader = CheckpointReader(checkpoint(layout))
     found = [
-        aware_matrices(reader, "int4-mix", OnnxOptions(rounding="aware", device=device), [MERGED], SilentProgress())
+        gptq_matrices(reader, "int4-mix", OnnxOptions(rounding="aware", device=device), [MERGED], SilentProgress())
         for device in ("cpu", "cuda")
     ]
     assert found[0].keys() == found[1].keys() and MERGED + ".weight" in found[0]
@@ -85,4 +85,4 @@ def test_running_out_of_memory_is_one_line(checkpoint: Any, cuda_stand_in: Modul
             ResourceError, match="cuda: out of memory; calibrate on fewer or shorter windows, or use --device"
         ),
     ):
-        aware_matrices(reader, "int4", asked, [], SilentProgress())
+        gptq_matrices(reader, "int4", asked, [], SilentProgress())

@@ -247,14 +247,14 @@ def test_rows_of_a_comparison(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("value", [None, [], {}, "x", {"a": [1]}])
 def test_values_of_a_comparison(comparison_row: dict[str, Any], tmp_path: Path, key: str, value: Any) -> None:
     from lowrank_export.converter.core.errors import UsageError
-    from lowrank_export.runtime_tests.studies.compare_results import Row
+    from lowrank_export.runtime_tests.studies.compare_results import CompareRow
     from lowrank_export.runtime_tests.studies.rows import restored
 
-    assert restored(Row.from_json, comparison_row, tmp_path).method == "svd"
+    assert restored(CompareRow.from_json, comparison_row, tmp_path).method == "svd"
     if (key, value) == ("method", "x"):
         return  # as good a name as any
     with pytest.raises(UsageError, match="damaged; remove it to measure it again"):
-        restored(Row.from_json, {**comparison_row, key: value}, tmp_path)
+        restored(CompareRow.from_json, {**comparison_row, key: value}, tmp_path)
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ from lowrank_export.runtime_tests.metrics.perplexity import Perplexity
 from lowrank_export.runtime_tests.metrics.tasks import TaskScore
 from lowrank_export.runtime_tests.metrics.tokenizer_check import TokenizerCheck
 from lowrank_export.runtime_tests.report.report import LinearRank, Report, Row
-from lowrank_export.runtime_tests.studies.compare_results import Comparison, Gathering, Measurement
-from lowrank_export.runtime_tests.studies.compare_results import Row as ComparedRow
+from lowrank_export.runtime_tests.studies.compare_results import CompareRow, Comparison, Gathering, Measurement
 from lowrank_export.runtime_tests.studies.sweep_results import PLAIN, Sweep, SweepRow
 from lowrank_export.runtime_tests.timing.speed import Rate, Speed
 
@@ -156,9 +155,7 @@ def comparison() -> Comparison:
                 quality=replace(parity, mean_kld=3 * lost),
                 sample=Sample("The history of the city begins with", f" the <{method}> of {retention}", (1, 2)),
             )
-            rows.append(
-                ComparedRow(method, retention, retention - 0.004, Cost(100.0 * (1 + place), 60.0, 10**9), found)
-            )
+            rows.append(CompareRow(method, retention, retention - 0.004, Cost(100.0 * (1 + place), 60.0, 10**9), found))
     dense = Measurement(
         538_000_000, 134_515_008, Perplexity(14.9, 0.6, 4088), None, Sample("The history", " of it", (1,))
     )

@@ -1,4 +1,4 @@
-"""A model through ONNX Runtime GenAI's model builder; the upstream names it relies on stand in `upstream.py`.
+"""A model through ONNX Runtime GenAI's model builder; the upstream names that it relies on are listed in `upstream.py`.
 
 GenAI's builder writes the graph: grouped-query attention, fused rotary embedding, skip layer norm, KV cache,
 `genai_config.json`. A subclass per family, see lowrank_builder.py, adds factored linears and encodings; saving is

@@ -1,6 +1,6 @@
 """GenAI's builder of one family, extended: factored linears, this project's encodings, a shared embedding.
 
-The names of upstream that it relies on stand in `upstream.py`.
+The upstream names that it relies on are listed in `upstream.py`.
 """
 
 from __future__ import annotations

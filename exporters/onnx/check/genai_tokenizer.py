@@ -11,6 +11,7 @@ import numpy as np
 
 from ....converter.core.errors import InputError
 from ....converter.model.loading import load_tokenizer
+from ....converter.model.tokens import PROBE, put_around
 from ..session import one_line
 from .check_windows import TEXTS, Tokenized, tokenize_texts
 
@@ -42,6 +43,21 @@ def check_tokenizer(tokenizer: Any, expected: Tokenized, where: Path) -> None:
         written = str(tokenizer.decode(np.asarray(tokens, dtype=np.int32)))
         if written.strip() != decoded.strip():
             raise InputError(f"{where}: ONNX Runtime GenAI's tokenizer writes {written[:20]!r}, not {decoded[:20]!r}")
+
+
+def left_out(checkpoint: Path, folder: Path) -> list[str]:
+    """What the checkpoint's tokenizer puts before every text and GenAI's does not.
+
+    Args:
+        checkpoint: its directory.
+        folder: the finished export.
+    """
+    import onnxruntime_genai
+
+    tokenizer: Any = load_tokenizer(checkpoint)
+    before = put_around(tokenizer).before
+    ids = tuple(int(token) for token in onnxruntime_genai.Tokenizer(str(folder)).encode(PROBE))
+    return [] if ids[: len(before)] == before else list(tokenizer.convert_ids_to_tokens(list(before)))
 
 
 def check_readable(checkpoint: Path, vocabulary: int) -> None:

@@ -9,10 +9,10 @@ from ....converter.checkpoint.lowrank_linear import LowRankLinear
 from ....converter.checkpoint.reader import CheckpointReader
 from ....converter.core.errors import InputError
 from ...chosen import ALPHA, CHOSEN
-from ...rounding.aware import WEIGHT, C, P, U, V, round_linears
-from ...rounding.balancing import rotated, seed_of
+from ...rounding.balancing import rotate_factors, seed_of
 from ...rounding.calibrated import open_calibrated
-from .quantize import BlockFormat, QuantizedMatrix, dequantize, quantize, quantize_aware
+from ...rounding.gptq_linears import WEIGHT, C, P, U, V, round_linears
+from .quantize import BlockFormat, QuantizedMatrix, dequantize, quantize, quantize_gptq
 from .types import OnnxOptions, bits_of, block_format, has_codes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ HALF_RANGE = 65504.0
 def encode_model(
     model: nn.Module, quantization: str, options: OnnxOptions, rounded: Mapping[str, QuantizedMatrix]
 ) -> dict[nn.Module, QuantizedMatrix]:
-    """Round every matrix of a model to its type, in place; factors that become codes are rotated before, see `gauge`.
+    """Round every matrix of a model to its type, in place, after `rotate_factors` where factors become codes.
 
     Args:
         model: float32; its weights are replaced by what the runtime will read.
@@ -76,17 +76,17 @@ def _rotate_factors(
             continue
         if all(block_format(name, quantization, options) for name in names):
             u, v = linear.lowrank_u.weight, linear.lowrank_v.weight
-            u.data, v.data = rotated(u.data, v.data, seed_of(path))
+            u.data, v.data = rotate_factors(u.data, v.data, seed_of(path))
 
 
-def aware_matrices(
+def gptq_matrices(
     reader: CheckpointReader,
     quantization: str,
     options: OnnxOptions,
     merged: Collection[str],
     progress: Progress,
 ) -> dict[str, QuantizedMatrix]:
-    """The linears of a checkpoint's blocks, rounded with `exporters.rounding.aware`: tensor name -> matrix.
+    """The linears of a checkpoint's blocks, rounded with GPTQ: tensor name -> matrix.
 
     Factored linears named by `merged` are multiplied out. Nothing where the rounding is plain or the type has no codes.
 
@@ -103,7 +103,7 @@ def aware_matrices(
         return {part: format for part, format in formats.items() if format is not None}
 
     def round(_name: str, weights: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantizedMatrix]:
-        return quantize_aware(weights, moment, format)
+        return quantize_gptq(weights, moment, format)
 
     blocks, chunks = open_calibrated(reader, options.calibration, options.device, progress)
     return dict(round_linears(blocks, chunks, types, round, progress, ALPHA if quantization == CHOSEN else 0.0))

@@ -112,8 +112,8 @@ def quantize(weight: Tensor, format: BlockFormat) -> QuantizedMatrix:
     return stack(parts)
 
 
-def quantize_aware(weight: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantizedMatrix]:
-    """Round a matrix so that its product with the inputs stays close, see `feedback.round_blocks`.
+def quantize_gptq(weight: Tensor, moment: Tensor, format: BlockFormat) -> Rounded[QuantizedMatrix]:
+    """Round a matrix so that its product with the inputs stays close, see `gptq.round_blocks`.
 
     The scale of a block is the one of `SHRINKINGS` that rounds it with the least error, weighted by the inputs: a few
     clipped weights may cost less than a coarse step for all.

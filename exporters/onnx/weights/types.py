@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ....converter.budget.forms import Form
 from ....converter.checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ....converter.core.errors import UsageError
-from ....converter.core.recipe import nearest
+from ....converter.core.nearest import nearest
 from ...chosen import CHOSEN, check_types
 from .quantize import BlockFormat
 
@@ -62,7 +62,7 @@ class OnnxOptions:
         block_size: columns that share a scale.
         symmetric: blocks have a scale alone, else a zero point too.
         accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits per block, 0 and 1 multiply in float.
-        rounding: "plain", every weight to the nearest code; or "aware", see `exporters.rounding.aware.round_linears`.
+        rounding: "plain", every weight to the nearest code; or "aware", GPTQ, see `gptq_linears.round_linears`.
         calibration: the text that "aware" runs, where it is not the one that the checkpoint records.
         device: that "aware" runs it on: "auto", "cpu", "cuda".
         factors: "auto" multiplies a linear out where one matmul costs less than two, see `multiplied_out`; "all" keeps

@@ -35,6 +35,10 @@ def config(folder: Path) -> dict[str, Any]:
     return found
 
 
+def held_by(config: dict[str, Any]) -> Any:
+    return config["quantization_config"]
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(TOKENS).logits
@@ -48,9 +52,30 @@ def factored(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Path
     return folder
 
 
-def elsewhere(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-c", code, str(folder)]
+def elsewhere(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", code, *map(str, folders)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+BY_CLASS = """
+import sys
+from transformers import LlamaConfig, LlamaForCausalLM
+for folder in sys.argv[1:]:
+    for given in ({}, {"config": LlamaConfig.from_pretrained(folder)}):
+        try:
+            LlamaForCausalLM.from_pretrained(folder, **given)
+        except ValueError as error:
+            print(error)
+"""
+
+
+def test_a_class_by_name_refuses_too(factored: Path, tmp_path: Path) -> None:
+    """Not a model of random weights with a warning: of a folder as written here, and as transformers saves it again."""
+    load(factored).save_pretrained(tmp_path / "again")
+    done = elsewhere(BY_CLASS, factored, tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert [line.count("has no `quant_method` attribute") for line in done.stdout.splitlines()] == [1] * 4
+    assert "newly initialized" not in done.stderr
 
 
 @pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoConfig"])
@@ -70,6 +95,7 @@ def test_the_names_that_converters_go_by(factored: Path) -> None:
     """llama.cpp's converter looks the first architecture up in its table."""
     said = config(factored)
     assert (said["model_type"], said["architectures"]) == ("lowrank_llama", ["LowRankLlamaForCausalLM"])
+    assert said["quantization_config"]["format"] == "lowrank" and "quant_method" not in said["quantization_config"]
     assert CheckpointReader(factored).config["model_type"] == "llama"
 
 
@@ -85,13 +111,14 @@ def test_every_family_loads_and_saves(family: str, tiny: ModuleType, tmp_path: P
 
 
 def test_a_folder_of_before(factored: Path, tmp_path: Path) -> None:
-    """Under the dense model's names, which earlier versions wrote; its exports are the same."""
+    """Under the dense model's names and a `quant_method`, as earlier versions wrote it; its exports are the same."""
     folder = tmp_path / factored.name
     folder.mkdir()
     for file in factored.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text(json.dumps(plain_config(config(factored))))
-    assert config(folder)["model_type"] == "llama"
+    said = config(folder)
+    assert (said["model_type"], said["quantization_config"]["quant_method"]) == ("llama", "lowrank")
     torch.testing.assert_close(logits(load(folder)), logits(load(factored)), rtol=0, atol=0)
     for source in (factored, folder):
         export(source, tmp_path / f"{source.parent.name}.gguf", requested("gguf", "f32"))
@@ -108,10 +135,18 @@ def test_copies_keep_the_name(factored: Path) -> None:
 
 
 def test_names_there_and_back() -> None:
-    plain = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8}
+    held = {"quant_method": "lowrank", "ranks": {"a": 1}}
+    plain = {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 8,
+        "quantization_config": held,
+    }
     assert plain_config(factored_config(plain)) == plain
     assert factored_config(factored_config(plain)) == factored_config(plain)
     assert plain_config(plain) == plain
+    foreign = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "format": "lowrank"}}
+    assert plain_config(foreign) == foreign and factored_config(foreign)["quantization_config"] == held_by(foreign)
     assert plain_config({"model_type": ["llama"], "architectures": [1]}) == {
         "model_type": ["llama"],
         "architectures": [1],

@@ -29,7 +29,7 @@ from lowrank_export.runtime_tests.studies import compare as module
 from lowrank_export.runtime_tests.studies import grid
 from lowrank_export.runtime_tests.studies.compare import compare
 from lowrank_export.runtime_tests.studies.compare_html import page
-from lowrank_export.runtime_tests.studies.compare_results import Comparison, Row
+from lowrank_export.runtime_tests.studies.compare_results import CompareRow, Comparison
 from lowrank_export.runtime_tests.studies.compare_table import render, samples
 from lowrank_export.runtime_tests.studies.rows import read_row, write_row
 
@@ -164,7 +164,7 @@ def test_interrupted_between_rows(
     recipes = recipe_grid(values, ["svd-llm", "adasvd"], [0.8], "here")
     finish = module._row
 
-    def stopped(job: Any, recipe: Any, dense: Any, work: Path) -> Row:
+    def stopped(job: Any, recipe: Any, dense: Any, work: Path) -> CompareRow:
         if recipe.method == "adasvd":
             raise KeyboardInterrupt
         return finish(job, recipe, dense, work)

@@ -16,7 +16,7 @@ from lowrank_export.exporters.onnx.weights.quantize import (
     codes,
     dequantize,
     quantize,
-    quantize_aware,
+    quantize_gptq,
     searched_scales,
     stack,
 )
@@ -128,7 +128,7 @@ def loss(weight: Tensor, values: Tensor, moment: Tensor) -> float:
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_aware_rounding_keeps_outputs_closer(format: BlockFormat, columns: int) -> None:
     weight, moment = random(24, columns), inputs_moment(columns)
-    rounded = quantize_aware(weight, moment, format)
+    rounded = quantize_gptq(weight, moment, format)
     torch.testing.assert_close(dequantize(rounded.encoded), rounded.values, rtol=0, atol=0)
     nearest = dequantize(quantize(weight, format))
     assert loss(weight, rounded.values, moment) < 0.7 * loss(weight, nearest, moment)
@@ -156,7 +156,7 @@ def compensated(weight: Tensor, moment: Tensor, format: BlockFormat) -> Tensor:
 @pytest.mark.parametrize("format", [FOUR, BlockFormat(4, 32, False), BlockFormat(8, 16)], ids=str)
 def test_aware_rounding_against_a_slow_reference(format: BlockFormat) -> None:
     weight, moment = random(6, 75), inputs_moment(75)
-    found, slow = quantize_aware(weight, moment, format).values, compensated(weight, moment, format)
+    found, slow = quantize_gptq(weight, moment, format).values, compensated(weight, moment, format)
     assert (
         torch.isclose(found, slow, rtol=1e-4).float().mean() > 0.95
     )  # the rest lay between two codes to the last digit, or followed one that did
@@ -174,5 +174,5 @@ def test_searched_scales_are_no_worse_than_those_that_reach_everything() -> None
 
 def test_features_that_are_always_zero() -> None:
     weight = random(8, 64)
-    rounded = quantize_aware(weight, torch.zeros(64, 64, dtype=torch.float64), FOUR)
+    rounded = quantize_gptq(weight, torch.zeros(64, 64, dtype=torch.float64), FOUR)
     assert bool(torch.isfinite(rounded.values).all()) and rounded.encoded.qweight.shape == (8, 2, 16)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear
-from lowrank_export.exporters.rounding.aware import WEIGHT, U, V, alignment, round_linear
 from lowrank_export.exporters.rounding.gptq import Rounded
+from lowrank_export.exporters.rounding.gptq_linears import WEIGHT, U, V, alignment, round_linear
 
 M, N, T = 12, 16, 500
 

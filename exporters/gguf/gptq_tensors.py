@@ -1,4 +1,4 @@
-"""Aware rounding to the storage types of ggml: which tensors, and where their bytes are kept."""
+"""GPTQ to the storage types of ggml: which tensors, and where their bytes are kept."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ...converter.families.table import gguf_of
 from ...converter.model.blocks import BlockSource
 from ..artifact import TensorRecord
 from ..chosen import ALPHA
-from ..rounding import aware
-from ..rounding.aware import C, P, Round, U, V
+from ..rounding import gptq_linears
 from ..rounding.calibrated import open_calibrated
+from ..rounding.gptq_linears import WEIGHT, C, P, Round, U, V
 from .encoding import check_range
 from .names import gguf_name
 from .rounding import PLAIN, Rows, round_rows
 from .rounding_choice import Rounding
 
-PARTS = (U, V, P, C, aware.WEIGHT)
+PARTS = (U, V, P, C, WEIGHT)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def round_linears(
     progress: Progress,
     alpha: float = 0.0,
 ) -> dict[str, Path]:
-    """Round the linears of a model's blocks, see `exporters.rounding.aware.round_linears`.
+    """Round the linears of a model's blocks, see `exporters.rounding.gptq_linears.round_linears`.
 
     Args:
         blocks: the model, dense or factored.
@@ -81,7 +81,7 @@ def round_linears(
         library: a ggml library.
         folder: filled with one `.npy` per tensor; a model's worth of them need not fit into memory.
         progress: receives blocks.
-        alpha: see `rounding.aware.round_linears`.
+        alpha: see `rounding.gptq_linears.round_linears`.
 
     Returns:
         GGUF name -> file of encoded rows, uint8 (m, bytes per row), in the checkpoint's order of rows. Linears none of
@@ -97,7 +97,7 @@ def round_linears(
         return {} if all(type in PLAIN for type in found.values()) else found
 
     files: dict[str, Path] = {}
-    for name, rows in aware.round_linears(blocks, chunks, wanted, rounder(library), progress, alpha):
+    for name, rows in gptq_linears.round_linears(blocks, chunks, wanted, rounder(library), progress, alpha):
         stored = gguf_name(name, of) or name
         files[stored] = folder / f"{stored}.npy"
         np.save(files[stored], rows)

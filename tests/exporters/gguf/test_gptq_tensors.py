@@ -21,16 +21,16 @@ from lowrank_export.converter.core.errors import InputError, UsageError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.model.loading import load, load_tokenizer
 from lowrank_export.converter.statistics.calibration import calibrate
-from lowrank_export.exporters.gguf import aware
-from lowrank_export.exporters.gguf.aware import rounder
+from lowrank_export.exporters.gguf import gptq_tensors
 from lowrank_export.exporters.gguf.ggml_encoder import ggml_decode
+from lowrank_export.exporters.gguf.gptq_tensors import rounder
 from lowrank_export.exporters.gguf.mixes import Quantization, exported_as
 from lowrank_export.exporters.gguf.names import interleave_rows
 from lowrank_export.exporters.gguf.rounding import round_nearest
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.gguf.writer import export_gguf
-from lowrank_export.exporters.rounding.aware import round_linear
 from lowrank_export.exporters.rounding.calibrated import open_calibrated
+from lowrank_export.exporters.rounding.gptq_linears import round_linear
 
 M, N, RANK = 96, 128, 64
 
@@ -170,7 +170,7 @@ def test_a_whole_file(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_types_without_blocks_run_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aware, "round_linears", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(gptq_tensors, "round_linears", lambda *_: pytest.fail("ran"))
     found = export(checkpoint, tmp_path / "aware.gguf", "aware", "f16")
     plain = export(checkpoint, tmp_path / "plain.gguf", "plain", "f16")
     for ours, theirs in zip(GGUFReader(found).tensors, GGUFReader(plain).tensors, strict=True):

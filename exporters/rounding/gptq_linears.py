@@ -1,4 +1,4 @@
-"""Rounding that sees the model: linear by linear in forward order, on the inputs that the rounded model makes."""
+"""GPTQ of a model: linear by linear in forward order, on the inputs that the rounded model makes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...converter.factors.whitening import regression
 from ...converter.machine.device_memory import device_errors
 from ...converter.model.blocks import BlockSource
 from ...converter.statistics.input_moments import input_moments
-from .balancing import mixed, resolved, seed_of
+from .balancing import balance_factors, refit_u, seed_of
 from .gptq import Encoded, Rounded
 
 LABEL = "rounding, aware of what follows"
@@ -46,7 +46,7 @@ def round_linears(
             multiplied out; one without any is left as it is.
         round: rounds one matrix.
         progress: receives blocks.
-        alpha: weight of what the model computed before it was rounded in the target of each linear, see `aligned`;
+        alpha: weight of what the model computed before it was rounded in the target of each linear, see `alignment`;
             above 0 that model runs beside.
 
     Yields:
@@ -97,7 +97,7 @@ def round_linear(
     if WEIGHT in types:
         assert isinstance(linear, nn.Linear | LowRankLinear | PivotLinear)
         weight = linear.weight if isinstance(linear, nn.Linear) else linear.dense_weight()
-        target = _moved(weight.data, towards)
+        target = _aligned(weight.data, towards)
         rounded = _rounded(round, f"{name}.{WEIGHT}", target, moment, types[WEIGHT])
         return _dense(rounded.values, linear.bias), {WEIGHT: rounded.encoded}
     parts = (U, V) if isinstance(linear, LowRankLinear) else (C, P)
@@ -119,13 +119,13 @@ def _rounded_factors(
 ) -> tuple[Rounded[Encoded], Rounded[Encoded]]:
     """U and V, or C and P: the one that meets the input first, then the other in closed form for it, then that one.
 
-    Rows of P are outputs themselves: pivot rows have no gauge.
+    Rows of P are outputs themselves: pivot rows are not balanced.
     """
     left, right = factors
     if parts == (U, V) and right.shape[0] <= min(left.shape[0], right.shape[1]):
-        left, right = mixed(left, right, moment, seed_of(name))
+        left, right = balance_factors(left, right, moment, seed_of(name))
     first = _rounded(round, f"{name}.{parts[1]}", right, moment, types[parts[1]])
-    fitted, latent = resolved(left, _moved(right, towards), first.values, moment)
+    fitted, latent = refit_u(left, _aligned(right, towards), first.values, moment)
     return _rounded(round, f"{name}.{parts[0]}", fitted, latent, types[parts[0]]), first
 
 
@@ -141,7 +141,7 @@ def alignment(moment: Tensor, cross_moment: Tensor) -> Tensor:
     return regression(moment, ALIGNMENT_DAMPING).weight(cross_moment)
 
 
-def _moved(weight: Tensor, towards: Tensor | None) -> Tensor:
+def _aligned(weight: Tensor, towards: Tensor | None) -> Tensor:
     """W (I + A), in W's dtype."""
     return weight if towards is None else weight + (weight.double() @ towards).to(weight.dtype)
 
