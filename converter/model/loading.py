@@ -17,6 +17,7 @@ from ..storage.links import check_links
 from .config_check import check_config
 from .tensor_check import DERIVED, check_types
 from .tokenizer_trial import check_tokenizer_file
+from .tokens import TOKENIZER
 
 if TYPE_CHECKING:
     import torch
@@ -103,17 +104,20 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint directory.
+    """The tokenizer of a checkpoint directory: what its tokenizer.json says, where it has one.
+
+    Not the class that transformers picks by the model's type: some have rules of their own in place of the file's.
 
     Raises:
         InputError: there is none, or transformers cannot load it.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     check_links(path)
     check_tokenizer_file(path)
+    factory: Any = PreTrainedTokenizerFast if (path / TOKENIZER).is_file() else AutoTokenizer
     with refusing(path, "no usable tokenizer"), quiet_transformers():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = factory.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
         tokenizer("a")

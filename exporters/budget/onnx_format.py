@@ -11,7 +11,7 @@ from ...converter.budget.forms import Form
 from ...converter.checkpoint.reader import CheckpointReader
 from ..onnx.weights.multiplied_out import MATMUL, weights_cost
 from ..onnx.weights.quantize import dequantize, quantize, searched_values
-from ..onnx.weights.types import CODES, OnnxOptions
+from ..onnx.weights.types import CODES, QUANTIZATIONS, ZERO_POINTS, OnnxOptions
 from .onnx_size import OnnxSize, matrix_bytes
 
 
@@ -32,18 +32,18 @@ class OnnxFormat:
 
     @property
     def types(self) -> Sequence[str]:
-        """Of every matrix, embedding and head included."""
-        return tuple(CODES)
+        """Of every matrix, embedding and head included; where all blocks have zero points, none is said to."""
+        return tuple(type for type in CODES if self.options.symmetric or type not in ZERO_POINTS)
 
     @property
     def factor_types(self) -> Sequence[str]:
         """Factors have the same."""
-        return tuple(CODES)
+        return self.types
 
     @property
     def plain(self) -> Sequence[tuple[str, str]]:
         """The exports of one type, whose embedding and head have 8 bits."""
-        return [(type, "int8") for type in CODES]
+        return [(type, "int8") for type in CODES if type in QUANTIZATIONS]
 
     def fits(self, type: str, row: int) -> bool:
         """Rows are padded to whole blocks."""

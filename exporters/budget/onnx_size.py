@@ -31,7 +31,6 @@ class OnnxSize:
 
     def __init__(self, reader: CheckpointReader, options: OnnxOptions) -> None:
         self._options = options
-        self._matrix = MATRIX + (0 if options.symmetric else ZEROS)
         self._shapes = {name: reader.shape(name) for name in reader.names}
         vectors = {name: prod(shape) for name, shape in self._shapes.items() if len(shape) < 2}
         biases, blocks = sum(name.endswith(".bias") for name in vectors), int(reader.config["num_hidden_layers"])
@@ -51,23 +50,24 @@ class OnnxSize:
 
     def overhead(self, module: str) -> int:
         """One matmul and one Split more."""
-        return self._matrix + FACTORS
+        return MATRIX + FACTORS
 
     def _module(self, module: str, form: Form) -> int:
         m, n = self._shapes[module + ".weight"]
         if form.rank is None:
-            return self._matrix + matrix_bytes((m, n), form.types[0], self._options)
+            return MATRIX + matrix_bytes((m, n), form.types[0], self._options)
         u, v = form.types
         factors = matrix_bytes((m, form.rank), u, self._options) + matrix_bytes((form.rank, n), v, self._options)
-        return self._matrix + self.overhead(module) + factors
+        return MATRIX + self.overhead(module) + factors
 
 
 def matrix_bytes(shape: tuple[int, int], type: str, options: OnnxOptions) -> int:
-    """Codes, scales and zero points of a matrix, padding included.
+    """Codes, scales and zero points of a matrix, padding included, and what the graph says of the latter.
 
     Args:
         shape: (m, n).
         type: one of `CODES`.
         options: of the encoding.
     """
-    return shape[0] * options.format(type).row_bytes(shape[1])
+    format = options.format(type)
+    return shape[0] * format.row_bytes(shape[1]) + (0 if format.symmetric else ZEROS)

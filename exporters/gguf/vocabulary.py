@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converter.core.errors import InputError
-from ...converter.model.loading import refusing
-from ...converter.model.tokenizer_trial import check_tokenizer_file
+from ...converter.model.loading import load_tokenizer
 from ...converter.model.tokens import DEFAULT, Tokens, chat_templates, put_around, read_tokens
-from ...converter.storage.links import check_links
 from .pretokenizers import pretokenizer_name
 
 if TYPE_CHECKING:
@@ -163,15 +161,7 @@ def _special(stated: Tokens, tokens: Sequence[str], default: str) -> tuple[dict[
 
 
 def _load(path: Path) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    check_links(path)
-    check_tokenizer_file(path)
-    with refusing(path, "no usable tokenizer"):
-        if (path / "tokenizer.json").is_file():
-            # Not AutoTokenizer: for some classes it rebuilds the pipeline instead of reading the file.
-            return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    tokenizer: Any = load_tokenizer(path)
     if not tokenizer.is_fast:
         raise InputError(f"{path}: the tokenizer has no tokenizer.json and cannot be converted to one")
     return tokenizer

@@ -25,6 +25,7 @@ from .check.selfcheck import check_export, tolerance
 from .contents import ENCODING_KEY, MODEL_FILE, QUANTIZATION_KEY, model_bytes, model_facts, tensor_records
 from .flavours import check_single_flavour
 from .special_tokens import state_tokens
+from .tokenizer_files import write_tokenizer
 from .traced import torch_exporter
 from .weights.encoded import encode_model, gptq_matrices
 from .weights.multiplied_out import multiplied_out, multiply_out
@@ -96,6 +97,7 @@ def export_onnx(
         through = torch_exporter if family.builder is None else genai_builder
         metadata = {**_metadata(reader, quantization, options, merged), "lowrank.exporter": through.name_and_version()}
         through.build(model, checkpoint, folder, weights=weights, metadata=metadata)
+        write_tokenizer(checkpoint, folder, reference.context)
         state_tokens(folder, special)
         del model, weights, rounded
         advance(1)
@@ -142,7 +144,7 @@ def check_acceptable(reader: CheckpointReader) -> None:
     else:
         torch_exporter.check_importable()
     check_token_ids(reader, load_tokenizer(reader.path))
-    check_readable(reader.path, int(reader.config["vocab_size"]))
+    check_readable(reader.path, int(reader.config["vocab_size"]), int(config.max_position_embeddings))
 
 
 def check_token_ids(reader: CheckpointReader, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.recipe import Recipe
@@ -60,6 +61,11 @@ def the_head_in_place_of_the_embedding(folder: Path, tiny: ModuleType) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def a_class_with_rules_of_its_own(folder: Path, tiny: ModuleType) -> None:
+    """transformers picks Qwen2's tokenizer by the model type, which splits texts otherwise than tokenizer.json says."""
+    tiny.save_dense(folder, "qwen2", tied=False)
+
+
 def templates_by_name(folder: Path, tiny: ModuleType) -> None:
     tiny.save_dense(folder, "llama", tied=False)
     named = [{"name": "tool_use", "template": TOOLS}, {"name": "rag", "template": RAG}]
@@ -84,6 +90,7 @@ FOLDERS: dict[str, Callable[[Path, ModuleType], None]] = {
         more_rows_than_tokens,
         as_before_transformers_5,
         the_head_in_place_of_the_embedding,
+        a_class_with_rules_of_its_own,
         templates_by_name,
         templates_in_files,
         a_template_in_a_file,
@@ -133,7 +140,7 @@ def test_what_the_artifacts_hold(made: Path) -> None:
     kept = load_tokenizer(made / "factored")
     assert kept.chat_template == load_tokenizer(made / ONNX).chat_template == load_tokenizer(made / "m").chat_template
     rows = CheckpointReader(made / "m").shape("model.embed_tokens.weight")[0]
-    assert len(fields["tokenizer.ggml.tokens"]) == fields["llama.vocab_size"] == rows
+    assert len(fields["tokenizer.ggml.tokens"]) == fields[f"{fields['general.architecture']}.vocab_size"] == rows
     match made.name:
         case "templates by name":
             named = {"tokenizer.chat_template.tool_use": TOOLS, "tokenizer.chat_template.rag": RAG}
@@ -145,6 +152,9 @@ def test_what_the_artifacts_hold(made: Path) -> None:
             assert templates == {"tokenizer.chat_template": EMOJI}
         case "as before transformers 5":
             assert fields["llama.rope.freq_base"] == 50000.0
+        case "a class with rules of its own":
+            picked, text = AutoTokenizer.from_pretrained(made / "m"), "Numbers: 0 12 345"
+            assert kept(text).input_ids == load_tokenizer(made / ONNX)(text).input_ids != picked(text).input_ids
         case "the head in place of the embedding":
             names = {tensor.name for tensor in read_header(made / GGUF).tensors}
             assert "token_embd.weight" in names and "output.weight" not in names

@@ -13,6 +13,7 @@ from ....converter.core.errors import InputError
 from ....converter.model.loading import load_tokenizer
 from ....converter.model.tokens import PROBE, put_around
 from ..session import one_line
+from ..tokenizer_files import write_tokenizer
 from .check_windows import TEXTS, Tokenized, tokenize_texts
 
 ALONE = {"model": {"type": "llama", "context_length": 1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}}
@@ -60,12 +61,13 @@ def left_out(checkpoint: Path, folder: Path) -> list[str]:
     return [] if ids[: len(before)] == before else list(tokenizer.convert_ids_to_tokens(list(before)))
 
 
-def check_readable(checkpoint: Path, vocabulary: int) -> None:
+def check_readable(checkpoint: Path, vocabulary: int, context: int) -> None:
     """Refuse a checkpoint whose tokenizer GenAI does not read, before any work: a tokenizer needs no model there.
 
     Args:
         checkpoint: its directory.
         vocabulary: rows of its embedding.
+        context: positions it knows.
 
     Raises:
         InputError: as `check_tokenizer`; or GenAI cannot open it.
@@ -74,7 +76,7 @@ def check_readable(checkpoint: Path, vocabulary: int) -> None:
 
     expected = tokenize_texts(checkpoint, vocabulary)
     with TemporaryDirectory(prefix="lowrank-tokenizer-") as folder:
-        load_tokenizer(checkpoint).save_pretrained(folder)
+        write_tokenizer(checkpoint, Path(folder), context)
         (Path(folder) / "genai_config.json").write_text(json.dumps(ALONE), encoding="utf-8")
         try:
             tokenizer = onnxruntime_genai.Tokenizer(folder)

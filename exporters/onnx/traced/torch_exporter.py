@@ -54,11 +54,11 @@ def check_importable() -> None:
 def build(
     model: PreTrainedModel, checkpoint: Path, folder: Path, *, weights: StoredWeights, metadata: Mapping[str, str]
 ) -> None:
-    """Write `model` as a folder for ONNX Runtime and ONNX Runtime GenAI: graph, weights, genai_config.json, tokenizer.
+    """Write `model` as a folder for ONNX Runtime and ONNX Runtime GenAI: graph, weights, genai_config.json.
 
     Args:
         model: the live torch model, float32, on CPU, factored linears included.
-        checkpoint: its directory, where the tokenizer is read.
+        checkpoint: its directory, named in errors.
         folder: an existing, empty directory.
         weights: how its matrices are stored.
         metadata: written to the model's `metadata_props`.
@@ -79,7 +79,6 @@ def build(
     (folder / "genai_config.json").write_text(
         json.dumps(_genai_config(model, traced.graph), indent=4), encoding="utf-8"
     )
-    _save_tokenizer(checkpoint, folder)
 
 
 def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
@@ -204,10 +203,3 @@ def _genai_config(model: PreTrainedModel, graph: Any) -> dict[str, Any]:
         },
         "search": {"do_sample": False, "max_length": context, "min_length": 0, "past_present_share_buffer": False},
     }
-
-
-def _save_tokenizer(checkpoint: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
-    tokenizer.save_pretrained(str(folder))

@@ -50,8 +50,10 @@ QUANTIZATIONS: Mapping[str, OnnxType] = {
     "int4-mix": OnnxType(8, 4, 4, 8),
 }
 """By name. Measured in docs/onnx.md."""
-CODES: Mapping[str, int] = {"int8": 8, "int4": 4}
+CODES: Mapping[str, int] = {"int8": 8, "int4": 4, "uint4": 4}
 """What a choice can name: type of one matrix -> bits of its codes."""
+ZERO_POINTS = ("uint4",)
+"""Of these, what has a zero point per block in any case."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class OnnxOptions:
 
     def format(self, type: str) -> BlockFormat:
         """The encoding of one of `CODES`."""
-        return BlockFormat(CODES[type], self.block_size, self.symmetric)
+        return BlockFormat(CODES[type], self.block_size, self.symmetric and type not in ZERO_POINTS)
 
     def recorded(self, quantization: str) -> str:
         """What a file says of its encoding: of codes how they were made, and whether every factor was kept."""

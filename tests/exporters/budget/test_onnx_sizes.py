@@ -28,7 +28,7 @@ from lowrank_export.exporters.export import export
 from lowrank_export.exporters.onnx.session import open_decoder
 from lowrank_export.exporters.onnx.weights.encoded import encode_model
 from lowrank_export.exporters.onnx.weights.quantize import dequantize, quantize, searched_values
-from lowrank_export.exporters.onnx.weights.types import OnnxOptions, chosen_types
+from lowrank_export.exporters.onnx.weights.types import CODES, OnnxOptions, chosen_types
 from lowrank_export.exporters.registry import requested
 
 QUICK = {"windows": 4, "window_length": 32, "held_out": 1, "gradient_windows": 2}
@@ -40,7 +40,7 @@ UNLIKE = {  # linear -> form, in every block: what shares an input is alike in p
     "k_proj": "int4",
     "v_proj": "int8",
     "o_proj": "24 int8 int4",
-    "gate_proj": "24 int4 int8",
+    "gate_proj": "24 uint4 int8",
     "up_proj": "24 int8 int8",
     "down_proj": "24 int4 int8",
 }
@@ -85,9 +85,9 @@ def choice_of(family: str, forms: dict[str, str], embedding: str, head: str | No
     [
         ("llama", None, UNLIKE),
         ("qwen2", "int8", {**UNLIKE, "k_proj": "24 int4 int8", "q_proj": "int4", "gate_proj": "int4"}),
-        ("qwen3", "int4", {**UNLIKE, "q_proj": "24 int8 int4", "v_proj": "24 int4 int4", "up_proj": "int4"}),
+        ("qwen3", "int4", {**UNLIKE, "q_proj": "24 int8 int4", "v_proj": "24 int4 uint4", "up_proj": "uint4"}),
         ("phi3", "int8", {"qkv_proj": "24 int4 int8", "gate_up_proj": "int8", "o_proj": "int4"}),
-        ("gemma", None, {"q_proj": "int4", "k_proj": "int4", "v_proj": "int8"}),
+        ("gemma", None, {"q_proj": "int4", "k_proj": "int4", "v_proj": "uint4", "o_proj": "int8"}),
         ("granite", None, {"q_proj": "24 int8 int8", "k_proj": "24 int8 int8"}),
     ],
 )
@@ -113,14 +113,14 @@ def test_every_choice_is_what_the_graph_computes(
         if form.rank is None and ".layers." in module:
             stem = "/" + module.replace(".", "/").replace("/layers/", "/layers.").replace("self_attn", "attn")
             bits = encoded.get(f"{stem}/MatMulNBits", encoded.get(f"{stem}/MatMul/MatMulNBits"))
-            assert bits is None or bits == int(form.types[0].removeprefix("int")), "None: joined with its neighbors"
+            assert bits is None or bits == CODES[form.types[0]], "None: joined with its neighbors"
 
 
 def test_a_choice_in_a_traced_graph(tmp_path: Path, tiny: ModuleType) -> None:
     model = tiny.save_dense(tmp_path / "dense", "stablelm")
     kinds = (torch.nn.Linear, torch.nn.Embedding)
     matrices = [name for name, module in model.named_modules() if isinstance(module, kinds) and name != "lm_head"]
-    choice = {name: ("int8", "int4")[index % 2] for index, name in enumerate(matrices)}
+    choice = {name: ("int8", "int4", "uint4")[index % 3] for index, name in enumerate(matrices)}
     options = OnnxOptions(accuracy_level=0)
     tiny.save_chosen(tmp_path / "ckpt", "stablelm", choice)
     export(tmp_path / "ckpt", tmp_path / "out", requested("onnx", CHOSEN, options=options))
@@ -160,7 +160,7 @@ def test_a_size_becomes_a_folder_of_at_most_that_many_bytes(dense: Path, statist
     budget = smallest(dense, statistics) + 40_000
     chosen = choose(dense, statistics, max_bytes=budget)
     forms = chosen.found.recipe.forms
-    assert {type for form in forms.values() for type in form.types} == {"int4", "int8"}
+    assert {type for form in forms.values() for type in form.types} <= set(CODES)
     assert any(form.rank is not None for form in forms.values())
     assert chosen.found.bytes <= budget
     compress(chosen.found.recipe, tmp_path / "ckpt", statistics=statistics)
@@ -173,7 +173,7 @@ def test_a_size_becomes_a_folder_of_at_most_that_many_bytes(dense: Path, statist
     for module, form in forms.items():
         if form.rank is not None:
             stem = "/" + module.replace(".", "/").replace("/layers/", "/layers.").replace("self_attn", "attn")
-            assert bits[f"{stem}/lowrank_u/MatMulNBits"] == int(form.types[0].removeprefix("int"))
+            assert bits[f"{stem}/lowrank_u/MatMulNBits"] == CODES[form.types[0]]
 
 
 def test_the_smallest_that_is_named_is_met_and_more_never_predicts_more_loss(dense: Path, statistics: Path) -> None:

@@ -153,21 +153,22 @@ def test_whole_sweep(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypa
 
 
 def test_sizes(tiny: ModuleType, child_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside plain quantization and one retention a file whose ranks and types are chosen for a size."""
+    """Beside plain quantization and one retention, in both formats what is chosen for a size."""
     tiny.save_dense(tmp_path / "dense", "llama", hidden_size=64, intermediate_size=128)
     monkeypatch.setattr(module, "run_child", child_here)
     (tmp_path / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
     options = {"model": tmp_path / "dense", "calibration": tmp_path / "text.txt", "evaluate": tmp_path / "text.txt"}
     options |= {"windows": 4, "window-length": 32, "gradient-windows": 2, "evaluation-windows": 2, "threads": 1}
     options |= {"evaluation-length": 32, "out": tmp_path / "out", "format": "gguf", "methods": "svd"}
-    options |= {"rank-multiple": 4, "retention": 0.8, "sizes": "110KB"}
-    words = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    options |= {"rank-multiple": 4, "retention": 0.8, "sizes": "130KB"}
+    words = ["--format", "onnx", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
     made = run("sweep", "--no-speed", *words, "--json")
     assert made.exit_code == 0, made.stderr
     rows = read_rows(tmp_path / "out" / "sweep.json")
-    labels = ["dense, gguf q8_0", "dense, aware, gguf q8_0", "svd 0.8, gguf q8_0", "size 0.11 MB, gguf"]
+    dense = ["dense, onnx int8", "dense, gguf q8_0", "dense, aware, onnx int8", "dense, aware, gguf q8_0"]
+    labels = [*dense, "svd 0.8, onnx int8", "svd 0.8, gguf q8_0", "size 0.13 MB, onnx", "size 0.13 MB, gguf"]
     assert [one.label for one in rows] == labels
-    assert rows[1].bytes == rows[0].bytes and rows[1].quality != rows[0].quality
-    assert rows[-1].bytes <= 110_000 and rows[-1].quantization == "budget"
-    assert "--sizes 110000" in (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")
+    assert rows[3].bytes == rows[1].bytes and rows[3].quality != rows[1].quality
+    assert all(row.bytes <= 130_000 and row.quantization == "budget" for row in rows[-2:])
+    assert "--sizes 130000" in (tmp_path / "out" / "sweep.html").read_text(encoding="utf-8")
     assert run("sweep", *words[:-1], "12 parsecs").exit_code == 2

@@ -1,0 +1,72 @@
+"""The whole job on a folder of every family that is compressed, shaped as people have them: every gate passes."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from typer.testing import CliRunner
+
+from lowrank_export.cli import app
+from lowrank_export.converter.families.table import FAMILIES, compressed
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("llama_cpp_runtime")]
+TEMPLATE = "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+LOOSE = ("quality.mean_kld=off", "quality.perplexity_increase=off")  # a random model has none
+
+
+def edit(path: Path, **values: Any) -> None:
+    """Set keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def save(folder: Path, family: str, tiny: ModuleType) -> None:
+    """Shards in bfloat16, rows to spare, a token that begins a text and another that ends a turn, a chat template."""
+    tiny.model(family, vocab_size=352).to(torch.bfloat16).save_pretrained(folder, max_shard_size="100KB")
+    tokenizer = deepcopy(tiny.tokenizer())
+    tokenizer.add_tokens(["<|begin|>", "<|turn|>"], special_tokens=True)
+    tokenizer.bos_token, tokenizer.chat_template = "<|begin|>", TEMPLATE
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 320)]
+    )
+    tokenizer.save_pretrained(folder)
+    edit(folder / "config.json", bos_token_id=320)
+    edit(folder / "generation_config.json", bos_token_id=320, eos_token_id=[0, 321])
+
+
+@pytest.mark.parametrize("family", compressed())
+def test_every_gate_passes(family: str, tiny: ModuleType, tmp_path: Path) -> None:
+    save(tmp_path / "m", family, tiny)
+    talks = [{"messages": [{"role": "user", "content": line}]} for line in tiny.TEXT.splitlines() if line]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    options = {
+        "model": tmp_path / "m",
+        "out": tmp_path / "out",
+        "calibration": f"{tmp_path / 'talks.jsonl'}#messages",
+        "evaluate": f"{tmp_path / 'talks.jsonl'}#messages",
+        "windows": 4,
+        "window-length": 32,
+        "rank-multiple": 4,
+        "evaluation-windows": 2,
+        "evaluation-length": 32,
+        "threads": 1,
+    }
+    words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    words += ["--no-speed", "--json", "--format", "onnx", *(word for gate in LOOSE for word in ("--gate", gate))]
+    words += [] if FAMILIES[family].gguf is None else ["--format", "gguf", "--gguf-type", "f16"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    formats = {row["format"] for row in report["rows"]}
+    assert formats == {"checkpoint", "onnx", *([] if FAMILIES[family].gguf is None else ["gguf"])}
+    gates = {(row["backend"], gate["name"]) for row in report["rows"] for gate in row["gates"] if gate["passed"]}
+    backends = {row["backend"] for row in report["rows"]} - {"torch"}
+    assert {(name, "artifact.tokenizer") for name in backends} <= gates
+    kept = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"checkpoint", "onnx-int8", "report.html"} <= kept and not [name for name in kept if "partial" in name]
