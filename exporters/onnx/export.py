@@ -97,7 +97,7 @@ def export_onnx(
         through = torch_exporter if family.builder is None else genai_builder
         metadata = {**_metadata(reader, quantization, options, merged), "lowrank.exporter": through.name_and_version()}
         through.build(model, checkpoint, folder, weights=weights, metadata=metadata)
-        write_tokenizer(checkpoint, folder)
+        write_tokenizer(checkpoint, folder, reference.context)
         state_tokens(folder, special)
         del model, weights, rounded
         advance(1)
@@ -144,7 +144,7 @@ def check_acceptable(reader: CheckpointReader) -> None:
     else:
         torch_exporter.check_importable()
     check_token_ids(reader, load_tokenizer(reader.path))
-    check_readable(reader.path, int(reader.config["vocab_size"]))
+    check_readable(reader.path, int(reader.config["vocab_size"]), int(config.max_position_embeddings))
 
 
 def check_token_ids(reader: CheckpointReader, tokenizer: PreTrainedTokenizerBase) -> None:

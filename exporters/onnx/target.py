@@ -76,10 +76,17 @@ class OnnxRequest:
         check_acceptable(reader)
 
     def check_checkpoint(self, reader: CheckpointReader) -> None:
-        """The text that aware rounding runs."""
+        """Its choice, and the text that aware rounding runs."""
+        from ..chosen import CHOSEN, recorded_forms
         from ..rounding.calibrated import check_calibrated
-        from .weights.types import has_codes
+        from .weights.types import block_format, chosen_types, has_codes
 
+        if self.quantization == CHOSEN:
+            options = replace(self.options, chosen=chosen_types(recorded_forms(reader)))
+            tied = bool(reader.config.get("tie_word_embeddings"))
+            for name in reader.names:
+                if len(reader.shape(name)) == 2 and not (tied and name == "lm_head.weight"):
+                    block_format(name, self.quantization, options)
         if self.reads_calibration and has_codes(self.quantization):
             check_calibrated(reader, self.options.calibration)
 

@@ -61,7 +61,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     # called
     "make_model": ("input_path",),
     "make_genai_config": ("config", "extra_kwargs", "out_dir"),
-    "save_processing": ("model_name_or_path", "extra_kwargs", "out_dir"),
     "make_matmul_float": ("matmul", "name", "root_input", "**kwargs"),
     "make_matmul_nbits": ("matmul", "basename", "root_input", "**kwargs"),
     "make_hidden_state_shape": ("seq_dim", "last_dim"),

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lowrank_export import exporters
 from lowrank_export.converter.budget.forms import Form
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import LowRankError
-from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
 from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 from lowrank_export.exporters.preflight import check_exports, check_places
 from lowrank_export.exporters.registry import requested
 
-ROOT = Path(__file__).parent.parent.parent / "exporters"
+ROOT = Path(exporters.__file__).parent  # of an installed package too
 KINDS = ("UsageError", "InputError")
 Make = Callable[[Path, ModuleType], Any]
 """Fills a folder; gives the request, with the checkpoint in the folder's "m"."""
@@ -378,11 +378,8 @@ REFUSALS: dict[str, list[First]] = {
         First(lambda folder, tiny: occupied(folder, "onnx"), "already exists", earlier=True),
         First(lambda folder, tiny: occupied(folder, "onnx", force=True), "is no ONNX export", earlier=True),
     ],
-    "onnx/target.py:OnnxRequest.budget": [
-        First(at_once(lambda: requested("onnx").budget(SilentProgress())), "a size is no matter of onnx")
-    ],
-    "onnx/target.py:OnnxRequest.check_choice": [
-        First(at_once(lambda: requested("onnx").check_choice({"m": Form(("q8_0",))})), "choice: is no matter of onnx")
+    "onnx/weights/types.py:block_format": [
+        First(lambda f, t: chosen_for_another(f, t, "onnx", "int8"), "the choice says nothing of")
     ],
     "onnx/weights/types.py:OnnxOptions.__post_init__": [
         First(at_once(lambda: OnnxOptions(block_size=33)), "--onnx-block-size 33"),
@@ -398,14 +395,14 @@ OF_THE_CONVERTER = {
 """Refusals of other folders that exports meet."""
 
 
-def chosen_for_another(folder: Path, tiny: ModuleType) -> Any:
+def chosen_for_another(folder: Path, tiny: ModuleType, format: str = "gguf", type: str = "q8_0") -> Any:
     """Types that were chosen for a model of other modules."""
     tiny.save_dense(folder / "m", "llama", blocks=1)
     recipe = (
-        f"model: x\nmax_bytes: 1MB\nchoice:\n  model.layers.0.mlp.gate_proj: q8_0\ncalibration: {folder / 'text'}\n"
+        f"model: x\nmax_bytes: 1MB\nchoice:\n  model.layers.0.mlp.gate_proj: {type}\ncalibration: {folder / 'text'}\n"
     )
     (folder / "m" / "recipe.yaml").write_text(recipe)
-    return requested("gguf", "budget")
+    return requested(format, "budget")
 
 
 def odd_heads(folder: Path, tiny: ModuleType) -> Any:

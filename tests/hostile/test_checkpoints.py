@@ -257,9 +257,6 @@ TOKENIZERS: dict[str, dict[str, str]] = {
     "empty vocabulary": {"tokenizer.json": '{"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}'},
     "config nested": {"tokenizer_config.json": DEEP},
     "config is a list": {"tokenizer_config.json": "[]"},
-    "class is code": {
-        "tokenizer_config.json": '{"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", null]}}'
-    },
 }
 
 
@@ -268,10 +265,21 @@ def test_tokenizers(models: Path, copied: Copy, refused: Refused, case: str) -> 
     folder = copied("dense")
     for name, content in TOKENIZERS[case].items():
         (folder / name).write_text(content, encoding="utf-8")
-    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
     text = ["--calibration", models / "text.txt", "--windows", 2, "--window-length", 32, "--rank-multiple", 4]
     refused("plan", "--model", folder, *text, code=3, needle="tokenizer")
-    assert not (folder / "ran").exists()
+
+
+def test_a_tokenizer_class_that_is_code_is_passed_over(copied: Copy, tmp_path: Path) -> None:
+    """tokenizer.json beside it is what is read."""
+    from lowrank_export.exporters.export import export
+    from lowrank_export.exporters.registry import requested
+
+    folder, said = copied("dense"), {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    for format in ("gguf", "onnx"):
+        export(folder, tmp_path / format, requested(format))
+        assert (tmp_path / format).exists() and not (folder / "ran").exists()
 
 
 def test_a_tokenizer_that_ends_the_process(models: Path, copied: Copy, refused: Refused) -> None:

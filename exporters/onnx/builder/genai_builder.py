@@ -38,11 +38,11 @@ def name_and_version() -> str:
 def build(
     model: PreTrainedModel, checkpoint: Path, folder: Path, *, weights: StoredWeights, metadata: Mapping[str, str]
 ) -> None:
-    """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json, tokenizer.
+    """Write `model` as an ONNX Runtime GenAI folder: graph, weights, genai_config.json.
 
     Args:
         model: the live torch model, float32, on CPU; factored linears are `LowRankLinear` or `PivotLinear`.
-        checkpoint: its directory, where tokenizer and generation settings are read.
+        checkpoint: its directory, where generation settings are read.
         folder: an existing, empty directory.
         weights: how its matrices are stored.
         metadata: written to the model's `metadata_props`.
@@ -67,7 +67,6 @@ def build(
             builder.model_type = family.genai_type or builder.model_type
             builder.make_model("")
             builder.make_genai_config(config, {}, str(folder))
-            builder.save_processing(str(checkpoint), {}, str(folder))
     except NotImplementedError as error:
         raise InputError(f"{checkpoint}: ONNX Runtime GenAI cannot express this model: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -61,12 +61,13 @@ def left_out(checkpoint: Path, folder: Path) -> list[str]:
     return [] if ids[: len(before)] == before else list(tokenizer.convert_ids_to_tokens(list(before)))
 
 
-def check_readable(checkpoint: Path, vocabulary: int) -> None:
+def check_readable(checkpoint: Path, vocabulary: int, context: int) -> None:
     """Refuse a checkpoint whose tokenizer GenAI does not read, before any work: a tokenizer needs no model there.
 
     Args:
         checkpoint: its directory.
         vocabulary: rows of its embedding.
+        context: positions it knows.
 
     Raises:
         InputError: as `check_tokenizer`; or GenAI cannot open it.
@@ -75,7 +76,7 @@ def check_readable(checkpoint: Path, vocabulary: int) -> None:
 
     expected = tokenize_texts(checkpoint, vocabulary)
     with TemporaryDirectory(prefix="lowrank-tokenizer-") as folder:
-        write_tokenizer(checkpoint, Path(folder))
+        write_tokenizer(checkpoint, Path(folder), context)
         (Path(folder) / "genai_config.json").write_text(json.dumps(ALONE), encoding="utf-8")
         try:
             tokenizer = onnxruntime_genai.Tokenizer(folder)

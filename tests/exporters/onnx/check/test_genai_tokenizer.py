@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.exporters.onnx.check.check_windows import Tokenized, tokenize_texts
 from lowrank_export.exporters.onnx.check.genai_tokenizer import check_readable, check_tokenizer
 from lowrank_export.exporters.onnx.export import export_onnx
+from lowrank_export.exporters.onnx.tokenizer_files import write_tokenizer
 
 
 class Told(SilentProgress):
@@ -46,7 +48,7 @@ class Fake:
 
 def test_readable(tiny: ModuleType, tmp_path: Path) -> None:
     tiny.save_dense(tmp_path, "llama", blocks=1)
-    check_readable(tmp_path, 320)
+    check_readable(tmp_path, 320, 512)
     expected = tokenize_texts(tmp_path, 320)
     check_tokenizer(Fake(expected), expected, tmp_path)
     with pytest.raises(InputError, match="otherwise than the checkpoint's: "):
@@ -67,3 +69,11 @@ def test_what_genai_leaves_out_is_said(begins: bool, tiny: ModuleType, tmp_path:
     export_onnx(tmp_path / "m", tmp_path / "out", quantization="int8", progress=progress)
     said = [note for note in progress.notes if "leaves out ['<|endoftext|>'], which the model's puts before" in note]
     assert len(said) == begins
+
+
+def test_no_limit_of_length_is_written_as_the_models(tiny: ModuleType, tmp_path: Path) -> None:
+    """transformers writes 10^30 for none, which GenAI's reader of JSON does not take."""
+    tiny.save_dense(tmp_path / "m", "llama", blocks=1)
+    (tmp_path / "out").mkdir()
+    write_tokenizer(tmp_path / "m", tmp_path / "out", 77)
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 77
