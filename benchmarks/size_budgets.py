@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--calibration", default="python-docs")
     parser.add_argument("--windows", type=int, default=32, help="calibration windows")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a calibration window")
+    parser.add_argument("--gradient-windows", type=int, default=12, help="of those, for the loss gradient")
     parser.add_argument("--evaluate", type=int, default=8, help="windows of 512 tokens that are measured")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/size_budgets"))
@@ -99,6 +100,7 @@ def run(source: Source, size: str, kind: str, texts: dict[str, str], options: ar
     """Make one file and measure it; None where no file of the kind is that small."""
     wanted: dict[str, Any] = {"model": options.model, "max_bytes": size, "calibration": options.calibration}
     wanted |= {"windows": options.windows, "window_length": options.length}
+    wanted |= {"gradient_windows": options.gradient_windows}
     if kind == "types":
         wanted["keep_dense"] = ("*",)
     recipe = make_recipe(wanted, "benchmark")

@@ -113,7 +113,9 @@ def plan(
     from .preflight import refusals
 
     progress, limits, device = ConsoleProgress(), chosen_limits(running), running["device"]
-    requests = chosen_exports(exports, sized=chosen.sized)
+    requests = chosen_exports(exports, sized=chosen.sized or bool(chosen.choice))
+    if chosen.choice:
+        requests[0].check_choice(chosen.forms)
     source = open_source(chosen.model, progress)
     for line in refusals(source.reader(), requests):
         progress.note(line)

@@ -27,6 +27,8 @@ def with_rank_multiple(recipe: Recipe, source: Source, exports: Sequence[ExportR
         source: its model.
         exports: what it will be exported as.
     """
+    if recipe.choice:  # says its ranks
+        return recipe
     multiple = rank_multiple_for(recipe, source, max((request.row_multiple() for request in exports), default=1))
     return recipe if multiple == DEFAULT_MULTIPLE else recipe.model_copy(update={"rank_multiple": multiple})
 

@@ -473,4 +473,8 @@ def test_a_size_that_nothing_meets(quick: list[str], empty_folder: Path) -> None
         run(*quick, "--max-bytes", "1KB", "--format", "onnx"), 2, "the smallest file of this model", work_began=True
     )
     assert_one_line(run(*quick, "--max-bytes", "1MB", "--method", "svd"), 2, "loss-aware")
+    Path("chosen.yaml").write_text("choice: {lm_head: uint4}\n", encoding="utf-8")
+    for command in ((), ("plan",)):
+        assert_one_line(run(*command, *quick, "--recipe", "chosen.yaml"), 2, "choice: uint4 is no type of gguf")
+    Path("chosen.yaml").unlink()
     assert not list(empty_folder.iterdir())

@@ -24,6 +24,8 @@ WIDTH, INNER, VOCABULARY = 256, 512, 96  # K-quants need rows of 256
 HEADS, KEY_HEADS, HEAD = 4, 2, 64
 CONTEXT = 512  # tokens
 RANK, K_RANK = 96, 256
+SINGLE_BLOCK = ("attn_k", "attn_v", "ffn_gate")
+"""Linears of rank 32: factors whose rows are one block, which kernels may treat by themselves; K-quants' always are."""
 EPSILON, ROPE_BASE = 1e-5, 10000.0
 SHAPES = {
     "attn_q": (HEADS * HEAD, WIDTH),
@@ -81,7 +83,6 @@ def make_model(kind: str, layout: str) -> Model:
             (for the gate in the order they are in), where W has more rows than the rank.
     """
     random = np.random.default_rng(zlib.crc32(f"{kind} {layout}".encode()))
-    rank = K_RANK if kind.endswith("_k") else RANK
     weights = {
         name: _random_weight(random, kind, shape)
         for name, shape in {"token_embd.weight": (VOCABULARY, WIDTH), "output.weight": (VOCABULARY, WIDTH)}.items()
@@ -89,6 +90,7 @@ def make_model(kind: str, layout: str) -> Model:
     orders: dict[str, NDArray[np.int32]] = {}
     for linear, (rows, columns) in SHAPES.items():
         name = f"blk.0.{linear}"
+        rank = K_RANK if kind.endswith("_k") else 32 if linear in SINGLE_BLOCK else RANK
         parts = {".weight": (rows, columns)}
         if layout == "factored":
             parts = {".lowrank_u.weight": (rows, rank), ".lowrank_v.weight": (rank, columns)}

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .arguments import in_place, mapped, parts
 from .arguments import tensors as tensors_of
-from .libraries import Generator, cuda, distributed, indexed
+from .libraries import Generator, accelerator, cuda, distributed, indexed
 from .memory import Memory
 
 CPU = torch.device("cpu")
@@ -292,7 +292,8 @@ class StandIn:
 
     def _libraries(self) -> dict[Any, dict[str, Any]]:
         """What `torch.cuda` says of it, and how `torch.distributed` exchanges its tensors."""
-        return {torch.cuda: cuda(self), torch.distributed: distributed(), torch: {"Generator": Generator}}
+        asked = {torch.cuda: cuda(self), torch.accelerator: accelerator(), torch.distributed: distributed()}
+        return {**asked, torch: {"Generator": Generator}}
 
 
 class _Answers(TorchFunctionMode):

@@ -68,6 +68,12 @@ def cuda(gpu: StandIn) -> dict[str, Any]:
     }
 
 
+def accelerator() -> dict[str, Any]:
+    """Names of `torch.accelerator`, which a PyTorch that was built for CUDA asks for the driver."""
+    stream = SimpleNamespace(is_capturing=lambda: False)
+    return {"current_stream": lambda device=None: stream}
+
+
 def distributed() -> dict[str, Any]:
     """Names of `torch.distributed`: gloo does the work of NCCL, on what the device tensors hold."""
     join, all_reduce, broadcast = dist.init_process_group, dist.all_reduce, dist.broadcast

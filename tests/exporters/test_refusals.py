@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lowrank_export import exporters
 from lowrank_export.converter.budget.forms import Form
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import LowRankError
@@ -23,7 +24,7 @@ from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 from lowrank_export.exporters.preflight import check_exports, check_places
 from lowrank_export.exporters.registry import requested
 
-ROOT = Path(__file__).parent.parent.parent / "exporters"
+ROOT = Path(exporters.__file__).parent  # of an installed package too
 KINDS = ("UsageError", "InputError")
 Make = Callable[[Path, ModuleType], Any]
 """Fills a folder; gives the request, with the checkpoint in the folder's "m"."""
@@ -283,7 +284,7 @@ REFUSALS: dict[str, list[First]] = {
     "gguf/names.py:interleave_rows": [First(lambda f, t: odd_heads(f, t), "halves that rotate", earlier=True)],
     "gguf/pretokenizers.py:pretokenizer_name": [
         First(with_tokenizer(lambda d: d.update(normalizer={"type": "Lowercase"})), "normalizer 'Lowercase' has no"),
-        First(with_tokenizer(lambda d: d.update(pre_tokenizer={"type": "Whitespace"})), "no pre-tokeniser of llama"),
+        First(with_tokenizer(lambda d: d.update(pre_tokenizer={"type": "Whitespace"})), "no pre-tokenizer of llama"),
     ],
     "gguf/rounding_choice.py:Rounding.__post_init__": [
         First(at_once(lambda: Rounding("awaer")), "unknown rounding"),

@@ -190,7 +190,7 @@ def test_token_windows(models: Path, refused: Refused, tmp_path: Path, case: str
         ('{"text": "python-docs", "windows": "2"}', 3, "windows is '2'"),
         ('{"text": "python-docs", "window_length": 1000000000}', 3, "fewer than one window"),
         ('{"text": "python-docs", "windows": 2, "window_length": 32}', 3, "is not the text it was calibrated on"),
-        ('{"text": "datasets:someone/else"}', 2, "to fetch that, give --calibration datasets:someone/else"),
+        ('{"text": "datasets:someone/else"}', 2, "to fetch that, give --calibration 'datasets:someone/else'"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -192,7 +192,7 @@ KILLERS: dict[str, dict[str, Any]] = {
     "unknown tokenizer": {"tokenizer.ggml.model": "none of them"},
     "sentencepiece without bytes": {"tokenizer.ggml.model": "llama"},
     "wordpiece": {"tokenizer.ggml.model": "bert"},
-    "unknown pre-tokeniser": {"tokenizer.ggml.pre": "none of them"},
+    "unknown pre-tokenizer": {"tokenizer.ggml.pre": "none of them"},
     "no context": {"llama.context_length": 0},
     "huge context": {"llama.context_length": 2**32 - 1},
     "unknown vocabulary size": {"llama.vocab_size": 2**31},

@@ -30,7 +30,7 @@ from lowrank_export.converter.families.table import (
 
 PACKAGE = Path(lowrank_export.__file__).parent
 ELSEWHERE = {  # names of other things that are spelled like a family
-    "pretokenizers.py",  # llama.cpp's pre-tokenisers
+    "pretokenizers.py",  # llama.cpp's pre-tokenizers
     "vocabulary.py",  # llama.cpp's tokenizer models
     "torch_exporter.py",  # the class under which GenAI runs any decoder
     "proof_models.py",  # the architecture of the runtime's own proof
