@@ -111,10 +111,27 @@ class _Steps:
     bytes: NDArray[np.int64]
     gain: NDArray[np.float64]
 
+    def smaller_than(self, size: int, start: int, matrices: int) -> NDArray[np.bool_]:
+        """Which steps (s,) a path takes from `start` on that goes without those of `size` bytes and more: a matrix goes
+        on until its first of them, and stays there."""
+        coming = np.arange(start, len(self.owner))
+        large = coming[self.bytes[start:] >= size]
+        stays = np.full(matrices, len(self.owner))
+        stays[self.owner[large[::-1]]] = large[::-1]  # of several the first
+        return np.concatenate([np.ones(start, dtype=bool), coming < stays[self.owner[start:]]])
+
     def path(self, start: int, open: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Steps from `start` on that are open, and the bytes after each."""
         steps = start + np.flatnonzero(open[start:])
         return steps, np.cumsum(self.bytes[steps])
+
+
+def _halvings(largest: int, smallest: int) -> list[int]:
+    """`largest`, half of it and so on, while something at least as large as `smallest` is below."""
+    sizes = [largest]
+    while sizes[-1] // 2 > smallest:
+        sizes.append(sizes[-1] // 2)
+    return sizes
 
 
 def _steps(hulls: Sequence[Sequence[Candidate]]) -> _Steps:
@@ -139,13 +156,15 @@ def _along_hulls(hulls: Sequence[Sequence[Candidate]], budget: int) -> list[Cand
     saved = np.concatenate([[0.0], np.cumsum(steps.gain)])
     main = int(np.searchsorted(before, left, side="right")) - 1  # steps of the whole path that fit
     best, chosen = saved[main], np.arange(main)
-    for start in range(main + 1 if main < len(steps.owner) else 0):
-        # matrices that have a step as large as this one among those to come stay where they are
-        large = np.isin(steps.owner, steps.owner[start:][steps.bytes[start:] >= steps.bytes[start]])
-        further, total = steps.path(start, ~large)
-        count = int(np.searchsorted(total, left - before[start], side="right"))
-        gain = saved[start] + steps.gain[further[:count]].sum()
-        if gain > best:
-            best, chosen = gain, np.concatenate([np.arange(start), further[:count]])
+    for start in range(main, -1, -1) if main < len(steps.owner) else ():
+        room = left - before[start]
+        if saved[start] + room * steps.gain[start] / steps.bytes[start] <= best:
+            continue  # no later step gains more per byte
+        for size in _halvings(int(steps.bytes[start]), int(steps.bytes.min())):
+            further, total = steps.path(start, steps.smaller_than(size, start, len(hulls)))
+            count = int(np.searchsorted(total, room, side="right"))
+            gain = saved[start] + steps.gain[further[:count]].sum()
+            if gain > best:
+                best, chosen = gain, np.concatenate([np.arange(start), further[:count]])
     taken = np.bincount(steps.owner[chosen], minlength=len(hulls))
     return [hull[count] for hull, count in zip(hulls, taken, strict=True)]
