@@ -25,7 +25,7 @@ from .format import Format
 from .linears import LinearCosts, linear_costs, normal_error
 from .vocabulary_costs import vocabulary_costs
 
-VERSION = 1  # of the file; another one is gathered again
+VERSION = 2  # of the file; another one is gathered again
 VOCABULARY_WINDOWS = 2
 
 

@@ -68,8 +68,9 @@ class Format(Protocol):
     def round_plainly(self, weights: Tensor, type: str, importance: Tensor) -> Tensor:
         """Weights (m, n) rounded to the nearest, as a file gives them back; importance: mean square of inputs (n,)."""
 
-    def round_vocabulary(self, weights: Tensor, type: str) -> Tensor:
-        """Embedding or head (vocabulary, d) as a file gives it back."""
+    def round_vocabulary(self, weights: Tensor, type: str, importance: Tensor | None) -> Tensor:
+        """Embedding or head (vocabulary, d) as a file gives it back; importance: mean square of the head's inputs (d,),
+        None of an embedding that is not the head."""
 
     def size(self, reader: CheckpointReader, name: str, method: str) -> FileSize:
         """Of a model.

@@ -56,9 +56,9 @@ class GgufFormat:
         """Weights (m, n) as a file gives them back, rounded to the nearest."""
         return self._rounded(weights, type, importance)
 
-    def round_vocabulary(self, weights: Tensor, type: str) -> Tensor:
+    def round_vocabulary(self, weights: Tensor, type: str, importance: Tensor | None) -> Tensor:
         """Embedding or head (vocabulary, d) as a file gives it back."""
-        return self._rounded(weights, type, None)
+        return self._rounded(weights, type, importance)
 
     def bytes(self, shape: tuple[int, int], type: str) -> int:
         """Of a matrix in the file, padding included."""

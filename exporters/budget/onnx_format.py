@@ -73,8 +73,8 @@ class OnnxFormat:
         """At the scales that aware rounding takes."""
         return searched_values(weights, importance, self.options.format(type))
 
-    def round_vocabulary(self, weights: Tensor, type: str) -> Tensor:
-        """Rounded plainly: nothing tells the inputs."""
+    def round_vocabulary(self, weights: Tensor, type: str, importance: Tensor | None) -> Tensor:
+        """Rounded plainly, as the export does."""
         return dequantize(quantize(weights, self.options.format(type)))
 
     def size(self, reader: CheckpointReader, name: str, method: str) -> OnnxSize:

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from ...converter.core.progress import Progress
+from ...converter.distributed.workers import ALONE
 from ...converter.machine.memory import release_freed
+from ...converter.model.activations import in_memory
 from ...converter.model.blocks import BlockSource
+from ...converter.statistics.last_hidden import last_hidden_states
 
 ROWS = 128  # tokens whose logits are in memory at once
-Encode = Callable[[Tensor, str], Tensor]
-"""Weights (vocabulary, d) and type -> the weights as a file of that type gives them back."""
+Encode = Callable[[Tensor, str, Tensor | None], Tensor]
+"""Weights (vocabulary, d), type, mean square of the inputs (d,) of the head alone -> as a file gives them back."""
 
 
 @torch.no_grad()
@@ -34,10 +37,12 @@ def vocabulary_costs(
     Returns:
         "embedding" and, where it is a matrix of its own, "head" -> type -> loss.
     """
-    streams = list(blocks.embed([windows]))
-    embedding = blocks.reader.tensor(blocks.family.embedding + ".weight").float()
+    dense = torch.cat(list(last_hidden_states(blocks, windows, in_memory, ALONE, progress))).flatten(0, 1)
+    importance = dense.float().square().mean(dim=0).cpu()
+    embedding, streams = blocks.reader.tensor(blocks.family.embedding + ".weight").float(), []
     for type in types:
-        stream = torch.nn.functional.embedding(windows.long(), encode(embedding, type)).to(streams[0])
+        rounded = encode(embedding, type, importance if tied else None)
+        stream = torch.nn.functional.embedding(windows.long(), rounded).to(dense)
         streams.append(stream * blocks.embedding_scale)
     with progress.stage("embedding in every type", blocks.block_count) as advance:
         for index in range(blocks.block_count):
@@ -47,10 +52,10 @@ def vocabulary_costs(
             release_freed()
             advance(1)
     norm, head = blocks.head()
-    dense, *others = [norm(stream).flatten(0, 1) for stream in streams]
+    others = [norm(stream).flatten(0, 1) for stream in streams]
     costs: dict[str, dict[str, float]] = {"embedding": {}} if tied else {"embedding": {}, "head": {}}
     for type, hidden in zip(types, others, strict=True):
-        rounded = encode(head.float().cpu(), type).to(head)
+        rounded = encode(head.float().cpu(), type, importance).to(head)
         costs["embedding"][type] = _divergence(dense, head, hidden, rounded if tied else head)
         if not tied:
             costs["head"][type] = _divergence(dense, head, dense, rounded)

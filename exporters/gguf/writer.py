@@ -22,6 +22,7 @@ from ..chosen import CHOSEN, recorded_forms
 from .chosen import chosen_types
 from .encoding import encode, needs_ggml
 from .file import open_writer, verify_file, write_tensors
+from .head_importance import head_importance
 from .metadata import Hyperparameters, read_hyperparameters
 from .mixes import MIXES, Quantization, fallback_lines
 from .mixes import records as tensor_records
@@ -102,7 +103,7 @@ def export_gguf(
     check_shapes(shapes, of, hyperparameters)
     vocabulary = vocabulary_of(reader)
     records = tensor_records(shapes, asked)
-    importance = rounding.importance(records)
+    importance = {**rounding.importance(records), **head_importance(reader, records, rounding, progress)}
     for line in (*fallback_lines(records), *vocabulary.notes):
         progress.note(line)
     coarse = asked.mix in MIXES and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS
