@@ -21,12 +21,12 @@ import torch
 
 from lowrank_export.converter.core.recipe import Recipe
 from lowrank_export.converter.distributed.workers import Workers
-from lowrank_export.converter.factors.factorisation import spectrum
+from lowrank_export.converter.factors.factorization import spectrum
 from lowrank_export.converter.factors.fit import fit_linear, group_metric
 from lowrank_export.converter.factors.whitening import gradient_metric, whiten
 from lowrank_export.converter.methods import METHODS
 from lowrank_export.converter.planning.memory_forecast import HOLDINGS, forecast
-from lowrank_export.converter.planning.model_shape import ModelShape, Windows
+from lowrank_export.converter.planning.model_shape import ModelShape, WindowSizes
 from lowrank_export.converter.statistics.moments import GroupMoments, Moment, upper_gram
 
 METHOD = "loss-aware"
@@ -257,7 +257,7 @@ def memories(model: Model, count: int, options: argparse.Namespace) -> dict[str,
         bfloat16=True,
     )
     fitted, held_out = ceil(options.windows / count), ceil(options.held_out / count)
-    windows = Windows(fitted, held_out, options.window_length, max(1, 4096 // options.window_length), count)
+    windows = WindowSizes(fitted, held_out, options.window_length, max(1, 4096 // options.window_length), count)
     gradient_windows = ceil(options.gradient_windows / count)
     recipe = Recipe(model="m", method=METHOD, dtype="bfloat16", gradient_windows=gradient_windows)
     return {holding: forecast(recipe, METHODS[METHOD], shape, windows, holding).peak for holding in HOLDINGS}

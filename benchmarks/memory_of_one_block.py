@@ -109,7 +109,7 @@ def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
     from lowrank_export.converter.methods import METHODS
     from lowrank_export.converter.planning.host_forecast import host_forecast
     from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS, forecast
-    from lowrank_export.converter.planning.model_shape import ModelShape, Windows
+    from lowrank_export.converter.planning.model_shape import ModelShape, WindowSizes
 
     width, inner, family = options.width, options.inner, FAMILIES["llama"]
     wide = ("mlp.gate_proj", "mlp.up_proj")
@@ -128,7 +128,7 @@ def arithmetic(blocks: int, options: argparse.Namespace) -> list[str]:
     )
     recipe = Recipe(model="-", method=options.method, gradient_windows=options.gradient_windows)
     chunk = max(1, 4096 // options.window_length)
-    windows = Windows(options.windows, options.held_out, options.window_length, chunk)
+    windows = WindowSizes(options.windows, options.held_out, options.window_length, chunk)
     lines = []
     for holding in GPU_HOLDINGS:
         found = forecast(recipe, METHODS[options.method], shape, windows, holding)

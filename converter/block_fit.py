@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .checkpoint.lowrank_linear import LowRankLinear
 from .core.errors import InputError, way_out
 from .distributed.workers import Parcel
-from .factors.factorisation import LowRankFactors
+from .factors.factorization import LowRankFactors
 from .factors.fit import FitLoss, GroupMetric, align_dense, fit_linear, group_metric, group_whitener, truncate
 from .factors.whitening import OutputRoot, Whitener
 from .families.family import InputGroup

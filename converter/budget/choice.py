@@ -25,7 +25,7 @@ def smallest(candidates: Sequence[Sequence[Candidate]]) -> int:
 
 
 def choose(candidates: Sequence[Sequence[Candidate]], budget: int) -> list[Candidate]:
-    """minimise sum_i loss_i subject to sum_i bytes_i <= budget, one candidate of every matrix.
+    """minimize sum_i loss_i subject to sum_i bytes_i <= budget, one candidate of every matrix.
 
     Small sets are solved exactly. Larger ones along the lower convex hulls of (bytes, loss): all steps of all hulls by
     falling gain per byte are the path that one multiplier of the budget takes as it shrinks, and every point of it is

@@ -56,7 +56,7 @@ class LowRankLinear(nn.Module):
 def replace_linears(
     model: nn.Module, ranks: dict[str, int], layout: Layout = "two-factor", in_order: Collection[str] = ()
 ) -> None:
-    """Replace each named linear of `model` by an uninitialised factored one of the given rank, in place.
+    """Replace each named linear of `model` by an uninitialized factored one of the given rank, in place.
 
     Args:
         ranks: linear name -> rank.

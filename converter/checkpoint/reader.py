@@ -203,7 +203,7 @@ def _lowrank_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
         return {}
     method = found.get("quant_method") if isinstance(found, dict) else found
     if method != "lowrank" or not isinstance(found, dict):
-        raise InputError(f"{path}: already quantised ({shown(method)}); start from the unquantised checkpoint")
+        raise InputError(f"{path}: already quantized ({shown(method)}); start from the unquantized checkpoint")
     ranks = found.get("ranks", {})
     if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
         raise InputError(f"{path}: config.json holds no ranks of the linears")

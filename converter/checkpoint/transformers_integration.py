@@ -1,6 +1,6 @@
 """Teaches transformers the factored checkpoint: `AutoModelForCausalLM.from_pretrained(dir)` gives the factored model.
 
-transformers lets a package register a quantisation method by name. `lowrank` swaps the named linears for
+transformers lets a package register a quantization method by name. `lowrank` swaps the named linears for
 `LowRankLinear` or `PivotLinear` before the weights are read, so the model is never at its full size, and
 `save_pretrained` writes the factors back. config.json has a `model_type` of its own for each family, see
 `factored_types.py`. Importing this module registers the method; `lowrank_export/__init__.py` arranges for that.
@@ -55,7 +55,7 @@ class LowRankConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class LowRankQuantizer(HfQuantizer):
-    """Builds the factored skeleton before weights are read; there is nothing to quantise."""
+    """Builds the factored skeleton before weights are read; there is nothing to quantize."""
 
     requires_calibration = True
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..methods import Compensation
 from .eigen import symmetric_pseudoinverse
-from .factorisation import LowRankFactors
+from .factorization import LowRankFactors
 
 CUTOFF = 1e-7  # singular values below this fraction of the largest are dropped by the pseudoinverse
 

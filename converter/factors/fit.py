@@ -11,7 +11,7 @@ from ..methods import Method
 from ..statistics.moments import GroupMoments
 from .adaptive_alignment import adaptive_alpha
 from .compensation import compensate
-from .factorisation import LowRankFactors, balanced, factor, output_energy, truncation_loss
+from .factorization import LowRankFactors, balanced, factor, output_energy, truncation_loss
 from .whitening import (
     OutputRoot,
     Regression,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .factorisation import LowRankFactors
+from .factorization import LowRankFactors
 
 BLOCK = 32  # rows chosen between two passes over all rows
 CANDIDATES = 8 * BLOCK  # rows looked at in between: those farthest from the span when the block begins

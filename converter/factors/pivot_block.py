@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..checkpoint.lowrank_linear import LowRankLinear
 from ..checkpoint.pivot_linear import PivotLinear
 from ..families.family import Family, SharedOrder
-from .factorisation import LowRankFactors
+from .factorization import LowRankFactors
 from .pivot import coefficients, orthonormal, pivot_order, to_pivot
 
 LARGEST_COEFFICIENT = 8.0  # of C; a shared order gives 1 to 2.5, and larger ones amplify the rounding of P

@@ -21,7 +21,7 @@ GRADIENT_DAMPING = 0.1  # added to G, relative to its mean eigenvalue
 class Whitener:
     """The metric of a linear's inputs: Sigma, and S with S S^T = Sigma where it is asked for.
 
-    The factorisation never inverts S, so none of the ways below needs damping. Cholesky; where Sigma is singular or
+    The factorization never inverts S, so none of the ways below needs damping. Cholesky; where Sigma is singular or
     nearly so (fewer tokens than features, constant or duplicated inputs), the symmetric eigendecomposition with
     negative rounding clamped to zero.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..core.recipe import Recipe
 from ..methods import Method
-from .model_shape import DOUBLE, ModelShape, Windows
+from .model_shape import DOUBLE, ModelShape, WindowSizes
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class CompressionMemory:
     recipe: Recipe
     method: Method
     shape: ModelShape
-    windows: Windows
+    windows: WindowSizes
 
     def compression(self, streams: int, suspended: bool) -> int:
         """A block, the moments and metric of the group at work, and what its largest linear takes."""

@@ -27,7 +27,7 @@ from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
-from .model_shape import Windows
+from .model_shape import WindowSizes
 from .ranks import kept_dense, losses_alone, method_of, statistics_kinds
 
 ADVICE = "add a lower --max-device-memory, use fewer or shorter --windows, or --device cpu; finished work is kept"
@@ -96,7 +96,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
         exempt_loaded()
         kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
         if samples(recipe.calibration):  # the model is sampled as a whole: refused before that
-            sampled = Windows(recipe.windows, recipe.held_out, recipe.window_length, 1)
+            sampled = WindowSizes(recipe.windows, recipe.held_out, recipe.window_length, 1)
             plan_memory(recipe, method, blocks, sampled, context.room)
         calibration = update = None
         if method.needs_calibration or recipe.refine != "none":
@@ -120,7 +120,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
 
 
 def _try(
-    memory: MemoryPlan, recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, progress: Progress
+    memory: MemoryPlan, recipe: Recipe, method: Method, blocks: BlockSource, windows: WindowSizes, progress: Progress
 ) -> None:
     """Hold the forecast against one block, where there is a limit, as there always is of a GPU."""
     if memory.limit is None and memory.device is None:

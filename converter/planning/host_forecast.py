@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .memory_forecast import Holding, Stage
-from .model_shape import FLOAT, ModelShape, Windows
+from .model_shape import FLOAT, ModelShape, WindowSizes
 
 
-def host_forecast(shape: ModelShape, windows: Windows, stages: Mapping[str, Stage], holding: Holding) -> dict[str, int]:
+def host_forecast(
+    shape: ModelShape, windows: WindowSizes, stages: Mapping[str, Stage], holding: Holding
+) -> dict[str, int]:
     """Stage -> bytes of tensors in the machine's memory at its peak.
 
     Args:
@@ -21,7 +23,7 @@ def host_forecast(shape: ModelShape, windows: Windows, stages: Mapping[str, Stag
     return {name: _working(name, shape, windows) + (stage.kept if kept_here else 0) for name, stage in stages.items()}
 
 
-def _working(stage: str, shape: ModelShape, windows: Windows) -> int:
+def _working(stage: str, shape: ModelShape, windows: WindowSizes) -> int:
     """Tensors of a stage beside the activations that are kept."""
     inputs = FLOAT * sum(n * n for n in shape.inputs.values())
     largest = FLOAT * max(n * n for n in shape.inputs.values())

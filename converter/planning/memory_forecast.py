@@ -16,8 +16,7 @@ from ..methods import Method
 from ..statistics.mixture import samples
 from ..training.refinement import BATCH_TOKENS
 from .compression_memory import CompressionMemory
-from .model_shape import FLOAT, ModelShape
-from .model_shape import Windows as Windows
+from .model_shape import FLOAT, ModelShape, WindowSizes
 from .statistics_memory import StatisticsMemory
 
 Holding = Literal["in memory", "repeated", "on the host", "on disk"]
@@ -73,7 +72,7 @@ class Forecast:
         return self.memory[self.largest]
 
 
-def forecast(recipe: Recipe, method: Method, shape: ModelShape, windows: Windows, holding: Holding) -> Forecast:
+def forecast(recipe: Recipe, method: Method, shape: ModelShape, windows: WindowSizes, holding: Holding) -> Forecast:
     """What each stage that a recipe has will have in memory.
 
     Args:
@@ -138,14 +137,14 @@ def _compression_stages(memory: CompressionMemory, *, suspended: bool) -> dict[s
     return stages
 
 
-def _block_refinement(shape: ModelShape, windows: Windows) -> int:
+def _block_refinement(shape: ModelShape, windows: WindowSizes) -> int:
     """Targets and streams window by window; parameters, their gradients, two moments and the best so far."""
     targets = windows.tokens * shape.hidden * FLOAT
     state = 5 * FLOAT * shape.block_parameters
     return 3 * targets + state + shape.backward(max(BATCH_TOKENS, windows.length))
 
 
-def _model_refinement(shape: ModelShape, windows: Windows) -> int:
+def _model_refinement(shape: ModelShape, windows: WindowSizes) -> int:
     """Parameters, their gradients, two moments and the best so far; the head once more."""
     state = FLOAT * (5 * shape.model + shape.vocabulary * shape.hidden)
     return state + shape.backward(max(BATCH_TOKENS, windows.length))

@@ -24,7 +24,7 @@ from ..model.blocks import BlockSource
 from .host_forecast import host_forecast
 from .memory_forecast import COPYING, GPU_HOLDINGS, HOLDINGS, Holding, forecast
 from .memory_trial import trial_of_a_block
-from .model_shape import ModelShape, Windows, model_shape
+from .model_shape import ModelShape, WindowSizes, model_shape
 
 MARGIN = 1.1  # of the tensors: what allocator and libraries lose
 LIBRARIES = 100 * 10**6  # bytes: code and buffers that the first products load
@@ -159,7 +159,7 @@ class MemoryPlan:
         return said + where
 
 
-def plan_memory(recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, room: Room) -> MemoryPlan:
+def plan_memory(recipe: Recipe, method: Method, blocks: BlockSource, windows: WindowSizes, room: Room) -> MemoryPlan:
     """The fastest way of holding activations whose forecast is within the limits; without a limit, the fastest.
 
     Args:
@@ -186,7 +186,7 @@ def plan_memory(recipe: Recipe, method: Method, blocks: BlockSource, windows: Wi
 
 
 def _plans(
-    recipe: Recipe, method: Method, device: torch.device, shape: ModelShape, windows: Windows, room: Room
+    recipe: Recipe, method: Method, device: torch.device, shape: ModelShape, windows: WindowSizes, room: Room
 ) -> Iterator[MemoryPlan]:
     """A plan per way of holding activations, from fast to small."""
     base, on_gpu = resident_memory() + LIBRARIES, device.type == "cuda"
@@ -250,7 +250,7 @@ def _check_disk(plan: MemoryPlan) -> None:
 
 
 def check_by_trial(
-    plan: MemoryPlan, recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, chunk: Tensor
+    plan: MemoryPlan, recipe: Recipe, method: Method, blocks: BlockSource, windows: WindowSizes, chunk: Tensor
 ) -> None:
     """Run one chunk through a block and fit its widest group; what that takes must be what the forecast says.
 

@@ -15,11 +15,11 @@ from ..model.activations import in_memory
 from ..model.block_forward import StoppedForward, TappedBlock
 from ..model.blocks import BlockSource
 from ..statistics.moments import GroupMoments, Moment
-from .model_shape import Windows, model_shape
+from .model_shape import WindowSizes, model_shape
 
 
 @torch.no_grad()
-def trial_of_a_block(recipe: Recipe, method: Method, blocks: BlockSource, windows: Windows, chunk: Tensor) -> None:
+def trial_of_a_block(recipe: Recipe, method: Method, blocks: BlockSource, windows: WindowSizes, chunk: Tensor) -> None:
     """The forward of one chunk through the first block, and the fit of the largest linear of its widest group.
 
     The moments are made regular, so that they are whitened as those of many windows are.

@@ -132,7 +132,7 @@ def model_shape(blocks: BlockSource) -> ModelShape:
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowSizes:
     """Calibration windows of a process by number and length.
 
     Attributes:

@@ -14,7 +14,7 @@ from ..statistics.gradients import CHUNK_WINDOWS
 from ..statistics.gradients import HEAD_ROWS as GRADIENT_ROWS
 from ..statistics.sensitivity import IMPORTANCE_WINDOWS
 from .compression_memory import CompressionMemory
-from .model_shape import DOUBLE, FLOAT, ModelShape, Windows
+from .model_shape import DOUBLE, FLOAT, ModelShape, WindowSizes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StatisticsMemory:
     recipe: Recipe
     method: Method
     shape: ModelShape
-    windows: Windows
+    windows: WindowSizes
 
     def sampling(self) -> int:
         """The whole model, and keys and values of all windows."""

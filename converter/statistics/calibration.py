@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Tokens = NDArray[np.int32]
 SELF = "self"
 HELD_OUT_SHARE = 16
-PIECE = 2_000_000  # characters that are tokenised at once
+PIECE = 2_000_000  # characters that are tokenized at once
 
 
 @dataclass(frozen=True)

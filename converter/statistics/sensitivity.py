@@ -15,7 +15,7 @@ from ..allocation.adacr import similarity
 from ..core.errors import InputError, way_out
 from ..core.progress import Progress
 from ..distributed.workers import ALONE, Workers
-from ..factors.factorisation import spectrum
+from ..factors.factorization import spectrum
 from ..factors.whitening import gradient_metric, whiten
 from ..model.blocks import BlockSource
 from .calibration import Calibration

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..checkpoint.layouts import Layout, rank_for
 from ..core.progress import Progress
 from ..distributed.workers import ALONE, Workers
-from ..factors.factorisation import factor
+from ..factors.factorization import factor
 from ..factors.whitening import Whitener, activation_scale, whiten
 from ..model.blocks import BlockSource
 from .gathering import MEAN_ABS, SIGMA

@@ -16,7 +16,7 @@ from ..distributed.workers import ALONE, Workers
 from ..model.blocks import BlockSource
 from ..model.loading import load_tokenizer
 from ..model.source import Source
-from ..planning.memory_forecast import Windows
+from ..planning.model_shape import WindowSizes
 from .calibration import Calibration, hold_out
 from .mixture import draw
 from .sampling import Sampler
@@ -97,12 +97,12 @@ def held_out_chunks(calibration: Calibration, workers: Workers) -> list[Tensor]:
     return [torch.from_numpy(calibration.held_out[list(chosen)])] if chosen else []
 
 
-def window_sizes(recipe: Recipe, calibration: Calibration | None, workers: Workers) -> Windows:
+def window_sizes(recipe: Recipe, calibration: Calibration | None, workers: Workers) -> WindowSizes:
     """The windows of a process that has the most."""
     if calibration is None:
-        return Windows(0, 0, 1, 1, workers.count)
+        return WindowSizes(0, 0, 1, 1, workers.count)
     fitted, length = calibration.windows.shape
     chunk = window_chunk(recipe, fitted, length)
     whole = chunk if recipe.calibration_reduction == "stack-of-batch" else 1
     shares = [-(-count // workers.count) for count in (-(-fitted // whole), len(calibration.held_out))]
-    return Windows(min(fitted, shares[0] * whole), shares[1], length, chunk, workers.count)
+    return WindowSizes(min(fitted, shares[0] * whole), shares[1], length, chunk, workers.count)

@@ -50,7 +50,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text to be tokenised.
+    """A text to be tokenized.
 
     Attributes:
         text: all documents.

@@ -72,7 +72,7 @@ def gathered_costs(
         windows: token ids (N, T), of which a few tell what the vocabulary's matrices cost.
         store: statistics of kind "gradients"; keeps the costs.
         format: of the file.
-        progress: told about blocks.
+        progress: receives blocks.
 
     Raises:
         UsageError: the file that is there is damaged.

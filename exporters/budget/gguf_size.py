@@ -14,11 +14,13 @@ from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
 from ..chosen import CHOSEN
 from ..gguf.chosen import chosen_types
+from ..gguf.file import open_writer
 from ..gguf.metadata import read_hyperparameters
 from ..gguf.mixes import Quantization, records
 from ..gguf.names import gguf_name
+from ..gguf.tensors import plan_tensors
 from ..gguf.types import ALIGNMENT, padded
-from ..gguf.writer import open_writer, plan_tensors, vocabulary_of
+from ..gguf.writer import vocabulary_of
 
 LENGTH, KIND = 8, 4  # bytes before a string or a list, and of a value's kind
 NUMBER = 4

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...converter.budget.forms import Candidate, Form
 from ...converter.checkpoint import layouts
-from ...converter.factors.factorisation import factor
+from ...converter.factors.factorization import factor
 from ...converter.factors.whitening import OutputMetric, Whitener
 from .format import Format
 from .rounding_loss import FactorUnits, column_weights, dense_loss, factor_units, truncations
@@ -69,7 +69,7 @@ def linear_costs(
         types: those whose blocks the rows of W fit, and how many columns each rounds together.
         round_plainly: rounds a matrix to the nearest.
         factored: whether it may become two factors.
-        seed: of the rotation that the factors are mixed with.
+        seed: of the rotation of the factors.
     """
     weight, moment, gradient = weight.double(), inputs.moment, outputs.moment
     m, n = weight.shape

@@ -1,6 +1,6 @@
 """What rounding costs in units of the loss, without rounding aware of it: from plain errors and two moments.
 
-Errors that are fed forward column by column (`feedback.round_blocks`) leave an error E of tr(E H E^T) = sum_k e_k^2 /
+Errors that are fed forward column by column (`gptq.round_blocks`) leave an error E of tr(E H E^T) = sum_k e_k^2 /
 R_kk^2, with e_k what is lost where column k is rounded and R the upper triangle of R^T R = H^-1. How large e_k is, is a
 matter of the type and of the size of the weights; errors of different rows are independent. So a linear costs about
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..rounding.balancing import random_rotation
-from ..rounding.gptq import feedback
+from ..rounding.gptq import inverse_cholesky
 
 BLOCK = 32
 REFITTED = 1.7
@@ -33,7 +33,7 @@ def column_weights(moment: Tensor, width: int = 1) -> Tensor:
         moment: Sigma (n, n).
         width: columns that are rounded together.
     """
-    matrix, _ = feedback(moment)
+    matrix, _ = inverse_cholesky(moment)
     if width == 1:
         return matrix.diagonal().double().square().reciprocal()
     found = []
@@ -100,7 +100,7 @@ def truncations(u: Tensor, v: Tensor, moment: Tensor) -> Truncations:
     """
     metric = moment.double().clone()
     mean = metric.diagonal().mean()
-    metric.diagonal().add_(mean if mean > 0 else 1.0)  # as `gauge.mixed` balances
+    metric.diagonal().add_(mean if mean > 0 else 1.0)  # as `balance_factors` balances
     root = torch.linalg.cholesky(metric)
     (u_basis, u_triangle), (v_basis, v_triangle) = torch.linalg.qr(u.double()), torch.linalg.qr((v.double() @ root).T)
     return Truncations(u_basis, u_triangle, v_basis, v_triangle, root)
@@ -109,7 +109,7 @@ def truncations(u: Tensor, v: Tensor, moment: Tensor) -> Truncations:
 def factor_units(
     of: Truncations, rank: int, moment: Tensor, gradient: Tensor, columns: Tensor, seed: int
 ) -> FactorUnits:
-    """What rounding costs in the factors of rank r as `gauge.mixed` gives them: balanced, latent features alike.
+    """What rounding costs in the factors of rank r as `balance_factors` gives them: balanced, latent features alike.
 
     With u_i the rows of U and v_j the columns of V^T, every weight of row i of U has the mean square |u_i|^2 / r, every
     one of column j of V^T |v_j|^2 / r. V's error reaches the output through U, tr(U^T G U) in all; U's is rounded on

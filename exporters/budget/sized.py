@@ -82,7 +82,7 @@ def sized(
         name: of the folder that the file will be exported from.
         device: "auto", "cpu", "cuda".
         limits: see `pipeline.compress`.
-        progress: told about stages.
+        progress: receives stages.
 
     Raises:
         UsageError: nothing is that small; names the smallest.
@@ -127,7 +127,7 @@ def planned(
         request: the export that the size is of.
         device: "auto", "cpu", "cuda".
         limits: memory that the process may take.
-        progress: told about stages.
+        progress: receives stages.
     """
     with TemporaryDirectory(prefix="lowrank-statistics-") as temporary:
         return sized(

@@ -1,4 +1,4 @@
-"""Which of llama.cpp's named pre-tokenisers splits text as a Hugging Face tokenizer does.
+"""Which of llama.cpp's named pre-tokenizers splits text as a Hugging Face tokenizer does.
 
 A wrong name loads without an error and quietly tokenizes differently, so it is derived from the structure of
 tokenizer.json, and an unknown structure is refused.
@@ -43,13 +43,13 @@ NAMES: dict[tuple[tuple[Step, ...], bool], str] = {
 
 
 def pretokenizer_name(tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the pre-tokeniser of a byte-level BPE tokenizer.
+    """llama.cpp's name for the pre-tokenizer of a byte-level BPE tokenizer.
 
     Args:
         tokenizer: tokenizer.json as data.
 
     Raises:
-        InputError: no pre-tokeniser of llama.cpp is known to split text in the same way.
+        InputError: no pre-tokenizer of llama.cpp is known to split text in the same way.
     """
     normalizer = tokenizer.get("normalizer")
     if normalizer and normalizer.get("type") != "NFC":
@@ -58,7 +58,7 @@ def pretokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     whole_words = bool(tokenizer["model"].get("ignore_merges", False))
     name = NAMES.get((steps, whole_words))
     if name is None:
-        raise InputError(f"tokenizer: no pre-tokeniser of llama.cpp is known to match {steps}")
+        raise InputError(f"tokenizer: no pre-tokenizer of llama.cpp is known to match {steps}")
     return name
 
 

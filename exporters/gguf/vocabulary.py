@@ -34,7 +34,7 @@ class Vocabulary:
 
     Attributes:
         model: "gpt2" (byte-level BPE) or "llama" (sentencepiece).
-        pre: name of the pre-tokeniser.
+        pre: name of the pre-tokenizer.
         tokens: text of every id, padded to the embedding's rows.
         types: llama.cpp's token type of every id.
         merges: BPE merges, best first; empty for sentencepiece.

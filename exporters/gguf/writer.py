@@ -21,16 +21,14 @@ from ..artifact import Artifact, TensorRecord
 from ..chosen import CHOSEN, recorded_forms
 from .chosen import chosen_types
 from .encoding import encode, needs_ggml
-from .file import open_writer as open_writer
-from .file import verify_file, write_tensors
+from .file import open_writer, verify_file, write_tensors
 from .metadata import Hyperparameters, read_hyperparameters
 from .mixes import MIXES, Quantization, fallback_lines
 from .mixes import records as tensor_records
 from .names import interleave_rows, rotary_heads
 from .rounding_choice import Rounding
 from .shapes import check_shapes
-from .tensors import PlannedTensor, tensor_values
-from .tensors import plan_tensors as plan_tensors
+from .tensors import PlannedTensor, plan_tensors, tensor_values
 from .types import INTEGERS, TYPES
 from .vocabulary import Vocabulary, read_vocabulary
 

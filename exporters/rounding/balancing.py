@@ -102,6 +102,3 @@ def refit_u(u: Tensor, v: Tensor, rounded: Tensor, moment: Tensor) -> tuple[Tens
     damped.diagonal().add_(ridge)
     target = u @ (v.double() @ seen) + ridge * u
     return torch.cholesky_solve(target.T, torch.linalg.cholesky(damped)).T, latent
-
-
-mixed, resolved = balance_factors, refit_u

@@ -100,6 +100,3 @@ def round_columns(
         errors[k] = (left[k] - values[k]) / matrix[k, k]
         left[k + 1 :] -= matrix[k, k + 1 :, None] * errors[k]
     return np.ascontiguousarray(chosen.T), torch.from_numpy(values.T.copy()), torch.from_numpy(errors.T.copy())
-
-
-feedback = inverse_cholesky

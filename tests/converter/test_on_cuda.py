@@ -31,7 +31,7 @@ from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import memory_plan
 from lowrank_export.converter.planning.memory_forecast import GPU_HOLDINGS
-from lowrank_export.converter.planning.model_shape import Windows
+from lowrank_export.converter.planning.model_shape import WindowSizes
 from lowrank_export.converter.planning.preparation import gather_statistics
 from lowrank_export.converter.storage.byte_size import MemoryLimits
 from lowrank_export.converter.streams import Streams
@@ -221,7 +221,7 @@ def test_what_the_gpu_has_free_is_the_limit(recipe: Any, models: Path, cuda_stan
             taken = torch.cuda.memory_allocated()  # by the rotary embedding
             try:
                 plan = memory_plan.plan_memory(
-                    asked, METHODS["adasvd"], blocks, Windows(24, 1, 16, 256), memory_plan.Room()
+                    asked, METHODS["adasvd"], blocks, WindowSizes(24, 1, 16, 256), memory_plan.Room()
                 )
             except ResourceError as error:
                 assert f"cuda: {memory_plan.gigabytes(total - taken)} are free" in str(error)

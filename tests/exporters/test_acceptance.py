@@ -55,14 +55,14 @@ def test_a_tokenizer_with_more_tokens_than_rows(format: str, tiny: ModuleType, t
 
 
 @pytest.mark.parametrize("format", BOTH)
-def test_a_pretokeniser_and_no_tokenizer(format: str, tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_pretokenizer_and_no_tokenizer(format: str, tiny: ModuleType, tmp_path: Path) -> None:
     tiny.save_dense(tmp_path, "llama", blocks=1)
     path = tmp_path / "tokenizer.json"
     data = json.loads(path.read_text())
     data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, data["pre_tokenizer"]]}
     path.write_text(json.dumps(data))
     if format == "gguf":
-        with pytest.raises(InputError, match=r"no pre-tokeniser of llama\.cpp"):
+        with pytest.raises(InputError, match=r"no pre-tokenizer of llama\.cpp"):
             check_exports(CheckpointReader(tmp_path), [requested(format)])
     for file in tmp_path.glob("*token*"):
         file.unlink()

@@ -284,7 +284,7 @@ REFUSALS: dict[str, list[First]] = {
     "gguf/names.py:interleave_rows": [First(lambda f, t: odd_heads(f, t), "halves that rotate", earlier=True)],
     "gguf/pretokenizers.py:pretokenizer_name": [
         First(with_tokenizer(lambda d: d.update(normalizer={"type": "Lowercase"})), "normalizer 'Lowercase' has no"),
-        First(with_tokenizer(lambda d: d.update(pre_tokenizer={"type": "Whitespace"})), "no pre-tokeniser of llama"),
+        First(with_tokenizer(lambda d: d.update(pre_tokenizer={"type": "Whitespace"})), "no pre-tokenizer of llama"),
     ],
     "gguf/rounding_choice.py:Rounding.__post_init__": [
         First(at_once(lambda: Rounding("awaer")), "unknown rounding"),

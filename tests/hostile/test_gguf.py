@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -191,7 +192,7 @@ KILLERS: dict[str, dict[str, Any]] = {
     "unknown tokenizer": {"tokenizer.ggml.model": "none of them"},
     "sentencepiece without bytes": {"tokenizer.ggml.model": "llama"},
     "wordpiece": {"tokenizer.ggml.model": "bert"},
-    "unknown pre-tokeniser": {"tokenizer.ggml.pre": "none of them"},
+    "unknown pre-tokenizer": {"tokenizer.ggml.pre": "none of them"},
     "no context": {"llama.context_length": 0},
     "huge context": {"llama.context_length": 2**32 - 1},
     "unknown vocabulary size": {"llama.vocab_size": 2**31},
@@ -222,3 +223,25 @@ def test_an_abort_inside_ggml_is_one_line(copied: Copy, refused: Refused, models
     done = CliRunner().invoke(app, [*map(str, command)])
     assert done.exit_code == 4, done.stderr[-2000:]
     assert "artifact.runs" in done.stderr and "Traceback" not in done.stderr
+
+
+PARTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "one is missing": (lambda first, second: second.unlink(), "is not beside it"),
+    "one is cut short": (
+        lambda first, second: second.write_bytes(second.read_bytes()[:-64]),
+        "damaged or truncated GGUF",
+    ),
+    "one comes twice": (lambda first, second: second.write_bytes(first.read_bytes()), "it must be part 1 of 2"),
+    "one is rubbish": (lambda first, second: second.write_bytes(b"rubbish"), "not a GGUF file"),
+    "one is a folder": (lambda first, second: (second.unlink(), second.mkdir()), "is not beside it"),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_parts(copied: Copy, refused: Refused, gguf_files: ModuleType, tmp_path: Path, case: str) -> None:
+    """Whichever is given."""
+    change, needle = PARTS[case]
+    (folder := tmp_path / "parts").mkdir()
+    first, second = gguf_files.split(copied("d.gguf"), folder, (5,))
+    change(first, second)
+    refused("inspect", first, code=3, needle=needle)

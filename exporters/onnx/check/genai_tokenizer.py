@@ -16,7 +16,7 @@ from ..session import one_line
 from ..tokenizer_files import write_tokenizer
 from .check_windows import TEXTS, Tokenized, tokenize_texts
 
-ALONE = {"model": {"type": "llama", "context_length": 1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}}
+ALONE = {"model": {"type": "gpt2", "context_length": 1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}}
 """A genai_config.json for a tokenizer without a model."""
 
 

@@ -166,10 +166,10 @@ def test_layout_of_a_later_version(factored: Path) -> None:
         load(factored)
 
 
-@pytest.mark.parametrize("quantisation", [{"quant_method": "gptq"}, {"bits": 4}, ["gptq"], "gptq"])
-def test_quantised_checkpoints_are_refused(factored: Path, quantisation: Any) -> None:
-    edit_config(factored, quantization_config=quantisation)
-    with pytest.raises(InputError, match="already quantised"):
+@pytest.mark.parametrize("quantization", [{"quant_method": "gptq"}, {"bits": 4}, ["gptq"], "gptq"])
+def test_quantized_checkpoints_are_refused(factored: Path, quantization: Any) -> None:
+    edit_config(factored, quantization_config=quantization)
+    with pytest.raises(InputError, match="already quantized"):
         CheckpointReader(factored)
 
 

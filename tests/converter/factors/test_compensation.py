@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank_export.converter.factors.compensation import adacomp, compensate, update_u, update_v
-from lowrank_export.converter.factors.factorisation import LowRankFactors, factor, truncation_loss
+from lowrank_export.converter.factors.factorization import LowRankFactors, factor, truncation_loss
 from lowrank_export.converter.factors.whitening import whiten
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lowrank_export.converter.factors.factorisation import LowRankFactors
+from lowrank_export.converter.factors.factorization import LowRankFactors
 from lowrank_export.converter.factors.pivot import coefficients, orthonormal, pivot_order, to_pivot
 
 

@@ -30,9 +30,10 @@ from lowrank_export.converter.families.table import (
 
 PACKAGE = Path(lowrank_export.__file__).parent
 ELSEWHERE = {  # names of other things that are spelled like a family
-    "pretokenizers.py",  # llama.cpp's pre-tokenisers
+    "pretokenizers.py",  # llama.cpp's pre-tokenizers
     "vocabulary.py",  # llama.cpp's tokenizer models
     "torch_exporter.py",  # the class under which GenAI runs any decoder
+    "genai_tokenizer.py",  # the same, for a tokenizer without a model
     "proof_models.py",  # the architecture of the runtime's own proof
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from lowrank_export.converter import pipeline
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import ResourceError
 from lowrank_export.converter.core.recipe import Recipe
@@ -28,7 +29,7 @@ from lowrank_export.converter.model.passes import RecomputedPass, SuspendedPass
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.planning import memory_plan
 from lowrank_export.converter.planning.memory_forecast import HOLDINGS, forecast
-from lowrank_export.converter.planning.model_shape import ModelShape, Windows, model_shape
+from lowrank_export.converter.planning.model_shape import ModelShape, WindowSizes, model_shape
 from lowrank_export.converter.storage.byte_size import MemoryLimits
 from lowrank_export.converter.streams import Streams
 
@@ -162,9 +163,9 @@ def test_what_wants_the_whole_model_says_so(recipe: Any, models: Path, options: 
     reader = CheckpointReader(models / "dense")
     blocks = BlockSource(reader, family_of(reader.config, "test"), torch.device("cpu"), torch.float32)
     asked = recipe(**options)
-    plan = memory_plan.plan_memory(asked, METHODS["loss-aware"], blocks, Windows(4, 1, 32, 4), memory_plan.Room())
+    plan = memory_plan.plan_memory(asked, METHODS["loss-aware"], blocks, WindowSizes(4, 1, 32, 4), memory_plan.Room())
     assert any("whole model" in stage for stage, _ in plan.stages)
-    found = forecast(asked, METHODS["loss-aware"], large(), Windows(4, 1, 32, 4), "on disk")
+    found = forecast(asked, METHODS["loss-aware"], large(), WindowSizes(4, 1, 32, 4), "on disk")
     assert "whole model" in found.largest
     limited = memory_plan.MemoryPlan("on disk", tuple(found.memory.items()), found.disk, 10**9)
     assert advice in memory_plan._too_little(asked, limited, large())
@@ -185,6 +186,7 @@ def test_a_full_disk_is_refused_before_any_work(recipe: Any, tmp_path: Path, mon
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(memory_plan, "HOLDINGS", ("on disk",))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 0))
+    monkeypatch.setattr(pipeline, "check_disk", lambda *_: None)  # of the checkpoint, which comes before
     with pytest.raises(ResourceError, match="of disk, and 0 MB are free"):
         compress(recipe(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -235,7 +237,7 @@ def large() -> ModelShape:
 @pytest.mark.parametrize("method", ["svd-llm", "adasvd", "loss-aware"])
 def test_a_7b_model_fits_into_8_gigabytes(method: str) -> None:
     """What docs/large-models.md says: 32 and 2 windows of 1024 tokens, 12 for gradients."""
-    asked, windows = Recipe(model="7b", method=method), Windows(32, 2, 1024, 4)
+    asked, windows = Recipe(model="7b", method=method), WindowSizes(32, 2, 1024, 4)
     found = {holding: forecast(asked, METHODS[method], large(), windows, holding) for holding in HOLDINGS}
     assert 600e6 + memory_plan.MARGIN * found["on disk"].peak < 8e9
     assert found["on disk"].peak <= found["repeated"].peak <= found["in memory"].peak
@@ -246,7 +248,7 @@ def test_several_processes_keep_what_they_truncated_ahead(method: str) -> None:
     """Beside the same windows: nothing where a truncation waits for the stream, else the factors of a share or more."""
     asked, row = Recipe(model="7b", method=method), METHODS[method]
     one, two = (
-        forecast(asked, row, large(), Windows(32, 2, 1024, 4, processes), "on disk").memory["compressing a block"]
+        forecast(asked, row, large(), WindowSizes(32, 2, 1024, 4, processes), "on disk").memory["compressing a block"]
         for processes in (1, 2)
     )
     more, factors = two - one, 8 * large().block_parameters // 2
@@ -254,7 +256,7 @@ def test_several_processes_keep_what_they_truncated_ahead(method: str) -> None:
 
 
 def test_blocks_cost_disk_and_no_memory() -> None:
-    asked, windows = Recipe(model="7b", method="loss-aware"), Windows(32, 2, 1024, 4)
+    asked, windows = Recipe(model="7b", method="loss-aware"), WindowSizes(32, 2, 1024, 4)
     few, many = (
         forecast(asked, METHODS["loss-aware"], replace(large(), blocks=count), windows, "on disk") for count in (4, 80)
     )

@@ -65,7 +65,7 @@ def test_seed_and_hash(tiny: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "one line", "a\nbc\n\ndef\n" * 9, "no end of a line " * 9, "\n" * 40])
-def test_a_long_text_is_tokenised_piece_by_piece(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_long_text_is_tokenized_piece_by_piece(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Pieces are bounded, end where lines do if they can, and lose nothing."""
     seen: list[str] = []
 

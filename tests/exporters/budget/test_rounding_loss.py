@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrank_export.converter.factors.factorisation import factor
+from lowrank_export.converter.factors.factorization import factor
 from lowrank_export.converter.factors.whitening import gradient_metric, whiten
 from lowrank_export.exporters.budget.gguf_format import GgufFormat
 from lowrank_export.exporters.budget.linears import linear_costs, normal_error
 from lowrank_export.exporters.budget.rounding_loss import column_weights, dense_loss
 from lowrank_export.exporters.gguf.rounding import round_rows
-from lowrank_export.exporters.rounding.balancing import mixed, resolved
+from lowrank_export.exporters.rounding.balancing import balance_factors, refit_u
 
 M, N = 192, 256
 
@@ -76,9 +76,9 @@ def test_factors_prediction(types: tuple[str, str], rank: int, ggml: Path) -> No
     factors, _ = factor(weight, rank, inputs, outputs)
     truncated = loss(weight - factors.product(), sigma, outputs.moment)
     assert costs.truncated[at] == pytest.approx(truncated, rel=1e-6)
-    u, v = mixed(factors.u, factors.v, sigma, 1)
+    u, v = balance_factors(factors.u, factors.v, sigma, 1)
     rounded_v = round_rows(v.float(), sigma, types[1], ggml).values
-    fitted, latent = resolved(u, v, rounded_v, sigma)
+    fitted, latent = refit_u(u, v, rounded_v, sigma)
     rounded_u = round_rows(fitted.float(), latent, types[0], ggml).values
     real = loss(weight - rounded_u.double() @ rounded_v.double(), sigma, outputs.moment) - truncated
     errors = [normal_error(type, kind.round_plainly) for type in types]

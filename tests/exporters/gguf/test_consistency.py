@@ -201,7 +201,6 @@ WEIGHT = {"blk.0.any.weight": ((8, 8), "f32"), "blk.1.any.weight": ((8, 8), "f32
         ({"general.architecture": "mamba", "mamba.block_count": 2}, WEIGHT),
         ({"general.architecture": "deci", "deci.block_count": 9}, WEIGHT),
         ({"general.architecture": "t5", "t5.block_count": 2}, {"enc.blk.0.x.weight": ((8, 8), "f32")}),
-        ({"general.architecture": "llama", "llama.block_count": 4, "split.count": 2}, WEIGHT),
         ({"general.architecture": "llama", "llama.block_count": 2}, {}),  # a vocabulary alone
         ({"general.architecture": "clip", "general.type": "mmproj"}, WEIGHT),
         ({"general.type": "imatrix", "imatrix.chunk_count": 1}, {"blk.0.x.weight.in_sum2": ((1, 8), "f32")}),

@@ -396,7 +396,7 @@ def test_options_of_the_encoding(
     assert {len(node.input) for node in nodes} == {3 if options.symmetric else 4}
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     assert metadata["lowrank.quantisation"] == "int4-mix"
-    assert metadata["lowrank.encoding"] == options.said("int4-mix") != ""
+    assert metadata["lowrank.encoding"] == options.recorded("int4-mix") != ""
 
 
 def test_bits_of_every_kind_of_matrix(tmp_path: Path, factored: Path) -> None:

@@ -33,7 +33,7 @@ def same_tokens(source: Path, out: Path, tokenizer: Any) -> None:
 
 
 def byte_level(tiny: ModuleType, *steps: Any, ignore_merges: bool = False) -> Any:
-    """tests/tiny.py's tokenizer with another pre-tokeniser, trained on the same text."""
+    """tests/tiny.py's tokenizer with another pre-tokenizer, trained on the same text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_export.converter.factors.factorisation import (
+from lowrank_export.converter.factors.factorization import (
     LowRankFactors,
     balanced,
     factor,
