@@ -28,11 +28,10 @@ def dense(tmp_path_factory: pytest.TempPathFactory, tiny: ModuleType) -> Path:
     return folder
 
 
-def test_the_closer_file_is_shipped(dense: Path, tmp_path: Path) -> None:
-    coarse, fine = (
-        export(dense, tmp_path / f"{type}.gguf", requested("gguf", type, embedding_type=type))
-        for type in ("q4_0", "q8_0")
-    )
+@pytest.mark.parametrize(("format", "types"), [("gguf", ("q4_0", "q8_0")), ("onnx", ("int4", "int8"))])
+def test_the_closer_file_is_shipped(format: str, types: tuple[str, str], dense: Path, tmp_path: Path) -> None:
+    requests = [requested(format, type) for type in types]
+    coarse, fine = (export(dense, tmp_path / request.name, request) for request in requests)
     recipe = make_recipe({"model": str(dense), **QUICK, "max_bytes": 10**6}, "test")
     held_out = np.random.default_rng(0).integers(0, 100, (1, 32), dtype=np.int32)
     settled = Settled(recipe, {}, None, held_out)
