@@ -59,7 +59,7 @@ def test_every_gate_passes(family: str, tiny: ModuleType, tmp_path: Path) -> Non
     }
     words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     words += ["--no-speed", "--json", "--format", "onnx", *(word for gate in LOOSE for word in ("--gate", gate))]
-    words += [] if FAMILIES[family].gguf is None else ["--format", "gguf", "--gguf-type", "f16"]
+    words += [] if FAMILIES[family].gguf is None else ["--format", "gguf"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
