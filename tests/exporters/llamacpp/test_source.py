@@ -69,7 +69,7 @@ TILES = "ggml/src/ggml-cpu/amx/mmq.cpp"
 def test_patch_touches_of_ggml_only_how_a_factor_is_split_over_threads_and_amx_tiles() -> None:
     touched = {*SPLIT, TILES}
     assert {name for name in hunks() if not name.startswith(("src/", "include/llama.h"))} == touched
-    assert all(len(hunks()[name]) == 1 for name in touched)
+    assert {name: len(hunks()[name]) for name in touched} == {**dict.fromkeys(SPLIT, 1), TILES: 2}
 
 
 def test_amx_tiles_are_constants_that_no_compiler_drops(tree: Path) -> None:
@@ -78,6 +78,14 @@ def test_amx_tiles_are_constants_that_no_compiler_drops(tree: Path) -> None:
     text = (tree / "vendor" / "llama.cpp" / TILES).read_text(encoding="utf-8")
     assert "static const tile_config_t tc = {" in text and "_tile_loadconfig(&tc);" in text
     assert not re.search(r"tc\.\w+(\[\d\])? *=", text) and "done" not in text
+
+
+def test_sums_over_one_amx_block_start_from_zero(tree: Path) -> None:
+    source.apply_patch(tree)
+    text = (tree / "vendor" / "llama.cpp" / TILES).read_text(encoding="utf-8")
+    last = text[text.index("// final accumulation") :].split("} else {")[0]
+    assert "GGML_DISPATCH_BOOL(KB > 1, is_acc" in last
+    assert last.count("acc_C<TA, TB, is_acc>") == 4 and "acc_C<TA, TB, true>" not in last
 
 
 def test_patch_refuses_another_source(tree: Path) -> None:
