@@ -499,7 +499,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(place, refusal, id=f"{place}-{number}")
 
 
-@pytest.mark.parametrize(("place", "refusal"), cases())
+@pytest.mark.parametrize(("place", "refusal"), list(cases()))
 def test_the_preflight_refuses_first(
     place: str, refusal: First, tiny: ModuleType, gguf_files: ModuleType, tmp_path: Path
 ) -> None:
