@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import naming
 from ..core.progress import Progress
 from ..core.recipe import Recipe
 from ..distributed.workers import ALONE, Workers
@@ -95,7 +96,9 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
         blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
         exempt_loaded()
         kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
-        if samples(recipe.calibration):  # the model is sampled as a whole: refused before that
+        with naming("--calibration"):
+            sampling = samples(recipe.calibration)
+        if sampling:  # the model is sampled as a whole: refused before that
             sampled = WindowSizes(recipe.windows, recipe.held_out, recipe.window_length, 1)
             plan_memory(recipe, method, blocks, sampled, context.room)
         calibration = update = None

@@ -26,7 +26,7 @@ def texts_in(spec: str) -> tuple[str, ...]:
     Raises:
         InputError: a text without a name, or ready-made windows among several texts.
     """
-    if SEPARATOR not in spec or Path(spec).exists():
+    if SEPARATOR not in spec or _is_there(spec):
         return (spec,)
     texts = tuple(text.strip() for text in spec.split(SEPARATOR))
     for text in texts:
@@ -50,6 +50,14 @@ def in_turn(parts: Sequence[Tokens]) -> Tokens:
     """
     order = sorted((row, part) for part, windows in enumerate(parts) for row in range(len(windows)))
     return np.stack([parts[part][row] for row, part in order])
+
+
+def _is_there(spec: str) -> bool:
+    """Whether a spec is the name of a file; one that no file system takes is none."""
+    try:
+        return Path(spec).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def samples(spec: str) -> bool:

@@ -80,6 +80,8 @@ def test_what_a_spec_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     Path("a + b").write_text("one file")
     assert texts_in("a + b") == ("a + b",)
+    long = "a" * 300  # longer than a file system allows
+    assert texts_in(f"{long} + self") == (long, "self")
 
 
 @pytest.mark.parametrize(
