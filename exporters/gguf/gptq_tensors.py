@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.progress import Progress
 from ...converter.families.family import Gguf
 from ...converter.families.table import gguf_of
@@ -20,21 +19,19 @@ from ...converter.model.blocks import BlockSource
 from ..artifact import TensorRecord
 from ..chosen import ALPHA
 from ..rounding import gptq_linears
-from ..rounding.calibrated import open_calibrated
 from ..rounding.gptq_linears import WEIGHT, C, P, Round, U, V
 from .encoding import check_range
 from .names import gguf_name
 from .rounding import PLAIN, Rows, round_rows
-from .rounding_choice import Rounding
 
 PARTS = (U, V, P, C, WEIGHT)
 
 
 @contextmanager
 def rounded_files(
-    reader: CheckpointReader,
+    blocks: BlockSource,
+    chunks: Sequence[Tensor],
     records: Iterable[TensorRecord],
-    rounding: Rounding,
     library: Path,
     out: Path,
     progress: Progress,
@@ -44,20 +41,20 @@ def rounded_files(
     """Round the linears of a checkpoint's blocks, see `round_linears`; their files are removed when the context ends.
 
     Args:
-        reader: of the checkpoint, dense or factored.
+        blocks: of the checkpoint, dense or factored.
+        chunks: calibration windows, (B, T) each.
         records: the tensors of the file that is made.
-        rounding: its text and device.
         library: a ggml library.
         out: the file that is made; the rounded tensors lie beside it.
         progress: receives a step per block.
         aligned: each linear makes up for what was rounded before it, as in the fit that chose the types.
     """
     types = {record.name: record.type for record in records if record.name.startswith("blk.") and len(record.shape) > 1}
-    blocks, chunks = open_calibrated(reader, rounding.calibration, rounding.device, progress)
     ending = f".{os.getpid()}.partial"  # removed by the next export, should this one be killed: see `replacing`
     with TemporaryDirectory(prefix=f".{out.name}.rounded-", suffix=ending, dir=out.parent) as folder:
         alpha = ALPHA if aligned else 0.0
-        yield round_linears(blocks, chunks, types, gguf_of(reader.config), library, Path(folder), progress, alpha)
+        of = gguf_of(blocks.reader.config)
+        yield round_linears(blocks, chunks, types, of, library, Path(folder), progress, alpha)
 
 
 def round_linears(

@@ -14,6 +14,7 @@ from ...converter.core.errors import InputError, UsageError
 from ...converter.core.nearest import nearest
 from ..artifact import TensorRecord
 from .imatrix import read_imatrix
+from .mixes import EMBEDDING, HEAD
 from .types import INTEGERS, TYPES
 
 How = Literal["plain", "aware"]
@@ -52,6 +53,16 @@ class Rounding:
         """Whether aware rounding encodes a tensor: a matrix of a block, in a type with blocks of weights."""
         matrix = tensor.name.startswith("blk.") and len(tensor.shape) > 1
         return self.how == "aware" and matrix and TYPES[tensor.type].block > 1
+
+    def weighed_head(self, tensors: Iterable[TensorRecord]) -> str | None:
+        """The output head, or the embedding that serves as one, where aware rounding weighs its errors: in a type with
+        blocks of weights, not in factors."""
+        types = {tensor.name: tensor.type for tensor in tensors}
+        name = next((name for name in (f"{HEAD}.weight", f"{EMBEDDING}.weight") if name in types), None)
+        factored = any(name.startswith(f"{HEAD}.lowrank") for name in types)
+        if self.how != "aware" or name is None or factored or TYPES[types[name]].block == 1:
+            return None
+        return name
 
     def importance(self, tensors: Iterable[TensorRecord]) -> Mapping[str, NDArray[np.float32]]:
         """The importance of the columns of tensors that are rounded plainly, by name.

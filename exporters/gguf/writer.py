@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,6 @@ from ..chosen import CHOSEN, recorded_forms
 from .chosen import chosen_types
 from .encoding import encode, needs_ggml
 from .file import open_writer, verify_file, write_tensors
-from .head_importance import head_importance
 from .metadata import Hyperparameters, read_hyperparameters
 from .mixes import MIXES, Quantization, fallback_lines
 from .mixes import records as tensor_records
@@ -32,6 +32,11 @@ from .shapes import check_shapes
 from .tensors import PlannedTensor, plan_tensors, tensor_values
 from .types import INTEGERS, TYPES
 from .vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...converter.model.blocks import BlockSource
 
 LAYOUTS = ("native", "dense")
 PIVOT_BITS = 6.5  # below, C amplifies the rounding of P and its own beyond use: docs/gguf.md
@@ -103,7 +108,7 @@ def export_gguf(
     check_shapes(shapes, of, hyperparameters)
     vocabulary = vocabulary_of(reader)
     records = tensor_records(shapes, asked)
-    importance = {**rounding.importance(records), **head_importance(reader, records, rounding, progress)}
+    importance = rounding.importance(records)
     for line in (*fallback_lines(records), *vocabulary.notes):
         progress.note(line)
     coarse = asked.mix in MIXES and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS
@@ -111,10 +116,21 @@ def export_gguf(
         progress.note(f"pivot rows lose far more to {asked.mix} than two factors do; q8_0 or q6_k suits them")
     if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
+    calibrated, head, rounds = None, rounding.weighed_head(records), any(map(rounding.encodes, records))
+    if head is not None or rounds:
+        from ..rounding.calibrated import open_calibrated
+
+        calibrated = open_calibrated(reader, rounding.calibration, rounding.device, progress)
+    if calibrated is not None and head is not None:
+        from .head_importance import head_importance
+
+        importance = {**importance, head: head_importance(*calibrated, progress)}
     library = library_for(records, progress, weighed=importance, rounding=rounding)
     with (
         replacing(out, force=force, folder=False) as partial,
-        _rounded_linears(reader, records, rounding, library, out, progress, aligned=asked.mix == CHOSEN) as rounded,
+        _rounded_linears(
+            calibrated if rounds else None, records, library, out, progress, aligned=asked.mix == CHOSEN
+        ) as rounded,
     ):
         encoding = Encoding(rounded, importance, library)
         stored = reader.layout if native else "dense"
@@ -222,9 +238,8 @@ def _encoded(
 
 
 def _rounded_linears(
-    reader: CheckpointReader,
+    calibrated: tuple[BlockSource, list[Tensor]] | None,
     records: tuple[TensorRecord, ...],
-    rounding: Rounding,
     library: Path | None,
     out: Path,
     progress: Progress,
@@ -232,8 +247,8 @@ def _rounded_linears(
     aligned: bool,
 ) -> AbstractContextManager[Mapping[str, Path]]:
     """Files of the linears that GPTQ encodes, see `gptq_tensors.rounded_files`; none where the rounding is plain."""
-    if library is None or not any(map(rounding.encodes, records)):
+    if library is None or calibrated is None:
         return nullcontext({})
     from .gptq_tensors import rounded_files
 
-    return rounded_files(reader, records, rounding, library, out, progress, aligned=aligned)
+    return rounded_files(*calibrated, records, library, out, progress, aligned=aligned)

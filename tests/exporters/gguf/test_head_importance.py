@@ -15,6 +15,7 @@ from lowrank_export.converter.statistics.recorded_windows import recorded_window
 from lowrank_export.exporters.artifact import TensorRecord
 from lowrank_export.exporters.gguf.head_importance import WINDOWS, head_importance
 from lowrank_export.exporters.gguf.rounding_choice import Rounding
+from lowrank_export.exporters.rounding.calibrated import open_calibrated
 
 
 def records(**types: str) -> list[TensorRecord]:
@@ -33,9 +34,9 @@ def test_mean_square_of_the_last_hidden_states(tiny: ModuleType, tmp_path: Path,
         states = model.model(windows).last_hidden_state
     expected = states.double().square().mean(dim=(0, 1)).numpy()
     parts = {"token_embd": "q5_0"} if tied else {"token_embd": "q4_0", "output": "q5_0"}
-    found = head_importance(reader, records(**parts), Rounding("aware", calibration=text), SilentProgress())
-    assert list(found) == ["token_embd.weight" if tied else "output.weight"]
-    np.testing.assert_allclose(next(iter(found.values())), expected, rtol=1e-3)
+    assert Rounding("aware").weighed_head(records(**parts)) == ("token_embd.weight" if tied else "output.weight")
+    found = head_importance(*open_calibrated(reader, text, "cpu", SilentProgress()), SilentProgress())
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -47,4 +48,4 @@ def test_mean_square_of_the_last_hidden_states(tiny: ModuleType, tmp_path: Path,
     ],
 )
 def test_nothing_is_run_for_nothing(rounding: Rounding, types: dict[str, str]) -> None:
-    assert head_importance(None, records(**types), rounding, SilentProgress()) == {}  # type: ignore[arg-type]
+    assert rounding.weighed_head(records(**types)) is None
