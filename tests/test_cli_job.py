@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,22 +22,9 @@ from lowrank_export.runtime_tests import release
 
 
 @pytest.fixture
-def job(models: Path, tmp_path: Path) -> list[str]:
+def job(models: Path, tiny: ModuleType, tmp_path: Path) -> list[str]:
     """The main job on the tiny model, into tmp_path/out."""
-    options = {
-        "model": models / "dense",
-        "out": tmp_path / "out",
-        "calibration": models / "text.txt",
-        "evaluate": models / "text.txt",
-        "windows": 4,
-        "window-length": 32,
-        "rank-multiple": 4,
-        "evaluation-windows": 2,
-        "evaluation-length": 32,
-        "threads": 1,
-    }
-    loose = ["--gate", "quality.mean_kld=off", "--gate", "quality.perplexity_increase=off"]  # a random model has none
-    return ["--no-speed", *loose, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+    return list(tiny.job_options(models / "dense", tmp_path / "out", models / "text.txt"))
 
 
 def run(*arguments: Any) -> Any:

@@ -18,7 +18,6 @@ from lowrank_export.converter.families.table import FAMILIES, compressed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("llama_cpp_runtime")]
 TEMPLATE = "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}{% endfor %}"
-LOOSE = ("quality.mean_kld=off", "quality.perplexity_increase=off")  # a random model has none
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -45,20 +44,8 @@ def test_every_gate_passes(family: str, tiny: ModuleType, tmp_path: Path) -> Non
     save(tmp_path / "m", family, tiny)
     talks = [{"messages": [{"role": "user", "content": line}]} for line in tiny.TEXT.splitlines() if line]
     (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
-    options = {
-        "model": tmp_path / "m",
-        "out": tmp_path / "out",
-        "calibration": f"{tmp_path / 'talks.jsonl'}#messages",
-        "evaluate": f"{tmp_path / 'talks.jsonl'}#messages",
-        "windows": 4,
-        "window-length": 32,
-        "rank-multiple": 4,
-        "evaluation-windows": 2,
-        "evaluation-length": 32,
-        "threads": 1,
-    }
-    words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    words += ["--no-speed", "--json", "--format", "onnx", *(word for gate in LOOSE for word in ("--gate", gate))]
+    words = tiny.job_options(tmp_path / "m", tmp_path / "out", f"{tmp_path / 'talks.jsonl'}#messages")
+    words += ["--json", "--format", "onnx"]
     words += [] if FAMILIES[family].gguf is None else ["--format", "gguf"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.stderr

@@ -142,6 +142,25 @@ def save_factored(path: Path, family: str, *, layout: Any = "two-factor", **opti
     return built
 
 
+def job_options(model: Path, out: Path, text: object) -> list[str]:
+    """Options of the main job that keep it small, with one text for calibration and evaluation; speed is not timed."""
+    options = {
+        "model": model,
+        "out": out,
+        "calibration": text,
+        "evaluate": text,
+        "windows": 4,
+        "window-length": 32,
+        "rank-multiple": 4,
+        "evaluation-windows": 2,
+        "evaluation-length": 32,
+        "threads": 1,
+    }
+    loose = ("quality.mean_kld=off", "quality.perplexity_increase=off")  # a random model has no quality
+    words = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    return [*words, "--no-speed", *(word for gate in loose for word in ("--gate", gate))]
+
+
 def save_chosen(path: Path, family: str, choice: Mapping[str, str], **options: Any) -> PreTrainedModel:
     """Write a checkpoint whose recipe says what every matrix becomes, factored by plain SVD; return the model."""
     from lowrank_export.converter.core.recipe import RECIPE_FILE, make_recipe

@@ -24,7 +24,7 @@ def texts_in(spec: str) -> tuple[str, ...]:
     """The texts that a spec names; a file whose name has the separator in it is one.
 
     Raises:
-        InputError: a text without a name, or ready-made windows among several texts.
+        InputError: a text without a name or one that is named twice, or ready-made windows among several texts.
     """
     if SEPARATOR not in spec or _is_there(spec):
         return (spec,)
@@ -34,6 +34,8 @@ def texts_in(spec: str) -> tuple[str, ...]:
             raise InputError(f"{spec}: a text without a name; several are written `TEXT{SEPARATOR}TEXT`")
         if is_windows(text):
             raise InputError(f"{spec}: {text} is ready-made windows; only texts can be mixed")
+    if len({*texts}) < len(texts):  # the seed would draw the same windows from it again
+        raise InputError(f"{spec}: names a text twice, which gives the same windows twice; name each once")
     return texts
 
 

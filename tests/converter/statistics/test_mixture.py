@@ -85,7 +85,12 @@ def test_what_a_spec_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"), [("a.txt + ", "without a name"), ("a + w.npy", "w.npy is ready-made windows")]
+    ("spec", "words"),
+    [
+        ("a.txt + ", "without a name"),
+        ("a.txt + self + a.txt", "names a text twice"),
+        ("a + w.npy", "w.npy is ready-made windows"),
+    ],
 )
 def test_what_cannot_be_mixed(spec: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
