@@ -30,8 +30,8 @@ def choose(candidates: Sequence[Sequence[Candidate]], budget: int) -> list[Candi
     Small sets are solved exactly. Larger ones along the lower convex hulls of (bytes, loss): all steps of all hulls by
     falling gain per byte are the path that one multiplier of the budget takes as it shrinks, and every point of it is
     the optimum of its own bytes. Where the next step is too large for what is left, the path goes on without the steps
-    of its size. All points of all such paths are the same for every budget, and the best that fits is taken: so more
-    bytes never give more loss.
+    of its size, or of half of it and so on. All points of all such paths are the same for every budget, and the best
+    that fits is taken: so more bytes never give more loss.
 
     Args:
         candidates: of every matrix, at least one each.
@@ -111,18 +111,14 @@ class _Steps:
     bytes: NDArray[np.int64]
     gain: NDArray[np.float64]
 
-    def smaller_than(self, size: int, start: int, matrices: int) -> NDArray[np.bool_]:
-        """Which steps (s,) a path takes from `start` on that goes without those of `size` bytes and more: a matrix goes
-        on until its first of them, and stays there."""
+    def path(self, start: int, size: int, matrices: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Steps that a path takes from `start` on without those of `size` bytes and more, and the bytes after each: a
+        matrix goes on until its first of them, and stays there."""
         coming = np.arange(start, len(self.owner))
         large = coming[self.bytes[start:] >= size]
         stays = np.full(matrices, len(self.owner))
         stays[self.owner[large[::-1]]] = large[::-1]  # of several the first
-        return np.concatenate([np.ones(start, dtype=bool), coming < stays[self.owner[start:]]])
-
-    def path(self, start: int, open: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Steps from `start` on that are open, and the bytes after each."""
-        steps = start + np.flatnonzero(open[start:])
+        steps = coming[coming < stays[self.owner[start:]]]
         return steps, np.cumsum(self.bytes[steps])
 
 
@@ -149,7 +145,7 @@ def _steps(hulls: Sequence[Sequence[Candidate]]) -> _Steps:
 
 
 def _along_hulls(hulls: Sequence[Sequence[Candidate]], budget: int) -> list[Candidate]:
-    """The best point that fits of the path of all steps, and of those that leave it before a step for good."""
+    """The best point that fits of the path of all steps, and of those that go on without the steps of some size."""
     steps = _steps(hulls)
     left = budget - sum(hull[0].bytes for hull in hulls)
     before = np.concatenate([[0], np.cumsum(steps.bytes)])
@@ -161,7 +157,7 @@ def _along_hulls(hulls: Sequence[Sequence[Candidate]], budget: int) -> list[Cand
         if saved[start] + room * steps.gain[start] / steps.bytes[start] <= best:
             continue  # no later step gains more per byte
         for size in _halvings(int(steps.bytes[start]), int(steps.bytes.min())):
-            further, total = steps.path(start, steps.smaller_than(size, start, len(hulls)))
+            further, total = steps.path(start, size, len(hulls))
             count = int(np.searchsorted(total, room, side="right"))
             gain = saved[start] + steps.gain[further[:count]].sum()
             if gain > best:
