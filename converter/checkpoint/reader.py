@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,12 @@ class CheckpointReader:
                 if name in shards:
                     raise InputError(f"{shard}: holds {shown(name)}, and so does {shards[name].name}")
                 shards[name] = shard
-        self.prefixes: tuple[Prefix, ...] = foreign_prefixes(shards, FAMILIES.get(str(self.config.get("model_type"))))
-        self._stored = {plain_name(name, self.prefixes): name for name in shards}
+        family = FAMILIES.get(str(self.config.get("model_type")))
+        self.prefixes: tuple[Prefix, ...] = foreign_prefixes(shards, family)
+        renamed = {} if family is None else family.stored_names
+        self._stored = {plain_name(name, self.prefixes, renamed): name for name in shards}
+        if len(self._stored) < len(shards):
+            raise InputError(f"{self.path}: holds a tensor under two names: {shown(_named_twice(self._stored, shards))}")
         self._shards = {plain: shards[name] for plain, name in self._stored.items()}
         self._check_factors()
         self._settle_tied()
@@ -186,6 +191,10 @@ class CheckpointReader:
                 f"{self.path}: {linear} has pivot rows {p} and coefficients {c}, but rank {rank} in config.json"
             )
         self.permutation(linear)
+
+
+def _named_twice(stored: Mapping[str, str], names: Collection[str]) -> str:
+    return min(set(names) - set(stored.values()))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .family import Gguf, InputGroup, Setting, SharedOrder
+from .family import Experts, Gguf, InputGroup, Setting, SharedOrder
 
 PLACES = ("model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
 """Blocks, embedding, rotary embedding, final norm and head, where most families have them."""
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 GATED_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+ATTENTION_GROUPS = (InputGroup("attention in", ATTENTION[:3]), InputGroup("attention out", ATTENTION[3:]))
 GATED = (
-    InputGroup("attention in", ATTENTION[:3]),
-    InputGroup("attention out", ATTENTION[3:]),
+    *ATTENTION_GROUPS,
     InputGroup("mlp in", GATED_MLP[:2]),
     InputGroup("mlp out", GATED_MLP[2:]),
 )
@@ -49,6 +49,22 @@ def verified_gguf(architecture: str, *, interleaved: bool = False, more: Mapping
     )
 
 
+def expert_gguf(
+    architecture: str, experts: Experts, *, interleaved: bool = False, more: Mapping[str, str] | None = None
+) -> Gguf:
+    """A family of experts whose factored files were compared with torch: a linear of all experts is one tensor."""
+    attention = {path: name for path, name in GGUF_BLOCK.items() if not path.startswith("mlp.")}
+    stacks = {
+        experts.router: "ffn_gate_inp",
+        experts.linear("*", experts.gate): "ffn_gate_exps",
+        experts.linear("*", experts.up): "ffn_up_exps",
+        experts.linear("*", experts.down): "ffn_down_exps",
+    }
+    return Gguf(
+        architecture, {**attention, **stacks, **(more or {})}, GGUF_OUTSIDE, interleaved=interleaved, factored=True
+    )
+
+
 SIZES = {
     name: Setting()
     for name in (
@@ -72,6 +88,10 @@ BASE: Mapping[str, Setting] = {**SIZES, **ROTARY, "tie_word_embeddings": Setting
 GATED_SETTINGS: Mapping[str, Setting] = {**BASE, "hidden_act": Setting(gguf=("silu",)), "rms_norm_eps": Setting()}
 WINDOWS = {"sliding_window": Setting(), "layer_types": Setting()}
 QWEN_WINDOWS = {**WINDOWS, "use_sliding_window": Setting(), "max_window_layers": Setting()}
+EXPERT_SETTINGS = {
+    **dict.fromkeys(("num_experts_per_tok", "moe_intermediate_size"), Setting()),
+    "router_jitter_noise": Setting(),  # in training alone
+}
 CAUSAL = {"use_bidirectional_attention": Setting(torch=(False,), onnx=(False,))}
 
 
