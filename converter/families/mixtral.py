@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .family import Experts, Family, Setting
-from .parts import ATTENTION_GROUPS, EXPERT_SETTINGS, GATED_SETTINGS, PLACES, TWO_NORMS, expert_gguf
+from .parts import ATTENTION_GROUPS, GATED_SETTINGS, PLACES, TWO_NORMS, expert_gguf
 
 EXPERTS = Experts(
     "mlp.experts", "mlp.gate", "num_local_experts", "num_experts_per_tok", "intermediate_size", "w1", "w3", "w2"
@@ -18,7 +18,13 @@ FAMILY = Family(
     norms=(*TWO_NORMS, EXPERTS.router),
     stored_names={".block_sparse_moe.": ".mlp."},
     gguf=expert_gguf("llama", EXPERTS, interleaved=True),
-    settings={**GATED_SETTINGS, **EXPERT_SETTINGS, "num_local_experts": Setting(), "sliding_window": Setting()},
+    settings={
+        **GATED_SETTINGS,
+        "num_local_experts": Setting(),
+        "num_experts_per_tok": Setting(),
+        "sliding_window": Setting(),
+        "router_jitter_noise": Setting(),  # in training alone
+    },
     aliases={"num_experts": "num_local_experts"},
     defaults={
         "max_position_embeddings": 131072,

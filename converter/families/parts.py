@@ -88,10 +88,6 @@ BASE: Mapping[str, Setting] = {**SIZES, **ROTARY, "tie_word_embeddings": Setting
 GATED_SETTINGS: Mapping[str, Setting] = {**BASE, "hidden_act": Setting(gguf=("silu",)), "rms_norm_eps": Setting()}
 WINDOWS = {"sliding_window": Setting(), "layer_types": Setting()}
 QWEN_WINDOWS = {**WINDOWS, "use_sliding_window": Setting(), "max_window_layers": Setting()}
-EXPERT_SETTINGS = {
-    **dict.fromkeys(("num_experts_per_tok", "moe_intermediate_size"), Setting()),
-    "router_jitter_noise": Setting(),  # in training alone
-}
 CAUSAL = {"use_bidirectional_attention": Setting(torch=(False,), onnx=(False,))}
 
 

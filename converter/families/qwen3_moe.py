@@ -6,7 +6,6 @@ from .family import Experts, Family, Setting
 from .parts import (
     ATTENTION_BIAS,
     ATTENTION_GROUPS,
-    EXPERT_SETTINGS,
     GATED_SETTINGS,
     GGUF_QUERY_KEY_NORMS,
     PLACES,
@@ -30,8 +29,9 @@ FAMILY = Family(
     settings={
         **GATED_SETTINGS,
         **QWEN_WINDOWS,
-        **EXPERT_SETTINGS,
         "num_local_experts": Setting(),
+        "num_experts_per_tok": Setting(),
+        "moe_intermediate_size": Setting(),
         "attention_bias": Setting(gguf=(False,)),
         "norm_topk_prob": Setting(gguf=(True,)),
         "decoder_sparse_step": Setting(torch=(1,)),
