@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,9 @@ class CheckpointReader:
         renamed = {} if family is None else family.stored_names
         self._stored = {plain_name(name, self.prefixes, renamed): name for name in shards}
         if len(self._stored) < len(shards):
-            raise InputError(f"{self.path}: holds a tensor under two names: {shown(_named_twice(self._stored, shards))}")
+            raise InputError(
+                f"{self.path}: holds a tensor under two names: {shown(_named_twice(self._stored, shards))}"
+            )
         self._shards = {plain: shards[name] for plain, name in self._stored.items()}
         self._check_factors()
         self._settle_tied()
@@ -191,10 +192,6 @@ class CheckpointReader:
                 f"{self.path}: {linear} has pivot rows {p} and coefficients {c}, but rank {rank} in config.json"
             )
         self.permutation(linear)
-
-
-def _named_twice(stored: Mapping[str, str], names: Collection[str]) -> str:
-    return min(set(names) - set(stored.values()))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

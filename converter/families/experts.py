@@ -1,5 +1,4 @@
-"""A block's experts: linears of which the router sends each token to a few. What they are is data; how many, config.json
-says."""
+"""A block's experts: linears that see those tokens alone that a router sends them. How many, config.json says."""
 
 from __future__ import annotations
 
@@ -77,11 +76,9 @@ class Experts:
         """Input groups of all experts, in the order in which a block calls them."""
         found = []
         for expert in range(count):
-            read, consumer = (self.linear(expert, self.gate), self.linear(expert, self.up)), self.linear(expert, self.down)
-            found += [
-                InputGroup(f"expert {expert} in", read, expert),
-                InputGroup(f"expert {expert} out", (consumer,), expert),
-            ]
+            gate, up, down = (self.linear(expert, name) for name in (self.gate, self.up, self.down))
+            found.append(InputGroup(f"expert {expert} in", (gate, up), expert))
+            found.append(InputGroup(f"expert {expert} out", (down,), expert))
         return tuple(found)
 
 

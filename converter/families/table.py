@@ -36,7 +36,7 @@ FAMILIES: Mapping[str, Family] = {
         qwen3,
         qwen3_moe,
         mixtral,
-            gemma,
+        gemma,
         gemma2,
         gemma3_text,
         granite,

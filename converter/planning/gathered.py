@@ -95,7 +95,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
         method = method_of(recipe)
         blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
         exempt_loaded()
-        kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
+        kept_dense(recipe.keep_dense, list(blocks.linear_shapes()), blocks.family)  # refused before any work
         with naming("--calibration"):
             sampling = samples(recipe.calibration)
         if sampling:  # the model is sampled as a whole: refused before that

@@ -19,6 +19,7 @@ from ..checkpoint.expert_modules import ExpertList
 from ..distributed.workers import Workers
 from ..families.family import Experts
 from ..model.blocks import BlockSource
+from .store import Kind, Statistics
 
 VISITS = "visits"
 """Name in stored statistics: per expert, tokens that were sent to it and tokens that it was shown."""
@@ -67,3 +68,25 @@ def least_share(blocks: BlockSource, tokens: int) -> float:
 def fewest(config: Mapping[str, Any], experts: Experts) -> int:
     """Tokens that determine the moments of an expert's linears: as many as the widest of them has inputs."""
     return max(int(config["hidden_size"]), int(config[experts.inner]))
+
+
+def shares_seen(blocks: BlockSource, store: Statistics, kind: Kind) -> dict[str, float]:
+    """Linear of an expert -> of the tokens of the text, the share that it was shown while statistics were gathered.
+
+    Args:
+        blocks: the dense model.
+        store: of its statistics.
+        kind: of them.
+    """
+    family, found = blocks.family, dict[str, float]()
+    if family.experts is None:
+        return found
+    used = family.experts.used_per_token(blocks.reader.config)
+    for block in range(blocks.block_count):
+        counts = store.read_one(kind, block, torch.device("cpu"), VISITS)
+        tokens = float(counts[:, 0].sum()) / used
+        for group in family.groups:
+            if group.expert is not None:
+                share = float(counts[group.expert, 1]) / tokens
+                found |= {family.linear_name(block, linear): share for linear in group.linears}
+    return found

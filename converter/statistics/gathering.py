@@ -118,7 +118,10 @@ def gather_gradients(
         if linear in groups:
             moments.setdefault(SIGMA + groups[linear], Moment()).add(x.flatten(0, -2))
 
-    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress, keep, workers, lambda experts: visits.add(experts))) as passed:
+    passed_blocks = backward_blocks(
+        blocks, windows, seed, observe, progress, keep, workers, lambda experts: visits.add(experts)
+    )
+    with closing(passed_blocks) as passed:
         for index in passed:
             for name, size in sizes.items():
                 moments.setdefault(name, Moment()).all_reduce_((size, size), workers, blocks.device)
@@ -160,7 +163,7 @@ def gather_fisher(
         for inputs, outputs in zip(x.float(), gradient.float(), strict=True):  # one window's weight gradient at a time
             rows[linear] += (outputs.T @ inputs).square().mean(dim=0).double()
 
-    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress, keep, workers)) as passed:
+    with closing(backward_blocks(blocks, windows, None, observe, progress, keep, workers)) as passed:
         for index in passed:
             for total in rows.values():
                 workers.all_reduce_(total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from ..model.activations import Activations, Keep, in_memory
 from ..model.blocks import BlockSource
 from .few_visits import least_share
 
-Labels = Literal["sampled", "data"]
 Observer = Callable[[str, Tensor, Tensor], None]
 """Called with a linear's path inside the block, its inputs and the loss gradient at its outputs, (B, T, n or m)."""
 
@@ -26,8 +24,7 @@ HEAD_ROWS = 128  # tokens whose logits are in memory at once
 def backward_blocks(
     blocks: BlockSource,
     windows: Tensor,
-    labels: Labels,
-    seed: int,
+    seed: int | None,
     observe: Observer,
     progress: Progress,
     keep: Keep = in_memory,
@@ -36,9 +33,9 @@ def backward_blocks(
 ) -> Generator[int]:
     """Run the dense model forwards, then backwards; yields each block's index once `observe` has seen all of it.
 
-    The loss is the cross-entropy summed over the positions of a window. Labels "sampled" are drawn from the model's own
-    distribution, which makes E[g g^T] a block of the true Fisher information (KFAC, Martens & Grosse 2015); labels
-    "data" are the next tokens of the text.
+    The loss is the cross-entropy summed over the positions of a window. With a seed labels are drawn from the model's
+    own distribution, which makes E[g g^T] a block of the true Fisher information (KFAC, Martens & Grosse 2015); without
+    one they are the next tokens of the text.
 
     One block is in memory. The residual stream of every window at every block (in bfloat16 where the forward is) lies
     where `keep` puts it. Each block runs forwards twice.
@@ -46,8 +43,7 @@ def backward_blocks(
     Args:
         blocks: the dense model; parameters get no gradient.
         windows: token ids (N, T).
-        labels: what the loss is taken against.
-        seed: of the drawn labels, which are drawn on the CPU: the same numbers on every device.
+        seed: of the drawn labels, which are drawn on the CPU: the same numbers on every device; None for the text's.
         observe: sees every linear of every chunk of windows; of this process's windows where there are several.
         progress: receives blocks.
         keep: where the residual streams of all blocks, and the gradients at one, lie.
@@ -55,7 +51,7 @@ def backward_blocks(
         workers: of the job: each runs its part of the windows, with the labels that one process would draw.
     """
     draws = None
-    if labels == "sampled":
+    if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         draws = list(workers.part([_draws(windows.shape[1], generator) for _ in windows]))
     share = least_share(blocks, windows.numel())

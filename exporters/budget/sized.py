@@ -101,7 +101,7 @@ def sized(
         progress=progress,
     ) as (blocks, calibration, store):
         costs = gathered_costs(blocks, torch.from_numpy(calibration.windows), store, format, progress)
-        kept = kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))
+        kept = kept_dense(recipe.keep_dense, list(blocks.linear_shapes()), blocks.family)
     candidates = model_candidates(costs, source, format, size, kept)
     found = search(recipe, budget, candidates, size)
     plain = best_plain(recipe, budget, candidates, format, size, _outside(source))
@@ -192,7 +192,7 @@ def check_possible(recipe: Recipe, source: Source, format: Format, size: FileSiz
         UsageError: names the smallest file there is.
     """
     shapes = _matrices(source)
-    kept = kept_dense(recipe.keep_dense, [name for name in shapes if name not in _outside(source)])
+    kept = kept_dense(recipe.keep_dense, [name for name in shapes if name not in _outside(source)], source.family)
     candidates: dict[str, list[Candidate]] = {}
     for name, shape in shapes.items():
         types = [type for type in format.types if format.fits(type, shape[1])]
