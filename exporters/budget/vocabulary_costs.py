@@ -57,10 +57,10 @@ def vocabulary_costs(
     others = [head.norm(stream).flatten(0, 1) for stream in streams]
     costs: dict[str, dict[str, float]] = {"embedding": {}} if tied else {"embedding": {}, "head": {}}
     for type, hidden in zip(types, others, strict=True):
-        rounded = replace(head, weight=encode(head.weight.float().cpu(), type, importance).to(head.weight))
-        costs["embedding"][type] = _divergence(dense, head, hidden, rounded if tied else head)
+        other = replace(head, weight=encode(head.weight.float().cpu(), type, importance).to(head.weight))
+        costs["embedding"][type] = _divergence(dense, head, hidden, other if tied else head)
         if not tied:
-            costs["head"][type] = _divergence(dense, head, dense, rounded)
+            costs["head"][type] = _divergence(dense, head, dense, other)
     return costs
 
 
