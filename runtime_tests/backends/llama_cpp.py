@@ -82,7 +82,8 @@ class LlamaCppBackend:
 
     def feed(self, tokens: Tokens) -> Logits:
         """Append tokens and return the logits (vocabulary,) after the last one."""
-        return self.feed_all(tokens[None])[0]
+        last: Logits = self.feed_all(tokens[None])[0]
+        return last
 
     def at_once(self, length: int) -> int:
         """Sequences of `length` tokens that fit into the context together."""

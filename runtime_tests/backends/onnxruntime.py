@@ -38,7 +38,8 @@ class OnnxRuntimeBackend:
 
     def feed(self, tokens: Tokens) -> Logits:
         """Append tokens to the cached sequence; logits (vocabulary,) after the last one."""
-        return self.feed_all(tokens[None])[0]
+        last: Logits = self.feed_all(tokens[None])[0]
+        return last
 
     def at_once(self, length: int) -> int:
         """Sequences that run together, whatever their length: their cache grows as they do."""
