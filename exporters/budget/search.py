@@ -93,10 +93,10 @@ def search(recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]
         try:
             tried = choose(options, matrices) if most is None else choose_within(options, matrices, most)
         except ValueError:
-            least = total_flops(fewest_flops(options, matrices)) / dense
+            share = total_flops(fewest_flops(options, matrices)) / dense
             raise UsageError(
                 f"max_prefill_flops {recipe.max_prefill_flops}: at {asked} the linears of this model take at least "
-                f"{least:.3f} of the dense model's operations"
+                f"{share:.3f} of the dense model's operations"
             ) from None
         described, taken = made(tried)
         if taken <= budget:
