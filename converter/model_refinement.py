@@ -29,7 +29,7 @@ def refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progre
     device = str(job.blocks.device)
     windows, fitted = job.windows
     targets = last_hidden_states(job.blocks, windows, job.keep, job.workers, progress)
-    _, head = job.blocks.head()
+    head = job.blocks.head()
     student = load(checkpoint, device=device, dtype=torch.float32)
     student.set_attn_implementation(job.blocks.attention)
     job.workers.broadcast_(student.state_dict().values())
@@ -38,8 +38,8 @@ def refined_model(job: Job, checkpoint: Path, journal: Journal, progress: Progre
     trained = [p for name, p in student.named_parameters() if name.startswith(inside) and not _under(name, kept)]
     changing, fixed = (sum(p.numel() for p in ps) for ps in (trained, student.parameters()))
     # the factors, their gradients, two moments and the best so far, all float32; what is fixed, the head, the targets
-    kept_here = 0 if job.memory.holding == "on disk" else windows.numel() * head.shape[1]
-    needed = 4 * (4 * changing + fixed + head.numel() + kept_here)
+    kept_here = 0 if job.memory.holding == "on disk" else windows.numel() * head.weight.shape[1]
+    needed = 4 * (4 * changing + fixed + head.weight.numel() + kept_here)
     progress.note(f"refining the whole model: about {needed / 1e9:.1f} GB and activations")
     batches = -(-fitted // max(1, BATCH_TOKENS // windows.shape[1]))
     schedule = Schedule(job.recipe.refine_model_epochs, job.recipe.refine_model_rate, job.recipe.seed)

@@ -21,25 +21,25 @@ INTERMEDIATE = 160
 
 def config(family: str, *, tied: bool = True, blocks: int = 2, **overrides: Any) -> Any:
     """A configuration with grouped-query attention (4 heads, 2 key/value heads)."""
-    return AutoConfig.for_model(
-        family,
-        **{
-            "vocab_size": VOCABULARY,
-            "hidden_size": HIDDEN,
-            "intermediate_size": INTERMEDIATE,
-            "num_hidden_layers": blocks,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": tied,
-            "bos_token_id": 0,
-            "pad_token_id": None,  # Phi-3's default lies beyond this vocabulary
-            "eos_token_id": 0,
-            **(KNOWN[family].tiny if family in KNOWN else {}),
-            **overrides,
-        },
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 0,
+        "pad_token_id": None,  # Phi-3's default lies beyond this vocabulary
+        "eos_token_id": 0,
+        **(KNOWN[family].tiny if family in KNOWN else {}),
+        **overrides,
+    }
+    if kinds := settings.get("layer_types"):
+        settings["layer_types"] = [kinds[block % len(kinds)] for block in range(settings["num_hidden_layers"])]
+    return AutoConfig.for_model(family, **settings)
 
 
 def model(family: str, *, tied: bool = True, seed: int = 0, blocks: int = 2, **overrides: Any) -> PreTrainedModel:

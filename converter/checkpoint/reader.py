@@ -54,9 +54,8 @@ class CheckpointReader:
         renamed = {} if family is None else family.stored_names
         self._stored = {plain_name(name, self.prefixes, renamed): name for name in shards}
         if len(self._stored) < len(shards):
-            raise InputError(
-                f"{self.path}: holds a tensor under two names: {shown(_named_twice(self._stored, shards))}"
-            )
+            twice = min(set(shards) - set(self._stored.values()))
+            raise InputError(f"{self.path}: holds {shown(twice)} under another name too")
         self._shards = {plain: shards[name] for plain, name in self._stored.items()}
         self._check_factors()
         self._settle_tied()

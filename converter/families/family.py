@@ -11,12 +11,19 @@ from .experts import Experts, InputGroup
 
 __all__ = ["Experts", "Family", "Gguf", "InputGroup", "Onnx", "Setting", "SharedOrder"]
 
+Value = bool | int | float | list[bool]
+"""Of a key of a GGUF file."""
+
 
 def _one(config: Any) -> float:
     return 1.0
 
 
 def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
+
+
+def _no_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
     return MappingProxyType({})
 
 
@@ -61,6 +68,11 @@ class Gguf:
         blocks: path of the list of transformer blocks.
         interleaved: llama.cpp rotates neighboring rows (2i, 2i + 1) of q and k instead of the halves of a head, so
             their rows are stored in another order.
+        windows: llama.cpp attends to a sliding window as the file says.
+        norm_shift: what llama.cpp wants added to the weights of norms.
+        rope_base: of the rotary embedding, where config.json is silent.
+        keys: configuration -> metadata beside that of all families, without the architecture before the names; raises
+            InputError where the architecture cannot express it.
         factored: all linears pass llama.cpp's `build_lora_mm`, verified against torch logit by logit; a factored
             weight used elsewhere would end the process inside ggml.
         read: GGUF files of the family were compared with the model they were made from, and serve as input.
@@ -71,6 +83,10 @@ class Gguf:
     outside: Mapping[str, str]
     blocks: str = "model.layers"
     interleaved: bool = False
+    windows: bool = False
+    norm_shift: float = 0.0
+    rope_base: float = 10000.0
+    keys: Callable[[Mapping[str, Any]], Mapping[str, Value]] = _no_keys
     factored: bool = False
     read: bool = False
 

@@ -1,12 +1,27 @@
-"""Gemma 3's text model, exported but not compressed: a rotary embedding per kind of block."""
+"""Gemma 3's text model: norms behind linears, a window in most blocks, a rotary embedding per kind of block."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from .family import Family, Onnx, Setting
-from .gemma2 import MORE_NORMS, SETTINGS
-from .parts import ATTENTION_BIAS, GATED, PLACES, QUERY_KEY_NORMS, TWO_NORMS
+from .family import Family, Gguf, Onnx, Setting, Value
+from .gemma2 import MORE_NORMS, SETTINGS, score_scale, windows
+from .parts import (
+    ATTENTION_BIAS,
+    GATED,
+    GATED_ORDER,
+    GGUF_BLOCK,
+    GGUF_OUTSIDE,
+    GGUF_POST_NORMS,
+    GGUF_QUERY_KEY_NORMS,
+    PLACES,
+    QUERY_KEY_NORMS,
+    TWO_NORMS,
+    root_of_width,
+)
+
+LARGEST = 62  # blocks of the 27B model, by which llama.cpp knows it
 
 
 def _flat_rotary(config: Any) -> None:
@@ -17,15 +32,44 @@ def _flat_rotary(config: Any) -> None:
     config.rope_parameters = dict(some)
 
 
+def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
+    """Windows, and the rotary base of the blocks that have one; transformers 4 kept it apart."""
+    score_scale(config, LARGEST)
+    rotary = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    base = rotary.get("rope_theta") or config.get("rope_local_base_freq") or 10000.0
+    cap = config.get("final_logit_softcapping")
+    period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+    found = windows(config, period)
+    return {
+        **found,
+        **({"rope.freq_base_swa": float(base)} if found else {}),
+        **({"final_logit_softcapping": float(cap)} if cap else {}),
+    }
+
+
 FAMILY = Family(
     "gemma3_text",
     *PLACES,
     groups=GATED,
+    shared_orders=GATED_ORDER,
+    compressed=True,
     norms=(*TWO_NORMS, *MORE_NORMS, *QUERY_KEY_NORMS),
     biases=ATTENTION_BIAS,
+    embedding_scale=root_of_width,
+    gguf=Gguf(
+        "gemma3",
+        {**GGUF_BLOCK, **GGUF_POST_NORMS, **GGUF_QUERY_KEY_NORMS},
+        GGUF_OUTSIDE,
+        windows=True,
+        norm_shift=1.0,
+        rope_base=1e6,
+        keys=_gguf_keys,
+        factored=True,
+    ),
     onnx=Onnx("Gemma3Model", genai_type="gemma3_text", adapt=_flat_rotary),
     settings={
         **SETTINGS,
+        "attn_logit_softcapping": Setting(gguf=()),
         "rope_local_base_freq": Setting(),
         "sliding_window_pattern": Setting(),
         "_sliding_window_pattern": Setting(),
@@ -35,5 +79,16 @@ FAMILY = Family(
         "max_position_embeddings": 131072,
         "num_key_value_heads": 4,
         "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+    },
+    tiny={
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 20,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
     },
 )

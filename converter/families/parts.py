@@ -42,6 +42,13 @@ GGUF_OUTSIDE: Mapping[str, str] = {
 }
 
 
+GGUF_POST_NORMS: Mapping[str, str] = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
 def verified_gguf(architecture: str, *, interleaved: bool = False, more: Mapping[str, str] | None = None) -> Gguf:
     """A family of gated blocks whose factored files, and files as input, were compared with torch."""
     return Gguf(
@@ -88,13 +95,22 @@ BASE: Mapping[str, Setting] = {**SIZES, **ROTARY, "tie_word_embeddings": Setting
 GATED_SETTINGS: Mapping[str, Setting] = {**BASE, "hidden_act": Setting(gguf=("silu",)), "rms_norm_eps": Setting()}
 WINDOWS = {"sliding_window": Setting(), "layer_types": Setting()}
 QWEN_WINDOWS = {**WINDOWS, "use_sliding_window": Setting(), "max_window_layers": Setting()}
-CAUSAL = {"use_bidirectional_attention": Setting(torch=(False,), onnx=(False,))}
+CAUSAL = {"use_bidirectional_attention": Setting(torch=(False,), gguf=(False,), onnx=(False,))}
+GELU = {"hidden_activation": Setting(gguf=("gelu_pytorch_tanh",))}
 
 
 def window_everywhere(config: Any) -> None:
     """Say that a sliding window holds in every block, which GenAI's builder needs spelled out."""
     if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+
+
+def sliding_blocks(config: Mapping[str, Any], period: int) -> list[bool]:
+    """Whether each block attends to a window: as config.json says, else all but every `period`-th."""
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        return [kind == "sliding_attention" for kind in kinds]
+    return [bool(block % period) for block in range(1, int(config["num_hidden_layers"]) + 1)]
 
 
 def root_of_width(config: Any) -> float:

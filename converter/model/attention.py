@@ -72,14 +72,22 @@ def repeated_attention_function(
     return y.transpose(1, 2).contiguous(), None
 
 
-def register(device: torch.device, bfloat16: bool) -> str:
-    """The attention to ask transformers for, by name, after telling it about ours."""
+def register(device: torch.device, bfloat16: bool, config: Any) -> str:
+    """The attention to ask transformers for, by name, after telling it about ours.
+
+    Args:
+        device: where it runs.
+        bfloat16: whether it multiplies in bfloat16.
+        config: of the model: soft caps on scores are in transformers' own functions only.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     for name, function in ((NAME, attention_function), (REPEATED, repeated_attention_function)):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, sdpa_mask)  # gives no mask where causal attention is all that is asked
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "eager"
     if device.type == "cuda":
         return REPEATED
     return NAME if bfloat16 and device.type == "cpu" else "sdpa"

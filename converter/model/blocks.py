@@ -17,8 +17,12 @@ from ..core.errors import InputError
 from ..factors.finite import all_finite
 from ..families.family import Family
 from . import attention
+from .block_arguments import BlockArguments
 from .config_check import check_config
+from .head import Head
 from .loading import quiet_transformers, refusing
+
+INDEX = "index_in_model"  # attribute of a block: its number
 
 
 class BlockSource:
@@ -50,7 +54,7 @@ class BlockSource:
         check_config(reader, family)
         with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
             config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
-        self.attention = attention.register(device, bfloat16)
+        self.attention = attention.register(device, bfloat16, config)
         with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
@@ -63,10 +67,11 @@ class BlockSource:
             raise InputError(f"{reader.path}: config.json names a linear that the model lacks: {name}") from None
         self._skeleton.eval()
         with refusing(reader.path, "transformers cannot build this model"):
-            self._rotary = type(self._skeleton.get_submodule(family.rotary))(config=config).to(device)
+            self._arguments = BlockArguments(self._skeleton, family, config, device, dtype)
         self.embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
+        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.block_count = int(config.num_hidden_layers)
-        self.window_limit = _window_limit(config)
+        self.window_limit = int(config.max_position_embeddings)
 
     def embed(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is mapped in once, and let go."""
@@ -82,14 +87,14 @@ class BlockSource:
         block = copy.deepcopy(self._skeleton.get_submodule(prefix))
         state = {name: self._tensor(f"{prefix}.{name}", tuple(meta.shape)) for name, meta in block.state_dict().items()}
         block.load_state_dict(state, strict=True, assign=True)
+        setattr(block, INDEX, index)
         return block.requires_grad_(False)
 
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """One block's forward over the residual stream (B, T, d), causal attention within each window."""
-        positions = torch.arange(x.shape[1], device=x.device)[None]
-        rotary = self._rotary(x, position_ids=positions)
+        """The forward of a block made by `block` over the residual stream (B, T, d), as in the whole model."""
+        arguments = self._arguments.of(getattr(block, INDEX), x.shape[1])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            y = block(x, position_embeddings=rotary, position_ids=positions)
+            y = block(x, **arguments)
         result: Tensor = y[0] if isinstance(y, tuple) else y
         return result
 
@@ -98,15 +103,16 @@ class BlockSource:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             return nn.functional.linear(x, weight)
 
-    def head(self) -> tuple[nn.Module, Tensor]:
-        """The final norm and the head's weight (vocabulary, d), scaled, on the device: logits are their product."""
+    def head(self) -> Head:
+        """The final norm and the head, on the device."""
         norm_path, head_path = self.family.norm, self.family.head + ".weight"
         norm = copy.deepcopy(self._skeleton.get_submodule(norm_path))
         state = {name: self._tensor(f"{norm_path}.{name}", tuple(t.shape)) for name, t in norm.state_dict().items()}
         norm.load_state_dict(state, strict=True, assign=True)
         stored = head_path if head_path in self.reader.names else self.family.embedding + ".weight"  # tied
         weight = self._tensor(stored, tuple(self._skeleton.get_parameter(head_path).shape))
-        return norm.requires_grad_(False), weight if self._logit_scale == 1.0 else weight * self._logit_scale
+        weight = weight if self._logit_scale == 1.0 else weight * self._logit_scale
+        return Head(norm.requires_grad_(False), weight, self._logit_cap)
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Full name -> (out, in) of every linear of the blocks, from the file headers."""
@@ -135,12 +141,3 @@ class BlockSource:
         if not all_finite(tensor):
             raise InputError(f"{self.reader.path}: {name} holds NaN or Inf")
         return tensor
-
-
-def _window_limit(config: Any) -> int:
-    """The longest window over which attention is plain causal attention."""
-    limits = [int(config.max_position_embeddings)]
-    sliding = getattr(config, "sliding_window", None)
-    if sliding and getattr(config, "use_sliding_window", True):
-        limits.append(int(sliding))
-    return min(limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..core.progress import Progress
 from ..distributed.workers import ALONE, Workers
 from ..model.activations import Activations, Keep, in_memory
 from ..model.blocks import BlockSource
+from ..model.head import Head
 from .few_visits import least_share
 
 Observer = Callable[[str, Tensor, Tensor], None]
@@ -119,29 +121,30 @@ def _at_last_block(
         draws: of every window, where labels are drawn instead, see `_draws`.
     """
     remaining = iter(draws or ())
-    norm, weight = blocks.head()
+    head = blocks.head()
     if blocks.bfloat16:
-        weight = weight.bfloat16()
+        head = replace(head, weight=head.weight.bfloat16())
     for chunk, x in enumerate(streams):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
-            normed = norm(x)
+            normed = head.norm(x)
         at_head = torch.zeros_like(normed)
         for window in range(len(x)):
             given = tokens[chunk][window].to(x.device).long()
             drawn = None if draws is None else next(remaining)
-            _head_gradient(normed[window].detach(), weight, given, drawn, at_head[window])
+            _head_gradient(normed[window].detach(), head, given, drawn, at_head[window])
         (streams[chunk],) = torch.autograd.grad(normed, x, at_head)
 
 
-def _head_gradient(x: Tensor, weight: Tensor, tokens: Tensor, draws: list[Tensor] | None, out: Tensor) -> None:
+def _head_gradient(x: Tensor, head: Head, tokens: Tensor, draws: list[Tensor] | None, out: Tensor) -> None:
     """Gradient (T, d) at the head's input x (T, d) for one window, written to `out`; the last row predicts nothing."""
     for start in range(0, len(x) - 1, HEAD_ROWS):
         stop = min(start + HEAD_ROWS, len(x) - 1)
-        gradient = (x[start:stop].to(weight.dtype) @ weight.T).float().softmax(-1)
+        logits = head.logits(x[start:stop])
+        gradient = logits.softmax(-1)
         label = tokens[start + 1 : stop + 1, None] if draws is None else _drawn(gradient, draws[start // HEAD_ROWS])
         gradient.scatter_add_(1, label, gradient.new_full((len(label), 1), -1.0))
-        out[start:stop] = gradient.to(weight.dtype) @ weight
+        out[start:stop] = head.backward(gradient, logits)
 
 
 def _drawn(probabilities: Tensor, draws: Tensor) -> Tensor:

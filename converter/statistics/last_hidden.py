@@ -34,7 +34,7 @@ def last_hidden_states(
                 states[number] = blocks.run(block, x)
             del block
             advance(1)
-    norm, _ = blocks.head()
+    norm = blocks.head().norm
 
     def of_all() -> Iterator[Tensor]:
         for owner in range(workers.count):

@@ -191,12 +191,11 @@ def _whitener(blocks: BlockSource, index: int, group: str, store: Statistics, al
 
 def _mean_loss(blocks: BlockSource, x: Tensor, windows: Tensor) -> float:
     """Mean cross-entropy of the next tokens, given the last block's output (N, T, d); infinite where it overflowed."""
-    norm, weight = blocks.head()
-    normed = norm(x)[:, :-1].flatten(0, 1)
+    head = blocks.head()
+    normed = head.norm(x)[:, :-1].flatten(0, 1)
     labels = windows[:, 1:].flatten().to(x.device).long()
     total = 0.0
     for start in range(0, len(labels), HEAD_ROWS):
         rows = slice(start, start + HEAD_ROWS)
-        logits = (normed[rows] @ weight.T).float()
-        total += float(nn.functional.cross_entropy(logits, labels[rows], reduction="sum"))
+        total += float(nn.functional.cross_entropy(head.logits(normed[rows]), labels[rows], reduction="sum"))
     return total / len(labels) if total == total else float("inf")

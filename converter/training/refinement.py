@@ -13,6 +13,7 @@ from ..core.progress import Advance
 from ..distributed.workers import ALONE, Workers
 from ..journal import Journal
 from ..model.activations import Activations
+from ..model.head import Head
 from .descent import Objective, Refined, Schedule, descend
 
 BATCH_TOKENS = 1024  # small batches: a step costs as much as its tokens, and more steps go farther
@@ -39,13 +40,13 @@ class Teacher:
     """What a model is fitted to.
 
     Attributes:
-        head: weight (vocabulary, d); logits are its product with hidden states.
+        head: of the dense model, and of the one fitted.
         windows: token ids (N, T).
         wanted: the dense model's hidden states after its norm, (1, T, d) for each window.
         fitted: that many windows are trained on, the others tell when to stop.
     """
 
-    head: Tensor
+    head: Head
     windows: Tensor
     wanted: Activations | Sequence[Tensor]
     fitted: int
@@ -138,7 +139,7 @@ def refine_model(
         """Mean KL of the chosen windows, the student's last hidden states and the gradient there."""
         tokens = windows[list(chosen)].to(device).long()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            found: Tensor = student.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
+            found: Tensor = student.base_model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
         loss, gradient = _head_divergence(teacher.head, found.detach(), torch.cat([teacher.wanted[i] for i in chosen]))
         return loss, found, gradient
 
@@ -180,17 +181,18 @@ def _mean(losses: Sequence[float], workers: Workers) -> float:
 
 
 @torch.no_grad()
-def _head_divergence(head: Tensor, found: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+def _head_divergence(head: Head, found: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
     """Mean KL(wanted || found) over tokens and its gradient at the hidden states found, (B, T, d)."""
     gradient = torch.empty_like(found)
     rows, goal, out = found.flatten(0, 1), wanted.flatten(0, 1), gradient.flatten(0, 1)
     total = 0.0
     for start in range(0, len(rows), HEAD_ROWS):
         part = slice(start, start + HEAD_ROWS)
-        log_p, log_q = ((x[part].to(head.dtype) @ head.T).float().log_softmax(-1) for x in (goal, rows))
+        logits = head.logits(rows[part])
+        log_p, log_q = head.logits(goal[part]).log_softmax(-1), logits.log_softmax(-1)
         p = log_p.exp()
         total += float((p * (log_p - log_q)).sum())
-        out[part] = ((log_q.exp() - p).to(head.dtype) @ head).to(out.dtype) / len(rows)
+        out[part] = head.backward(log_q.exp() - p, logits).to(out.dtype) / len(rows)
     return total / len(rows), gradient
 
 

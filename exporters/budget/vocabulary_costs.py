@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ...converter.distributed.workers import ALONE
 from ...converter.machine.memory import release_freed
 from ...converter.model.activations import in_memory
 from ...converter.model.blocks import BlockSource
+from ...converter.model.head import Head
 from ...converter.statistics.last_hidden import last_hidden_states
 
 ROWS = 128  # tokens whose logits are in memory at once
@@ -51,22 +53,21 @@ def vocabulary_costs(
             del block
             release_freed()
             advance(1)
-    norm, head = blocks.head()
-    others = [norm(stream).flatten(0, 1) for stream in streams]
+    head = blocks.head()
+    others = [head.norm(stream).flatten(0, 1) for stream in streams]
     costs: dict[str, dict[str, float]] = {"embedding": {}} if tied else {"embedding": {}, "head": {}}
     for type, hidden in zip(types, others, strict=True):
-        rounded = encode(head.float().cpu(), type, importance).to(head)
-        costs["embedding"][type] = _divergence(dense, head, hidden, rounded if tied else head)
+        other = replace(head, weight=encode(head.weight.float().cpu(), type, importance).to(head.weight))
+        costs["embedding"][type] = _divergence(dense, head, hidden, other if tied else head)
         if not tied:
-            costs["head"][type] = _divergence(dense, head, dense, rounded)
+            costs["head"][type] = _divergence(dense, head, dense, other)
     return costs
 
 
-def _divergence(x: Tensor, head: Tensor, y: Tensor, other: Tensor) -> float:
-    """Mean KL(p || q) per token of the logits x head^T and y other^T, float64 sums."""
+def _divergence(x: Tensor, head: Head, y: Tensor, other: Head) -> float:
+    """Mean KL(p || q) per token of the logits of x by one head and of y by another, float64 sums."""
     total = 0.0
     for start in range(0, len(x), ROWS):
-        p = (x[start : start + ROWS] @ head.T).float().log_softmax(-1)
-        q = (y[start : start + ROWS] @ other.T).float().log_softmax(-1)
+        p, q = (by.logits(z[start : start + ROWS]).log_softmax(-1) for by, z in ((head, x), (other, y)))
         total += float((p.exp() * (p - q)).sum(dtype=torch.float64))
     return total / len(x)

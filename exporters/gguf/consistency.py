@@ -25,7 +25,7 @@ VOCABULARY = ("scores", "token_type")  # one entry per token, where they are the
 def check_consistency(header: Header) -> None:
     """Compare tensors and metadata. Nothing but the header is looked at.
 
-    Files of every architecture are held to their number of blocks, width and vocabulary; the four families of this
+    Files of every architecture are held to their number of blocks, width and vocabulary; the families of this
     project to the shape of every tensor. A part of a split file promises nothing alone, nor does a vocabulary alone.
 
     Raises:
@@ -152,6 +152,7 @@ def _hyperparameters(metadata: Mapping[str, Any], architecture: str) -> tuple[Gg
         rope={},
         tied=True,
         sliding_window=None,
+        keys={},
     )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...converter.core.errors import InputError
-from ...converter.families.table import FAMILIES
+from ...converter.families.family import Value
+from ...converter.families.table import FAMILIES, gguf_of
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -22,7 +23,10 @@ EXPORTED_AS = "lowrank-export "  # general.quantized_by starts with it; the type
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What llama.cpp must know about a decoder-only transformer; field names follow config.json."""
+    """What llama.cpp must know about a decoder-only transformer; field names follow config.json.
+
+    `keys` are those that a family has beside those of all.
+    """
 
     blocks: int
     context: int
@@ -36,6 +40,7 @@ class Hyperparameters:
     rope: Mapping[str, Any]
     tied: bool
     sliding_window: int | None
+    keys: Mapping[str, Value]
 
     @property
     def rope_type(self) -> str:
@@ -49,6 +54,7 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
     Raises:
         InputError: a key is missing, or the model does something that the GGUF architecture cannot express.
     """
+    of = gguf_of(config)
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
@@ -62,16 +68,15 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
             head_dim=int(config.get("head_dim") or hidden // heads),
             vocabulary=int(config["vocab_size"]),
             norm_epsilon=float(config["rms_norm_eps"]),
-            rope=_rope(config),
+            rope=_rope(config, of.rope_base),
             tied=bool(config.get("tie_word_embeddings", False)),
             sliding_window=_sliding_window(config),
+            keys=of.keys(config),
         )
     except KeyError as error:
         raise InputError(f"config.json lacks {error}") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config.json holds something that is not a number: {error}") from None
-    if config.get("hidden_act", "silu") != "silu":
-        raise InputError(f"GGUF export supports the silu activation; this model has {config['hidden_act']!r}")
     if found.rope_type not in ("default", "linear", "yarn", "llama3"):
         raise InputError(f"GGUF export does not support rope type {found.rope_type!r}")
     if float(found.rope.get("partial_rotary_factor", 1.0)) != 1.0:
@@ -102,6 +107,19 @@ def add_hyperparameters(writer: GGUFWriter, of: Hyperparameters) -> None:
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(of.rope["factor"]))
         writer.add_rope_scaling_orig_ctx_len(int(of.rope.get("original_max_position_embeddings") or of.context))
+    for name, value in of.keys.items():
+        _add(writer, f"{writer.arch}.{name}", value)
+
+
+def _add(writer: GGUFWriter, key: str, value: Value) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_array(key, value)
 
 
 def rope_frequency_factors(of: Hyperparameters) -> NDArray[np.float32] | None:
@@ -119,10 +137,15 @@ def rope_frequency_factors(of: Hyperparameters) -> NDArray[np.float32] | None:
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rope settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+def _rope(config: Mapping[str, Any], base: float) -> dict[str, Any]:
+    """Rope settings, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+
+    Where kinds of blocks have their own, those of blocks that attend to everything.
+    """
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        rope = dict(rope.get("full_attention") or {})
+    rope.setdefault("rope_theta", config.get("rope_theta") or base)
     return rope
 
 

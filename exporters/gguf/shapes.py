@@ -51,6 +51,8 @@ def _full_shapes(hyper: Hyperparameters) -> dict[str, tuple[int, ...]]:
         "output_norm": (hyper.hidden,),
         "attn_norm": (hyper.hidden,),
         "ffn_norm": (hyper.hidden,),
+        "post_attention_norm": (hyper.hidden,),
+        "post_ffw_norm": (hyper.hidden,),
         "attn_q": (queries, hyper.hidden),
         "attn_k": (keys, hyper.hidden),
         "attn_v": (keys, hyper.hidden),

@@ -17,7 +17,7 @@ from ...converter.model.config_check import check_config
 from .metadata import Hyperparameters, rope_frequency_factors
 from .names import gguf_name, interleave_rows, rotary_heads
 
-ROPE_FREQUENCIES = "rope_freqs.weight"
+ROPE_FREQUENCIES, NORM = "rope_freqs.weight", "norm.weight"
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ def tensor_values(
         assert factors is not None
         return factors
     values = _multiplied_out(source, reader)
+    if of.norm_shift and source.name.endswith(NORM):
+        values = values + np.float32(of.norm_shift)
     return values if heads is None else interleave_rows(values, heads)
 
 

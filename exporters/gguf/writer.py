@@ -114,7 +114,7 @@ def export_gguf(
     coarse = asked.mix in MIXES and TYPES[MIXES[asked.mix].base].bits < PIVOT_BITS
     if native and reader.layout == "pivot" and coarse:
         progress.note(f"pivot rows lose far more to {asked.mix} than two factors do; q8_0 or q6_k suits them")
-    if hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
+    if not of.windows and hyperparameters.sliding_window and hyperparameters.sliding_window < hyperparameters.context:
         progress.note(f"llama.cpp attends beyond this model's sliding window of {hyperparameters.sliding_window}")
     calibrated, head, rounds = None, rounding.weighed_head(records), any(map(rounding.encodes, records))
     if head is not None or rounds:

@@ -375,7 +375,7 @@ def test_existing_output_needs_force(tiny: ModuleType, recipe: Any, tmp_path: Pa
 
 
 def test_window_longer_than_the_attention(tiny: ModuleType, recipe: Any, tmp_path: Path) -> None:
-    tiny.save_dense(tmp_path / "dense", "mistral", sliding_window=16)
+    tiny.save_dense(tmp_path / "dense", "mistral", max_position_embeddings=16)
     with pytest.raises(InputError, match=r"attends over 16 tokens.*--window-length"):
         compress(recipe(tmp_path / "dense"), tmp_path / "out")
 

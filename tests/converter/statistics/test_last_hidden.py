@@ -28,7 +28,7 @@ def test_are_those_of_the_whole_model(tiny: ModuleType, tmp_path: Path, family: 
     keep: Keep = OnDisk(tmp_path) if on_disk else in_memory
     found = last_hidden_states(blocks, windows, keep, ALONE, SilentProgress())
     model = lowrank_export.load(tmp_path / "dense")
-    _, head = blocks.head()
+    head = blocks.head().weight
     with torch.no_grad():
         for states, tokens in zip(found, windows, strict=True):
             whole = model(tokens[None].long())

@@ -16,6 +16,7 @@ import lowrank_export
 from lowrank_export.converter.core.errors import UsageError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.core.recipe import Recipe
+from lowrank_export.converter.model.head import Head
 from lowrank_export.converter.pipeline import compress
 from lowrank_export.converter.statistics.calibration import Calibration, hold_out
 from lowrank_export.converter.training.descent import Schedule
@@ -57,14 +58,16 @@ def test_block_moves_towards_its_target_in_the_metric() -> None:
     assert not any(parameter.requires_grad for parameter in block.parameters())
 
 
-def test_head_gradient_is_autograd_of_the_divergence(tiny: ModuleType) -> None:
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_head_gradient_is_autograd_of_the_divergence(tiny: ModuleType, cap: float | None) -> None:
     student, teacher = tiny.model("llama", seed=1), tiny.model("llama", seed=2)
     tokens = torch.randint(0, 320, (2, 9))
     with torch.no_grad():
         wanted = teacher.model(tokens).last_hidden_state
     found = student.model(tokens).last_hidden_state.detach().requires_grad_(True)
-    head = student.lm_head.weight.detach()
-    log_q, log_p = (nn.functional.linear(x, head).log_softmax(-1) for x in (found, wanted))
+    head = Head(nn.Identity(), student.lm_head.weight.detach(), cap)
+    capped = (lambda x: x) if cap is None else (lambda x: cap * torch.tanh(x / cap))
+    log_q, log_p = (capped(nn.functional.linear(x, head.weight)).log_softmax(-1) for x in (found, wanted))
     expected = nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean()
     expected.backward()
     loss, gradient = _head_divergence(head, found.detach(), wanted)
@@ -83,7 +86,7 @@ def test_model_comes_closer_to_its_teacher(tiny: ModuleType) -> None:
     windows = torch.randint(0, 320, (6, 24), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         wanted = [teacher.model(w[None]).last_hidden_state for w in windows]
-    head = teacher.lm_head.weight.detach()
+    head = Head(teacher.model.norm, teacher.lm_head.weight.detach())
     done = refine_model(student, Teacher(head, windows, wanted, 4), trained=trained, schedule=Schedule(6, 0.02, 0))
     assert done.after < 0.9 * done.before
     assert all(torch.equal(p, before[name]) for name, p in student.named_parameters() if name in before)

@@ -59,12 +59,45 @@ def test_llama3_factors_equal_those_of_transformers(tiny: ModuleType) -> None:
     [
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope type 'longrope'"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial rotary"),
-        ({"hidden_act": "gelu"}, "'gelu'"),
     ],
 )
 def test_what_cannot_be_expressed(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_hyperparameters({**CONFIG, **change})
+
+
+GEMMA3 = {
+    **CONFIG,
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 6,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 512,
+}
+
+
+def test_windows_and_two_rotary_bases() -> None:
+    """As transformers 4 wrote them, as 5 does, and where config.json is silent."""
+    sliding = [True] * 5 + [False]
+    per_kind = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    }
+    old = {"rope_theta": 5e5, "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    for said, bases in ((old, (5e5, 2e4)), ({"rope_parameters": per_kind}, (5e5, 2e4)), ({}, (1e6, 1e4))):
+        found = read_hyperparameters({**GEMMA3, **said})
+        assert (found.rope["rope_theta"], found.keys["rope.freq_base_swa"]) == bases
+        assert (found.rope_type == "linear") == bool(said)
+        assert found.keys["attention.sliding_window_pattern"] == sliding
+    everything = read_hyperparameters({**GEMMA3, "layer_types": ["full_attention"] * 6, "final_logit_softcapping": 30})
+    assert everything.keys == {"final_logit_softcapping": 30.0}
+
+
+def test_scores_on_another_scale() -> None:
+    with pytest.raises(InputError, match=r"query_pre_attn_scalar: 168, where llama\.cpp takes 256"):
+        read_hyperparameters({**GEMMA3, "query_pre_attn_scalar": 168})
+    largest = {"num_hidden_layers": 62, "hidden_size": 1344, "num_attention_heads": 8, "num_key_value_heads": 4}
+    read_hyperparameters({**GEMMA3, **largest, "query_pre_attn_scalar": 168})
 
 
 def test_missing_key_is_named() -> None:

@@ -12,19 +12,32 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.activations import GELUTanh
 
 from lowrank_export.converter.core.errors import InputError
+from lowrank_export.converter.families.table import gguf_families
 from lowrank_export.exporters.export import export
 from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = tuple(gguf_families())
 TOKENS = np.random.default_rng(0).integers(0, 320, 96).astype(np.int32)
 
 pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
 
 
+class TableGelu(torch.nn.Module):
+    """As ggml computes it on the CPU: looked up for a number of 16 bits, and given in 16 bits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, y))
+
+
 def torch_logits(model: Any, tokens: np.ndarray = TOKENS) -> np.ndarray:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, GELUTanh):
+            model.set_submodule(name, TableGelu())
     with torch.no_grad():
         return model(torch.tensor(tokens[None].astype(np.int64))).logits[0].float().numpy()
 
@@ -33,6 +46,13 @@ def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
     """Mean KL divergence in nats."""
     p, q = (torch.log_softmax(torch.tensor(x).double(), -1) for x in (reference, logits))
     return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def assert_equal(model: Any, logits: np.ndarray, reference: np.ndarray) -> None:
+    """Up to the arithmetic: sums in another order, which now and then take a neighbor from the table of gelu."""
+    looked_up = any(isinstance(module, TableGelu) for module in model.modules())
+    assert divergence(reference, logits) < (3e-8 if looked_up else 1e-9)
+    np.testing.assert_allclose(logits, reference, atol=5e-3 if looked_up else 1e-4)
 
 
 def gguf(source: Path, out: Path, quantization: str = "f16", **options: Any) -> Path:
@@ -72,9 +92,8 @@ def test_factored_file_equals_torch(
     reference = torch_logits(model)
     native = logits_of(gguf(tmp_path / "model", tmp_path / "native.gguf", quantization="f32"))
     dense = logits_of(gguf(tmp_path / "model", tmp_path / "dense.gguf", quantization="f32", layout="dense"))
-    assert divergence(reference, native) < 1e-9
-    assert divergence(reference, dense) < 1e-9
-    np.testing.assert_allclose(native, reference, atol=1e-4)
+    assert_equal(model, native, reference)
+    assert_equal(model, dense, reference)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,12 +104,11 @@ def test_pivot_file_equals_torch(tiny: ModuleType, tmp_path: Path, family: str, 
     reference = torch_logits(model)
     native = gguf(tmp_path / "model", tmp_path / "native.gguf", quantization="f32")
     dense = logits_of(gguf(tmp_path / "model", tmp_path / "dense.gguf", quantization="f32", layout="dense"))
-    assert divergence(reference, logits_of(native)) < 1e-9
-    assert divergence(reference, dense) < 1e-9
-    np.testing.assert_allclose(logits_of(native), reference, atol=1e-4)
+    assert_equal(model, logits_of(native), reference)
+    assert_equal(model, dense, reference)
     opened = LlamaCppBackend(native, n_ctx=128)
-    np.testing.assert_allclose(opened.feed(TOKENS[:40]), reference[39], atol=1e-4)
-    np.testing.assert_allclose(opened.feed(TOKENS[40:41]), reference[40], atol=1e-4)  # one token takes its own path
+    assert_equal(model, opened.feed(TOKENS[:40])[None], reference[39:40])
+    assert_equal(model, opened.feed(TOKENS[40:41])[None], reference[40:41])  # one token takes its own path
     opened.close()
 
 
@@ -113,10 +131,8 @@ def test_pivot_rows_that_are_in_order_in_the_checkpoint(tiny: ModuleType, tmp_pa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dense_checkpoint_equals_torch(tiny: ModuleType, tmp_path: Path, family: str) -> None:
     model = tiny.save_dense(tmp_path / "model", family)
-    assert (
-        divergence(torch_logits(model), logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantization="f32")))
-        < 1e-9
-    )
+    logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantization="f32"))
+    assert_equal(model, logits, torch_logits(model))
 
 
 def test_attention_and_feed_forward_biases_of_llama(tiny: ModuleType, tmp_path: Path) -> None:
@@ -175,6 +191,20 @@ def test_feeding_equals_the_window(backend: LlamaCppBackend, low_rank: tuple[Pat
         np.testing.assert_allclose(backend.feed(TOKENS[40:41]), reference[40], atol=1e-4)
         np.testing.assert_allclose(backend.feed(TOKENS[41:60]), reference[59], atol=1e-4)
     np.testing.assert_allclose(backend.window_logits(TOKENS), reference, atol=1e-4)
+
+
+def test_sequences_at_once(backend: LlamaCppBackend, low_rank: tuple[Path, np.ndarray]) -> None:
+    """In the context of one; what a sequence computes does not depend on the others."""
+    rows = np.stack([TOKENS[:24], TOKENS[24:48], TOKENS[48:72], TOKENS[72:]])
+    assert backend.at_once(24) == 5 and backend.at_once(3) == 16 and backend.at_once(500) == 1
+    alone = np.stack([backend.window_logits(row)[-1] for row in rows])
+    for _ in range(2):
+        backend.reset()
+        for part in (rows[:, :20], rows[:, 20:21], rows[:, 21:]):
+            found = backend.feed_all(part)
+        assert divergence(alone, found) < 1e-9
+    with pytest.raises(InputError, match="the context holds 128"):
+        backend.feed_all(rows[:, :9])
 
 
 def test_window_longer_than_one_batch(tiny: ModuleType, tmp_path: Path) -> None:
