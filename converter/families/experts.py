@@ -72,6 +72,15 @@ class Experts:
         """
         return _number(config, self.used, self.number(config))
 
+    def gguf_keys(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """What a GGUF file says of them, without the architecture before the names.
+
+        Raises:
+            InputError: config.json does not say.
+        """
+        inner = {"expert_feed_forward_length": int(config[self.inner])} if self.inner != "intermediate_size" else {}
+        return {"expert_count": self.number(config), "expert_used_count": self.used_per_token(config), **inner}
+
     def groups(self, count: int) -> tuple[InputGroup, ...]:
         """Input groups of all experts, in the order in which a block calls them."""
         found = []

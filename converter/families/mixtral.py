@@ -17,7 +17,7 @@ FAMILY = Family(
     compressed=True,
     norms=(*TWO_NORMS, EXPERTS.router),
     stored_names={".block_sparse_moe.": ".mlp."},
-    gguf=expert_gguf("llama", EXPERTS, interleaved=True),
+    gguf=expert_gguf("llama", EXPERTS, interleaved=True, rope_base=1e6),
     settings={
         **GATED_SETTINGS,
         "num_local_experts": Setting(),

@@ -57,9 +57,14 @@ def verified_gguf(architecture: str, *, interleaved: bool = False, more: Mapping
 
 
 def expert_gguf(
-    architecture: str, experts: Experts, *, interleaved: bool = False, more: Mapping[str, str] | None = None
+    architecture: str,
+    experts: Experts,
+    *,
+    interleaved: bool = False,
+    rope_base: float = 10000.0,
+    more: Mapping[str, str] | None = None,
 ) -> Gguf:
-    """A family of experts whose factored files were compared with torch: a linear of all experts is one tensor."""
+    """A family of experts whose factored files were compared with torch: one tensor for a linear of all experts."""
     attention = {path: name for path, name in GGUF_BLOCK.items() if not path.startswith("mlp.")}
     stacks = {
         experts.router: "ffn_gate_inp",
@@ -68,7 +73,13 @@ def expert_gguf(
         experts.linear("*", experts.down): "ffn_down_exps",
     }
     return Gguf(
-        architecture, {**attention, **stacks, **(more or {})}, GGUF_OUTSIDE, interleaved=interleaved, factored=True
+        architecture,
+        {**attention, **stacks, **(more or {})},
+        GGUF_OUTSIDE,
+        interleaved=interleaved,
+        rope_base=rope_base,
+        keys=experts.gguf_keys,
+        factored=True,
     )
 
 

@@ -228,10 +228,14 @@ def _encoded(
     hyper: Hyperparameters,
     encoding: Encoding,
 ) -> NDArray[np.generic]:
-    """One tensor as the file holds it."""
+    """One tensor as the file holds it; of a stack one matrix at a time is there in float32."""
     if source.name not in encoding.rounded:
-        values = tensor_values(source, reader, of, hyper)
-        return encode(record.name, values, record.type, encoding.library, encoding.importance.get(record.name))
+        importance = encoding.importance.get(record.name)
+        found = [
+            encode(record.name, tensor_values(matrix, reader, of, hyper), record.type, encoding.library, importance)
+            for matrix in source.matrices
+        ]
+        return np.stack(found) if source.experts else found[0]
     rows: NDArray[np.uint8] = np.load(encoding.rounded[source.name])
     heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
     return rows if heads is None else interleave_rows(rows, heads)
