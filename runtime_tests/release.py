@@ -15,6 +15,7 @@ from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.model.source import Source, open_source
 from ..converter.pipeline import compress
 from ..converter.planning.disk_forecast import bytes_at, check_disk, checkpoint_bytes, factored_shapes
+from ..converter.planning.experts_check import check_experts
 from ..converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ..converter.storage.files import check_output, remove
 from ..exporters.artifact import Artifact
@@ -91,6 +92,7 @@ def release(
     for format in dict.fromkeys(request.format for request in exports):
         TARGETS[format].check_tools()
     source = open_source(recipe.model, progress)
+    check_experts(recipe, source.family)
     check_measurable(source.reader(), MemoryLimits(limits.process))
     check_exports(source.reader(), exports)
     windows = load_windows(evaluation, source.path, progress)

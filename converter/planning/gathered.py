@@ -27,6 +27,7 @@ from ..statistics.mixture import samples
 from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
+from .experts_check import check_experts
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .model_shape import WindowSizes
 from .ranks import kept_dense, losses_alone, method_of, statistics_kinds
@@ -91,6 +92,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
     """
     recipe, source, device = context.recipe, context.source, context.device
     progress, workers = context.progress, context.workers
+    check_experts(recipe, source.family)
     with device_errors(device, ADVICE), float32_products(device, fast=True):
         method = method_of(recipe)
         blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))

@@ -15,6 +15,7 @@ from ...converter.core.errors import UsageError
 from ...converter.core.progress import Progress
 from ...converter.core.recipe import Recipe
 from ...converter.model.source import Source
+from ...converter.planning.experts_check import check_experts
 from ...converter.planning.preparation import dense_statistics
 from ...converter.planning.ranks import kept_dense
 from ...converter.statistics.calibration import Tokens
@@ -88,6 +89,7 @@ def sized(
         UsageError: nothing is that small; names the smallest.
         InputError, ResourceError: as the stages say.
     """
+    check_experts(recipe, source.family)
     reader = source.reader()
     format = request.budget(progress)
     size, budget = format.size(reader, name, recipe.method), budget_of(recipe, reader)

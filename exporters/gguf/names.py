@@ -39,6 +39,11 @@ def gguf_name(name: str, of: Gguf) -> str | None:
     raise InputError(f"tensor {name!r} has no place in a GGUF file of architecture {of.architecture!r}")
 
 
+def is_stack(name: str) -> bool:
+    """Whether a GGUF name is of a tensor with a matrix per expert."""
+    return "_exps." in name
+
+
 def rotary_heads(name: str, of: Gguf, heads: int, key_value_heads: int) -> int | None:
     """Number of heads whose rows `interleave_rows` must reorder, None for a tensor that keeps its order.
 
