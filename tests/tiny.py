@@ -90,29 +90,6 @@ def save_dense(path: Path, family: str, **options: Any) -> PreTrainedModel:
     return built
 
 
-def separated(built: PreTrainedModel) -> PreTrainedModel:
-    """A model with its experts, if it has any, as linears of their own, with their weights."""
-    from lowrank_export.converter.checkpoint.expert_modules import experts_of, separate_experts
-
-    family = KNOWN[built.config.model_type]
-    if family.experts is None:
-        return built
-    blocks = built.get_submodule(family.blocks)
-    stacks = [block.get_submodule(family.experts.path) for block in blocks.children()]
-    separate_experts(built, family)
-    with torch.no_grad():
-        for stack, block in zip(stacks, blocks.children(), strict=True):
-            for number, expert in enumerate(experts_of(block, family)):
-                gate, up = stack.gate_up_proj[number].chunk(2)
-                for name, weight in zip(
-                    (family.experts.gate, family.experts.up, family.experts.down),
-                    (gate, up, stack.down_proj[number]),
-                    strict=True,
-                ):
-                    expert.get_submodule(name).weight.copy_(weight)
-    return built
-
-
 def factored(
     family: str, *, rank: int | None = None, only: Mapping[str, int] | None = None, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, int]]:
@@ -122,9 +99,11 @@ def factored(
 
     At full rank the factored model computes what `model(family, **options)` computes, up to rounding.
     """
+    from lowrank_export.converter.checkpoint.expert_modules import separate_experts
     from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear, replace_linears
 
-    built = separated(model(family, **options))
+    built = model(family, **options)
+    separate_experts(built, KNOWN[family])
     weights = {
         name: module.weight.detach().double()
         for name, module in built.named_modules()

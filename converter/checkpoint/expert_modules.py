@@ -56,6 +56,8 @@ class ExpertList(nn.ModuleList):
             top_k_index: experts of each token (T, k).
             top_k_weights: their weights (T, k).
         """
+        if torch.compiler.is_exporting():  # a graph has no loop over what a text chooses
+            return self._all(hidden_states, top_k_index, top_k_weights)
         self.chosen = top_k_index
         shown = None if self.shown is None else self.shown.of(top_k_index)
         y = torch.zeros_like(hidden_states)
@@ -70,6 +72,14 @@ class ExpertList(nn.ModuleList):
                 continue
             part = expert(hidden_states[tokens]) * weights[:, None]
             y.index_add_(0, tokens, part.to(y.dtype))
+        return y
+
+    def _all(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """The same sum, every expert computed for every token."""
+        y = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            weight = (top_k_weights * (top_k_index == number)).sum(dim=1, keepdim=True)
+            y = y + expert(hidden_states) * weight.to(y.dtype)
         return y
 
     def counts(self) -> Tensor:
@@ -130,17 +140,18 @@ def _sent(chosen: Tensor, number: int) -> Tensor:
 
 
 def separate_experts(model: nn.Module, family: Family) -> None:
-    """Put an `ExpertList` of uninitialized linears in place of the stacked experts of every block, in place.
+    """Put an `ExpertList` in place of the stacked experts of every block, in place; its weights are parts of theirs.
 
     Args:
-        model: of transformers.
+        model: of transformers, with weights or without.
         family: of the model.
     """
     if family.experts is None:
         return
     for block in model.get_submodule(family.blocks).children():
         stacked = block.get_submodule(family.experts.path)
-        block.set_submodule(family.experts.path, ExpertList(list(_separated(stacked, family.experts))))
+        if not isinstance(stacked, ExpertList):
+            block.set_submodule(family.experts.path, ExpertList(list(_separated(stacked, family.experts))))
 
 
 def experts_of(block: nn.Module, family: Family) -> ExpertList | None:
@@ -154,8 +165,12 @@ def experts_of(block: nn.Module, family: Family) -> ExpertList | None:
 
 def _separated(stacked: nn.Module, names: Experts) -> Iterator[Expert]:
     gate_up, down = stacked.get_parameter("gate_up_proj"), stacked.get_parameter("down_proj")
-    inner, hidden = gate_up.shape[1] // 2, gate_up.shape[2]
-    for _ in range(len(gate_up)):
-        sizes = ((hidden, inner), (hidden, inner), (inner, hidden))
-        linears = [nn.Linear(*size, bias=False, device=down.device, dtype=down.dtype) for size in sizes]
+    for both, last in zip(gate_up.detach(), down.detach(), strict=True):
+        linears = [_linear(weight) for weight in (*both.chunk(2), last)]
         yield Expert(names, (linears[0], linears[1], linears[2]), stacked.get_submodule("act_fn"))
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight)
+    return linear

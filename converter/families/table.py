@@ -96,7 +96,7 @@ def family_to_load(config: Mapping[str, Any], where: str) -> Family:
     model_type = str(config.get("model_type", ""))
     if model_type not in FAMILIES:
         return family_of(config, where)
-    with naming(where):
+    with naming(f"{where}:"):
         return FAMILIES[model_type].of(config)
 
 
@@ -111,7 +111,7 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     if model_type not in known:
         found = shown(model_type or "unknown")
         raise InputError(f"{where}: model family {found} is not supported; supported: {', '.join(known)}")
-    with naming(where):
+    with naming(f"{where}:"):
         return known[model_type].of(config)
 
 
