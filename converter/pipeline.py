@@ -266,5 +266,5 @@ def _texts(job: Job, plan: dict[str, Any]) -> dict[str, str]:
         RECIPE_FILE: job.recipe.to_yaml(),
         "plan.json": json.dumps(plan, indent=2) + "\n",
         "calibration.json": json.dumps({**calibration, **provenance}, indent=2) + "\n",
-        "README.md": model_card(job.recipe, job.source, plan),
+        "README.md": model_card(job.recipe, job.source, plan, images=job.blocks.reader.around is not None),
     }

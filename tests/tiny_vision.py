@@ -19,20 +19,27 @@ PATCHES = 4
 """Tokens that a picture becomes."""
 
 
-def model(tiny: ModuleType, name: str, text: str, **options: Any) -> PreTrainedModel:
-    """A random model in float32, as those of `tiny.model`."""
-    of = VISION_LANGUAGE[name]
-    inner = tiny.config(text, **options).to_dict()
+def config(tiny: ModuleType, name: str, text: str, *, tied: bool = True, **options: Any) -> Any:
+    """A configuration around one of `tiny.config`."""
+    inner = tiny.config(text, tied=tied, **options).to_dict()
+    return AutoConfig.for_model(name, text_config=inner, tie_word_embeddings=tied, **VISION_LANGUAGE[name].tiny)
+
+
+def model(tiny: ModuleType, name: str, text: str, *, rank: int | None = None, **options: Any) -> PreTrainedModel:
+    """A random model in float32, as those of `tiny.model`; linears of the language model have `rank`, if it is given."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, text_config=inner, tie_word_embeddings=options.get("tied", True), **of.tiny)
-    built = AutoModelForImageTextToText.from_config(config).float().eval()
+    built = AutoModelForImageTextToText.from_config(config(tiny, name, text, **options)).float().eval()
+    inside = VISION_LANGUAGE[name].inside
     with torch.no_grad():
         for key, parameter in built.named_parameters():
             if parameter.ndim == 1:
                 center = 0.0 if key.endswith("bias") else 1.0
                 parameter.copy_(center + 0.2 * torch.randn_like(parameter))
-            else:
-                parameter.copy_(torch.randn_like(parameter) * parameter[0].numel() ** -0.5)
+                continue
+            parameter.copy_(torch.randn_like(parameter) * parameter[0].numel() ** -0.5)
+            if rank is not None and key.startswith(inside) and "_proj" in key:
+                left, right = torch.randn(len(parameter), rank), torch.randn(rank, parameter.shape[1])
+                parameter.copy_(left @ right * (rank * parameter.shape[1]) ** -0.5)
     return built
 
 
@@ -45,27 +52,37 @@ def save(folder: Path, tiny: ModuleType, name: str, text: str, **options: Any) -
 
 
 def load(folder: Path) -> PreTrainedModel:
-    """The whole model of a folder, as a user of transformers loads it; every weight is there."""
-    found, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    """The whole model of a folder in float32, as a user of transformers loads it; every weight is there."""
+    found, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    loaded: PreTrainedModel = found.float().eval()
+    loaded: PreTrainedModel = found.eval()
     return loaded
 
 
-def question(seed: int = 1) -> dict[str, torch.Tensor]:
-    """A picture of noise between some tokens, as a processor gives them."""
+def question(name: str, seed: int = 1) -> dict[str, torch.Tensor]:
+    """A picture of noise between some words, as a model's processor gives them."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(1, 290, (2, 6), generator=generator)
     ids = torch.cat([words[0], torch.full((PATCHES,), IMAGE), words[1]])[None]
     pixels = torch.randn(1, 3, 32, 32, generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-
-
-def asked(name: str, seed: int = 1) -> dict[str, torch.Tensor]:
-    """`question` as the processor of a model gives it."""
-    found = question(seed)
+    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     if "connector" in VISION_LANGUAGE[name].beside:
-        found["pixel_values"] = found["pixel_values"][:, None]  # several pictures to a text
+        found["pixel_values"] = pixels[:, None]  # several pictures to a text
     if name == "gemma3":
-        found["token_type_ids"] = (found["input_ids"] == IMAGE).long()
+        found["token_type_ids"] = (ids == IMAGE).long()
     return found
+
+
+@torch.no_grad()
+def answer(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """Logits of a question about a picture."""
+    found: torch.Tensor = model(**question(name)).logits
+    return found
+
+
+def caption(model: PreTrainedModel, tiny: ModuleType, name: str, length: int = 12) -> str:
+    """What a model writes about a picture, greedily."""
+    asked = question(name)
+    written: Any = model.generate(**asked, max_new_tokens=length, do_sample=False)  # type: ignore[operator]
+    text: str = tiny.tokenizer().decode(written[0, asked["input_ids"].shape[1] :])
+    return text

@@ -77,14 +77,20 @@ class CheckpointReader:
     @cached_property
     def beside(self) -> Mapping[str, tuple[int, ...]]:
         """Name in the files -> shape of every tensor of a vision-language model outside its language model."""
-        return {name: tuple(read_header(shard)[name]["shape"]) for name, shard in sorted(self._beside.items())}
+        return {name: tuple(self._headers[shard][name]["shape"]) for name, shard in sorted(self._beside.items())}
+
+    @cached_property
+    def beside_bytes(self) -> int:
+        """Of the tensors that `beside` names."""
+        places = (self._headers[shard][name]["data_offsets"] for name, shard in self._beside.items())
+        return sum(end - begin for begin, end in places)
 
     def tensor_beside(self, name: str) -> Tensor:
         """Read one of the tensors that `beside` names, see `tensor`."""
         return _read(self._beside[name], name)
 
     def whole_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What config.json says with another configuration in place of `config`; that itself where nothing is around."""
+        """What config.json says with another configuration in place of `config`; unchanged where nothing is around."""
         return dict(config) if self.around is None else whole_config(self._whole, config, self.around)
 
     def whole_name(self, name: str) -> str:
@@ -93,7 +99,7 @@ class CheckpointReader:
 
     @cached_property
     def _headers(self) -> dict[Path, dict[str, Any]]:
-        return {shard: read_header(shard) for shard in set(self._shards.values())}
+        return {shard: read_header(shard) for shard in {*self._shards.values(), *self._beside.values()}}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, from the file header.

@@ -104,7 +104,8 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     known = compressed()
     if model_type not in known:
         found = shown(model_type or "unknown")
-        raise InputError(f"{where}: model family {found} is not supported; supported: {', '.join((*known, *VISION_LANGUAGE))}")
+        names = ", ".join((*known, *VISION_LANGUAGE))
+        raise InputError(f"{where}: model family {found} is not supported; supported: {names}")
     return known[model_type]
 
 

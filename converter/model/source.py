@@ -18,6 +18,7 @@ from ..storage.documents import shown
 from .demo import DEMO_LICENSE, demo_gguf
 from .gguf_conversion import from_gguf
 from .places import is_gguf, model_place
+from .vision_check import check_beside
 
 if TYPE_CHECKING:
     from ..distributed.workers import Workers
@@ -146,6 +147,7 @@ def _from_directory(spec: str, path: Path, licence: str | None = None) -> Source
     if reader.ranks:
         raise InputError(f"{spec}: is a factored checkpoint already; start from the dense model")
     family = family_of(reader.config, spec)
+    check_beside(reader)
     return Source(spec, path, family, licence or _licence(path))
 
 
