@@ -26,20 +26,22 @@ def config(tiny: ModuleType, name: str, text: str, *, tied: bool = True, **optio
 
 
 def model(tiny: ModuleType, name: str, text: str, *, rank: int | None = None, **options: Any) -> PreTrainedModel:
-    """A random model in float32, as those of `tiny.model`; linears of the language model have `rank`, if it is given."""
+    """A random model in float32 around the one of `tiny.model`; linears of that have `rank`, if it is given."""
+    inner = tiny.model(text, **options)
     torch.manual_seed(0)
     built = AutoModelForImageTextToText.from_config(config(tiny, name, text, **options)).float().eval()
-    inside = VISION_LANGUAGE[name].inside
     with torch.no_grad():
         for key, parameter in built.named_parameters():
             if parameter.ndim == 1:
-                center = 0.0 if key.endswith("bias") else 1.0
-                parameter.copy_(center + 0.2 * torch.randn_like(parameter))
-                continue
-            parameter.copy_(torch.randn_like(parameter) * parameter[0].numel() ** -0.5)
-            if rank is not None and key.startswith(inside) and "_proj" in key:
-                left, right = torch.randn(len(parameter), rank), torch.randn(rank, parameter.shape[1])
-                parameter.copy_(left @ right * (rank * parameter.shape[1]) ** -0.5)
+                parameter.copy_(0.2 * torch.randn_like(parameter) + (not key.endswith("bias")))
+            else:
+                parameter.copy_(torch.randn_like(parameter) * parameter[0].numel() ** -0.5)
+        for key, parameter in inner.named_parameters() if rank is not None else ():
+            if "_proj.weight" in key:
+                u, s, vt = torch.linalg.svd(parameter, full_matrices=False)
+                parameter.copy_(u[:, :rank] * s[:rank] @ vt[:rank])
+    built.get_submodule(VISION_LANGUAGE[name].inside).load_state_dict(inner.model.state_dict())
+    built.get_output_embeddings().load_state_dict(inner.lm_head.state_dict())
     return built
 
 

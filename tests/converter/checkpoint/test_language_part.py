@@ -98,7 +98,7 @@ def test_what_a_text_config_leaves_out(llava: Path) -> None:
     assert reader.config["hidden_act"] == "silu" and reader.config["tie_word_embeddings"] is False
     del said["num_attention_heads"]
     rewrite(llava, text_config=said)
-    with pytest.raises(InputError, match="32 attention heads share 2 keys|but config.json says"):
+    with pytest.raises(InputError, match=r"but config\.json says"):
         load(llava)
 
 
@@ -110,7 +110,7 @@ def test_keys_of_another_class_are_passed_over(tmp_path: Path, tiny: ModuleType,
     rewrite(tmp_path, text_config={**text_config(tmp_path), **strange}, vocab_size=320)
     load(tmp_path)
     rewrite(tmp_path, text_config={**text_config(tmp_path), "attention_multiplier": 0.5})
-    with pytest.raises(InputError, match="'attention_multiplier': 0.5, which no llama model here reads"):
+    with pytest.raises(InputError, match=r"'attention_multiplier': 0.5, which no llama model here reads"):
         load(tmp_path)
 
 
