@@ -1,9 +1,9 @@
 """What a file of a given size costs to make, beside a single retention and beside llama.cpp's own way, in one run.
 
-Every step is a process of its own: CPU seconds of it and its children, and the peak memory of the largest of them. The
-main command measures its result too; `plan` with statistics that are kept is the choice alone, and the start of a command.
-llama.cpp's way is `llama-imatrix` over as many tokens as gradients are taken of, and `llama-quantize`. On two cores about
-half an hour, and some minutes more where llama.cpp's programs are not built yet:
+Every step is a process of its own: CPU seconds of it and its children, and the peak memory of the largest of them.
+The main command measures its result too; `plan` with statistics that are kept is the start of a command and the choice
+alone. llama.cpp's way is `llama-imatrix`, over as many tokens as gradients are taken of, and `llama-quantize`. On two
+cores about half an hour, and some minutes more where llama.cpp's programs are not built yet:
 
     python benchmarks/size_cost.py --size 79.8MB
 """
@@ -69,7 +69,7 @@ def timed(name: str, command: Sequence[str]) -> None:
     """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: S603
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode not in (0, 4):  # 4: a gate that failed
