@@ -6,7 +6,7 @@ missing is made. About 15 CPU-minutes a row:
 
     python benchmarks/size_budgets.py --text docs=python-docs --text wiki=wiki.test.raw
     python benchmarks/size_budgets.py --size 79.8MB --kind joint --kind types
-    python benchmarks/size_budgets.py --mix q4_k_m --size 105.2MB --kind types  # at the bytes that the mix turns out to have
+    python benchmarks/size_budgets.py --mix q4_k_m --size 105.2MB --kind types
     python benchmarks/size_budgets.py --format onnx --size 100.8MB --windows 8 --length 512 --evaluate 2
 """
 
