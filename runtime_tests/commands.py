@@ -116,7 +116,7 @@ def validate(
     return _reported(report)
 
 
-@recipe_options("method", "retention", "max_bytes", "bits_per_weight")
+@recipe_options("method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
 @running_options("measured")
 @evaluation_options("quality")
 def compare(
@@ -157,7 +157,7 @@ def compare(
     return Outcome(comparison.to_json(), render(comparison), (f"{out}: compare.json and compare.html",))
 
 
-@recipe_options("method", "retention", "max_bytes", "bits_per_weight")
+@recipe_options("method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
 @export_options("type")
 @running_options("measured")
 @evaluation_options("speed")

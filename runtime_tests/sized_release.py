@@ -107,8 +107,11 @@ class Settled:
                 for name, artifact in (("chosen", chosen), ("plain", plain))
             }
         self.facts["held_out_kld"] = found
-        worse = found["plain"] < found["chosen"]
+        limited, worse = self.recipe.max_prefill_flops, found["plain"] < found["chosen"]
         shipped = "plain types are better, and are what is shipped" if worse else "the choice is shipped"
+        if limited is not None and worse:
+            shipped = f"the choice is shipped, since plain types take more than {limited} of the operations"
+            worse = False
         progress.note(f"held-out KLD {found['chosen']:.4f}, best plain types {found['plain']:.4f}: {shipped}")
         self.facts["shipped"] = "plain" if worse else "chosen"
         if worse:
@@ -173,7 +176,10 @@ def line(recipe: Recipe, facts: dict[str, Any]) -> str:
     factored = sum(form.rank is not None for form in forms)
     chosen = facts["chosen"]
     size = f"{chosen['bytes'] / 1e6:.1f} MB of {facts['budget'] / 1e6:.1f}"
-    return f"{size}: {factored} of {len(forms)} matrices become two factors; predicted KLD {chosen['loss']:.3f}"
+    flops = f"{chosen['prefill_flops']:.0%} of a prompt's operations"
+    return (
+        f"{size}: {factored} of {len(forms)} matrices become two factors, {flops}; predicted KLD {chosen['loss']:.3f}"
+    )
 
 
 def _divergence(
@@ -200,7 +206,7 @@ def _matrices(found: Found, source: Source, format: Format) -> dict[str, dict[st
 
 
 def _facts(found: Found) -> dict[str, Any]:
-    return {"bytes": found.bytes, "loss": found.loss}
+    return {"bytes": found.bytes, "loss": found.loss, "prefill_flops": found.flops}
 
 
 def _plain(recipe: Recipe, kept: dict[str, Any], source: Source) -> Plain:

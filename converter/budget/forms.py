@@ -23,6 +23,10 @@ class Form:
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank {self.rank} is not positive")
 
+    def flops(self, m: int, n: int) -> int:
+        """Additions and multiplications of its product with a vector, in place of a matrix of m rows and n columns."""
+        return 2 * m * n if self.rank is None else 2 * self.rank * (m + n)
+
     def __str__(self) -> str:
         """ "q5_0", or "128 q8_0 iq4_nl": rank, type of U, type of V^T."""
         return " ".join([*([] if self.rank is None else [str(self.rank)]), *self.types])
@@ -50,8 +54,10 @@ class Candidate:
         bytes: in the file, padding included.
         loss: predicted, in nats per token.
         form: what it is.
+        flops: that it takes per token of a prompt.
     """
 
     bytes: int
     loss: float
     form: Form
+    flops: int = 0

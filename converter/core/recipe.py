@@ -33,6 +33,7 @@ class Recipe(BaseModel):
     retention: float = Field(0.8, gt=0, le=1)
     max_bytes: int | None = Field(None, ge=1, lt=2**63)
     bits_per_weight: float | None = Field(None, gt=0, le=64)
+    max_prefill_flops: float | None = Field(None, gt=0, le=1)
     choice: Mapping[str, str] = Field(default_factory=dict)
     min_retention: float | None = Field(None, ge=0, le=1)
     layout: Layout = "two-factor"
@@ -117,6 +118,8 @@ class Recipe(BaseModel):
             raise ValueError(f"layout: a size is met with two factors, not with {self.layout}")
         if self.max_bytes is not None and self.bits_per_weight is not None:
             raise ValueError("bits_per_weight: is a size, and so is max_bytes; give one of the two")
+        if self.max_prefill_flops is not None and not (self.sized or self.choice):
+            raise ValueError("max_prefill_flops: goes with a size; give max_bytes or bits_per_weight too")
         if self.min_retention is not None and self.min_retention > self.retention:
             raise ValueError(f"min_retention: {self.min_retention} is above retention {self.retention}")
         return self

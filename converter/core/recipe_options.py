@@ -35,6 +35,9 @@ RECIPE_OPTIONS: dict[str, Any] = {
     "bits_per_weight": option(
         float | None, "In place of --retention: bytes of the file, as bits per weight of the model.", panel=RANKS
     ),
+    "max_prefill_flops": option(
+        float | None, "Beside a size: share of the dense linears' operations per token of a prompt.", panel=RANKS
+    ),
     "layout": option(str | None, "two-factor (default), or pivot: more rank in the same bytes.", panel=RANKS),
     "min_retention": option(float | None, "Floor of adaCR's retention per block.", panel=RANKS),
     "rank_multiple": option(
@@ -122,6 +125,8 @@ def _recipe_values(path: Path | None, given: Given) -> tuple[dict[str, Any], str
         raise UsageError(f"--retention: --{size[0].replace('_', '-')} is given in its place; give one of the two")
     if size or "retention" in given:  # the file's size and what was chosen for it give way
         values = {key: value for key, value in values.items() if key not in SIZES}
+        if not size:
+            values.pop("max_prefill_flops", None)
     return {**values, **given}, str(path) if path is not None and not given else "command line"
 
 

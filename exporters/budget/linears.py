@@ -126,14 +126,17 @@ def linear_candidates(
         kept_dense: whether factors are excluded.
     """
     m, n = costs.shape
-    found = [Candidate(format.bytes((m, n), type), loss, Form((type,))) for type, loss in costs.dense.items()]
+    found = [
+        Candidate(format.bytes((m, n), type), loss, form := Form((type,)), form.flops(m, n))
+        for type, loss in costs.dense.items()
+    ]
     if kept_dense:
         return found
     for rank, truncated, u, v in zip(costs.ranks, costs.truncated, costs.u, costs.v, strict=True):
         units = FactorUnits(u, v)
         for form, bytes in factor_forms((m, n), rank, list(relative), format):
             loss = truncated + units.loss(*(relative[type] for type in form.types))
-            found.append(Candidate(bytes + overhead, loss, form))
+            found.append(Candidate(bytes + overhead, loss, form, form.flops(m, n)))
     return found
 
 

@@ -8,6 +8,7 @@ from math import prod
 
 from ...converter.budget.choice import choose, smallest
 from ...converter.budget.forms import Candidate, Form
+from ...converter.budget.two_limits import choose_within, fewest_flops, total_flops
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import UsageError
 from ...converter.core.recipe import Recipe
@@ -28,12 +29,14 @@ class Found:
         bytes: of the file, exactly.
         loss: predicted, in nats per token.
         losses: module -> its part of that.
+        flops: that the blocks' linears take per token of a prompt, as a share of the dense model's.
     """
 
     recipe: Recipe
     bytes: int
     loss: float
     losses: Mapping[str, float]
+    flops: float
 
 
 def budget_of(recipe: Recipe, reader: CheckpointReader) -> int:
@@ -65,10 +68,12 @@ def search(recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]
         size: of the file.
 
     Raises:
-        UsageError: nothing is that small; names the smallest.
+        UsageError: nothing is that small, or nothing of that size takes as few operations; names the smallest.
     """
     modules, asked = list(candidates), _asked(recipe)
     options = [candidates[module] for module in modules]
+    dense = sum(max(candidate.flops for candidate in found) for found in options)
+    most = None if recipe.max_prefill_flops is None else int(recipe.max_prefill_flops * dense)
 
     def made(chosen: list[Candidate]) -> tuple[Recipe, int]:
         forms = {module: candidate.form for module, candidate in zip(modules, chosen, strict=True)}
@@ -85,14 +90,21 @@ def search(recipe: Recipe, budget: int, candidates: Mapping[str, list[Candidate]
         raise UsageError(f"{asked}: the smallest file of this model takes {least} bytes ({least / 1e6:.1f} MB)")
     matrices = budget - (bytes - smallest(options))
     for _ in range(ROUNDS):
-        tried = choose(options, matrices)
+        try:
+            tried = choose(options, matrices) if most is None else choose_within(options, matrices, most)
+        except ValueError:
+            share = total_flops(fewest_flops(options, matrices)) / dense
+            raise UsageError(
+                f"max_prefill_flops {recipe.max_prefill_flops}: at {asked} the linears of this model take at least "
+                f"{share:.3f} of the dense model's operations"
+            ) from None
         described, taken = made(tried)
         if taken <= budget:
             chosen, named, bytes = tried, described, taken
             break
         matrices -= taken - budget
     losses = {module: candidate.loss for module, candidate in zip(modules, chosen, strict=True)}
-    return Found(named, bytes, sum(losses.values()), losses)
+    return Found(named, bytes, sum(losses.values()), losses, total_flops(chosen) / dense)
 
 
 def _asked(recipe: Recipe) -> str:

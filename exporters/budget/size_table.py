@@ -32,7 +32,7 @@ def size_table(sized: Sized, family: Family) -> RenderableType:
         blocks.add_row(str(index), *(choice[family.linear_name(index, linear)] for linear in family.linears))
     rest = ", ".join(f"{module} {choice[module]}" for module in _outside(choice, family))
     files = Table(title="Files", title_justify="left")
-    for column in ("", "bytes", "MB", "of the size", "predicted KLD"):
+    for column in ("", "bytes", "MB", "of the size", "prompt FLOPs", "predicted KLD"):
         files.add_column(column, justify="right" if column else "left")
     plain = sized.plain
     rows: list[tuple[str, Found]] = [("chosen", sized.found)]
@@ -40,10 +40,15 @@ def size_table(sized: Sized, family: Family) -> RenderableType:
         rows.append((f"best plain types: {plain.type}, {plain.rest}", plain.found))
     for name, found in rows:
         share = f"{found.bytes / sized.budget:.2%}"
-        files.add_row(name, str(found.bytes), f"{found.bytes / 1e6:.1f}", share, f"{found.loss:.4f}")
+        files.add_row(
+            name, str(found.bytes), f"{found.bytes / 1e6:.1f}", share, f"{found.flops:.1%}", f"{found.loss:.4f}"
+        )
     kinds = Counter("two factors" if form.rank else form.types[0] for form in sized.found.recipe.forms.values())
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    legend = Text("A form is a type, or rank, type of U and type of V.", style="dim")
+    legend = Text(
+        "A form is a type, or rank, type of U and type of V. FLOPs: of the blocks' linears, as share of the dense.",
+        style="dim",
+    )
     return Group(blocks, legend, Text(f"Outside the blocks: {rest}. In all: {counted}."), files)
 
 
@@ -54,6 +59,7 @@ def size_json(sized: Sized, family: Family) -> dict[str, Any]:
         "budget": sized.budget,
         "bytes": sized.found.bytes,
         "predicted_loss": sized.found.loss,
+        "prefill_flops": sized.found.flops,
         "choice": {
             module: {"form": form, "predicted_loss": sized.found.losses[module]}
             for module, form in sized.found.recipe.choice.items()

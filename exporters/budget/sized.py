@@ -151,6 +151,8 @@ def best_plain(
 ) -> Plain | None:
     """The best by prediction of one type for all linears, and one for what else there is; None where none fits.
 
+    A limit of operations, which no dense file meets, is left aside: the size alone is compared.
+
     Args:
         recipe: with a size.
         budget: bytes of the file.
@@ -163,6 +165,7 @@ def best_plain(
         for module, forms in candidates.items()
     }
     best: Plain | None = None
+    recipe = recipe.model_copy(update={"max_prefill_flops": None})
     for linears, rest in format.plain:
         chosen = [_of_type(found, rest if module in outside else linears, format) for module, found in dense.items()]
         options = {module: [found] for module, found in zip(dense, chosen, strict=True) if found is not None}
@@ -196,12 +199,18 @@ def check_possible(recipe: Recipe, source: Source, format: Format, size: FileSiz
     candidates: dict[str, list[Candidate]] = {}
     for name, shape in shapes.items():
         types = [type for type in format.types if format.fits(type, shape[1])]
-        found = [Candidate(format.bytes(shape, type), 0.0, Form((type,))) for type in types]
-        if name not in kept and name not in _outside(source) and break_even("two-factor", *shape) > RANK_STEP:
+        block = name not in _outside(source)
+        found = [_possible(shape, format.bytes(shape, type), Form((type,)), block) for type in types]
+        if name not in kept and block and break_even("two-factor", *shape) > RANK_STEP:
             beyond, factors = size.overhead(name), factor_forms(shape, RANK_STEP, format.factor_types, format)
-            found += [Candidate(bytes + beyond, 0.0, form) for form, bytes in factors]
-        candidates[name] = [min(found, key=lambda candidate: candidate.bytes)]
+            found += [_possible(shape, bytes + beyond, form, block) for form, bytes in factors]
+        candidates[name] = found
     search(recipe, budget, candidates, size)
+
+
+def _possible(shape: tuple[int, int], bytes: int, form: Form, block: bool) -> Candidate:
+    """A form whose loss nobody knows yet; a prompt runs through the linears of the blocks alone."""
+    return Candidate(bytes, 0.0, form, form.flops(*shape) if block else 0)
 
 
 def _outside(source: Source) -> tuple[str, str]:

@@ -39,33 +39,39 @@ class Decoder:
     def run(
         self, tokens: NDArray[np.int32], cache: dict[str, NDArray[Any]], *, keep_cache: bool
     ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]]]:
-        """Logits of every position after a cached sequence, and the cache grown by these tokens.
+        """Logits of every position after cached sequences, and the cache grown by these tokens.
 
         Args:
-            tokens: (T,), T at least 1.
+            tokens: (T,) of one sequence or (B, T) of several, T at least 1.
             cache: `empty_cache` or what the previous call returned.
             keep_cache: False skips fetching the new cache; the second result is then empty.
 
         Returns:
-            logits (T, vocabulary) and the cache, whose arrays are (1, heads, past + T, head size).
+            logits (T, vocabulary) or (B, T, vocabulary), and the cache, whose arrays are (B, heads, past + T, head
+            size).
 
         Raises:
             InputError: a kernel refuses the model's sizes.
         """
         past = next(iter(cache.values())).shape[2]
+        ids = np.atleast_2d(np.asarray(tokens, dtype=np.int64))
+        count, length = ids.shape
+        if past == 0:
+            cache = {name: np.zeros((count, *empty.shape[1:]), empty.dtype) for name, empty in cache.items()}
         feeds: dict[str, NDArray[Any]] = {
-            "input_ids": np.asarray(tokens, dtype=np.int64)[None],
-            "attention_mask": np.ones((1, past + len(tokens)), dtype=np.int64),
+            "input_ids": ids,
+            "attention_mask": np.ones((count, past + length), dtype=np.int64),
             **cache,
         }
         if self.takes_positions:
-            feeds["position_ids"] = np.arange(past, past + len(tokens), dtype=np.int64)[None]
+            feeds["position_ids"] = np.tile(np.arange(past, past + length, dtype=np.int64), (count, 1))
         names = ["logits", *self.cache_outputs] if keep_cache else ["logits"]
         try:
             logits, *grown = self.session.run(names, feeds)
         except Exception as error:  # onnxruntime's errors share no base class
             raise InputError(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
-        return logits[0], dict(zip(cache, grown, strict=True)) if keep_cache else {}
+        logits = logits if tokens.ndim == 2 else logits[0]
+        return logits, dict(zip(cache, grown, strict=True)) if keep_cache else {}
 
 
 def open_decoder(folder: Path, *, threads: int, provider: str = "cpu") -> Decoder:

@@ -17,7 +17,7 @@ from ...converter.model.tokens import DEFAULT
 from ...exporters.gguf.vocabulary import template_name
 from ...exporters.llamacpp.runtime import import_llama_cpp, lowrank_version
 from .inspection import check_loadable, inspect_gguf
-from .protocol import Logits, Tokens
+from .protocol import SEQUENCES, Logits, Tokens
 
 BATCH = 512  # tokens per decode call; bounds the logits that llama.cpp holds at once
 ERROR_LEVEL = 4
@@ -57,6 +57,7 @@ class LlamaCppBackend:
         self._errors, _ = _quiet(self._api)
         self._errors.clear()
         self._n_ctx, self._length = n_ctx, 0
+        self._sequences = SEQUENCES if exact else 1
         try:
             self._load(gguf_parts(path)[0], summary.adapter, threads, exact)  # llama.cpp finds the others itself
         except BaseException:
@@ -69,7 +70,7 @@ class LlamaCppBackend:
         logits = np.empty((len(tokens), self._vocabulary), dtype=np.float32)
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
-            self._decode(part, every=True)
+            self._decode(part[None], every=True)
             rows = self._api.llama_get_logits(self._context)
             logits[start : start + len(part)] = np.ctypeslib.as_array(rows, (len(part), self._vocabulary))
         return logits
@@ -81,12 +82,23 @@ class LlamaCppBackend:
 
     def feed(self, tokens: Tokens) -> Logits:
         """Append tokens and return the logits (vocabulary,) after the last one."""
-        if len(tokens) == 0:
+        last: Logits = self.feed_all(tokens[None])[0]
+        return last
+
+    def at_once(self, length: int) -> int:
+        """Sequences of `length` tokens that fit into the context together."""
+        return max(1, min(self._sequences, self._n_ctx // length))
+
+    def feed_all(self, tokens: Tokens) -> Logits:
+        """Append tokens (B, T), a row to each of B sequences; logits (B, vocabulary) after the last ones."""
+        count, length = tokens.shape
+        if length == 0:
             raise InputError("llama.cpp: no tokens to feed")
-        for start in range(0, len(tokens), BATCH):
-            self._decode(tokens[start : start + BATCH], every=False)
-        row = self._api.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(row, (self._vocabulary,)).copy()
+        for start in range(0, length, BATCH // count):
+            part = tokens[:, start : start + BATCH // count]
+            self._decode(part, every=False)
+        rows = [self._api.llama_get_logits_ith(self._context, part.shape[1] * (i + 1) - 1) for i in range(count)]
+        return np.stack([np.ctypeslib.as_array(row, (self._vocabulary,)) for row in rows])
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """llama.cpp's own token ids of a text, without the start or end token.
@@ -137,6 +149,7 @@ class LlamaCppBackend:
         options = self._api.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = self._n_ctx, BATCH, BATCH
         options.n_threads = options.n_threads_batch = threads
+        options.n_seq_max, options.kv_unified = self._sequences, True  # one cache for all, as large as for one
         if exact:
             options.type_k = options.type_v = F32_TYPE
             options.flash_attn_type = NO_FLASH_ATTENTION
@@ -150,7 +163,6 @@ class LlamaCppBackend:
         self._batch = self._api.llama_batch_init(BATCH, 0, 1)
         for i in range(BATCH):
             self._batch.n_seq_id[i] = 1
-            self._batch.seq_id[i][0] = 0
 
     def _apply(self, adapter: Path) -> None:
         """Add a LoRA adapter at scale 1. It is freed with the model."""
@@ -162,22 +174,26 @@ class LlamaCppBackend:
             raise InputError(f"{adapter}: llama.cpp cannot apply this adapter: {self._last_error()}")
 
     def _decode(self, tokens: Tokens, *, every: bool) -> None:
-        """Append up to BATCH tokens; keep the logits of every position or of the last."""
-        count = len(tokens)
-        if self._length + count > self._n_ctx:
-            raise InputError(f"llama.cpp: {self._length + count} tokens, the context holds {self._n_ctx}")
+        """Append (B, T) tokens, up to BATCH, a row to a sequence; keep the logits of every position or of the last."""
+        sequences, length = tokens.shape
+        count = tokens.size
+        if sequences * (self._length + length) > self._n_ctx:
+            found = sequences * (self._length + length)
+            raise InputError(f"llama.cpp: {found} tokens, the context holds {self._n_ctx}")
         if count and not 0 <= int(np.min(tokens)) <= int(np.max(tokens)) < self._vocabulary:
             raise InputError(f"llama.cpp: a token id lies outside the vocabulary of {self._vocabulary}")
         self._batch.n_tokens = count
         as_array = np.ctypeslib.as_array
-        as_array(self._batch.token, (BATCH,))[:count] = tokens
-        as_array(self._batch.pos, (BATCH,))[:count] = range(self._length, self._length + count)
+        as_array(self._batch.token, (BATCH,))[:count] = tokens.reshape(-1)
+        as_array(self._batch.pos, (BATCH,))[:count] = np.tile(np.arange(self._length, self._length + length), sequences)
+        for i in range(count):
+            self._batch.seq_id[i][0] = i // length
         wanted = as_array(self._batch.logits, (BATCH,))
         wanted[:count] = every
-        wanted[count - 1] = True
+        wanted[length - 1 : count : length] = True
         if self._api.llama_decode(self._context, self._batch) != 0:
             raise ResourceError(f"llama.cpp: decoding failed: {self._last_error()}")
-        self._length += count
+        self._length += length
 
     def _last_error(self) -> str:
         """The most telling of the last error lines: the first, later ones repeat that loading failed."""

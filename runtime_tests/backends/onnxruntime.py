@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...exporters.onnx.session import Decoder, open_decoder
-from .protocol import Logits, Tokens
+from .protocol import SEQUENCES, Logits, Tokens
 
 
 class OnnxRuntimeBackend:
@@ -38,8 +38,17 @@ class OnnxRuntimeBackend:
 
     def feed(self, tokens: Tokens) -> Logits:
         """Append tokens to the cached sequence; logits (vocabulary,) after the last one."""
+        last: Logits = self.feed_all(tokens[None])[0]
+        return last
+
+    def at_once(self, length: int) -> int:
+        """Sequences that run together, whatever their length: their cache grows as they do."""
+        return SEQUENCES
+
+    def feed_all(self, tokens: Tokens) -> Logits:
+        """Append tokens (B, T), a row to each of B sequences; logits (B, vocabulary) after the last ones."""
         logits, self._cache = self._decoder.run(tokens, self._cache, keep_cache=True)
-        last: Logits = logits[-1]
+        last: Logits = logits[:, -1]
         return last
 
     def close(self) -> None:

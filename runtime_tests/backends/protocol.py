@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 Tokens = NDArray[np.int32]  # (T,)
 Logits = NDArray[np.float32]  # (T, vocabulary) or (vocabulary,)
+SEQUENCES = 16
+"""The most sequences that any runtime is asked to run at once."""
 
 
 class Backend(Protocol):
@@ -40,6 +42,13 @@ class Backend(Protocol):
 class Together(Protocol):
     """A backend that can also run several sequences at once, which is quicker than one after the other."""
 
+    def at_once(self, length: int) -> int:
+        """How many sequences of at most `length` tokens it has room for; at least 1."""
+        ...
+
     def feed_all(self, tokens: NDArray[np.int32]) -> Logits:
-        """Append tokens (B, T), one row to each of B sequences; logits (B, vocabulary) after the last ones."""
+        """Append tokens (B, T), one row to each of B sequences; logits (B, vocabulary) after the last ones.
+
+        After `reset` any B up to `at_once` and any T, then the same B and one token each.
+        """
         ...

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...converter.core.errors import InputError, ResourceError, UsageError
-from .protocol import Logits, Tokens
+from .protocol import SEQUENCES, Logits, Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,10 @@ class TorchBackend:
         """
         logits: Logits = self._forward(tokens, use_cache=True)[-1].cpu().float().numpy()
         return logits
+
+    def at_once(self, length: int) -> int:
+        """Sequences that run together, whatever their length: their cache grows as they do."""
+        return SEQUENCES
 
     def feed_all(self, tokens: Tokens) -> Logits:
         """`feed` for B sequences at once: append tokens (B, T), a row to each, and return logits (B, vocabulary).

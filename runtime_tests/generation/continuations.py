@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from ...converter.core.errors import InputError
 from ...converter.core.progress import Advance
 from ..backends.protocol import Backend, Together
 from ..metrics.windows import Windows
-from .generation import draw, generate
+from .generation import generate, next_token
 
 Pieces = NDArray[np.int32]  # (N, P) token ids
 
@@ -38,16 +38,17 @@ def continue_pieces(
     backend: Backend,
     prompts: Pieces,
     *,
+    seeds: Sequence[int | None],
     max_tokens: int,
     end: Collection[int],
-    seed: int,
     advance: Advance = lambda tokens: None,
 ) -> list[list[int]]:
-    """Sample a continuation of every piece, with seed + i of piece i; all at once where the runtime can.
+    """Continue every piece; as many at once as the runtime has room for.
 
     Args:
-        backend: the model; its sequence is overwritten.
+        backend: the model; its sequences are overwritten.
         prompts: (N, P).
+        seeds: N, as `generate` takes them; None for greedy.
         max_tokens, end: as `generate`.
         advance: told about tokens, `max_tokens` of every piece in all.
 
@@ -57,13 +58,30 @@ def continue_pieces(
     Raises:
         InputError: NaN logits (names the backend).
     """
-    if not isinstance(backend, Together):
-        continued = []
-        for index, prompt in enumerate(prompts):
-            continued.append(generate(backend, prompt, max_tokens=max_tokens, end=end, seed=seed + index))
-            advance(max_tokens)
-        return continued
-    random = [np.random.default_rng(seed + index) for index in range(len(prompts))]
+    found: list[list[int]] = []
+    if isinstance(backend, Together):
+        together = backend.at_once(prompts.shape[1] + max_tokens)
+        for start in range(0, len(prompts), together):
+            some = slice(start, start + together)
+            found += _together(backend, prompts[some], seeds[some], max_tokens=max_tokens, end=end, advance=advance)
+        return found
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        found.append(generate(backend, prompt, max_tokens=max_tokens, end=end, seed=seed))
+        advance(max_tokens)
+    return found
+
+
+def _together(
+    backend: Backend,
+    prompts: Pieces,
+    seeds: Sequence[int | None],
+    *,
+    max_tokens: int,
+    end: Collection[int],
+    advance: Advance,
+) -> list[list[int]]:
+    assert isinstance(backend, Together)
+    random = [None if seed is None else np.random.default_rng(seed) for seed in seeds]
     found: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     step = prompts
@@ -72,7 +90,7 @@ def continue_pieces(
         logits = backend.feed_all(step)
         if np.isnan(logits).any():
             raise InputError(f"{backend.name}: NaN logits after {count} generated tokens")
-        drawn = [draw(row, float(source.random())) for row, source in zip(logits, random, strict=True)]
+        drawn = [next_token(row, source) for row, source in zip(logits, random, strict=True)]
         going = [index for index in going if drawn[index] not in end]
         for index in going:
             found[index].append(drawn[index])

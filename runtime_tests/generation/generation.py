@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,12 +63,17 @@ def generate(
         logits = backend.feed(step)
         if np.isnan(logits).any():
             raise InputError(f"{backend.name}: NaN logits after {len(continuation)} generated tokens")
-        token = int(logits.argmax()) if random is None else draw(logits, float(random.random()))
+        token = next_token(logits, random)
         if token in end:
             break
         continuation.append(token)
         step = np.array([token], dtype=np.int32)
     return continuation
+
+
+def next_token(logits: NDArray[np.float32], random: np.random.Generator | None) -> int:
+    """The likeliest token of (vocabulary,) logits, or with a generator the one that its next number draws."""
+    return int(logits.argmax()) if random is None else draw(logits, float(random.random()))
 
 
 def draw(logits: NDArray[np.float32], uniform: float) -> int:
@@ -105,9 +110,24 @@ def sample(
     Raises:
         InputError: the prompt has no tokens, or the model gives NaN logits.
     """
+    ids = prompt_ids(tokenizer, prompt)
+    tokens = generate(backend, ids, max_tokens=max_tokens, end=end_tokens(tokenizer), seed=seed)
+    return as_sample(tokenizer, prompt, tokens, seed)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tokens:
+    """Token ids (T,) of a prompt, without those that tokenizers add.
+
+    Raises:
+        InputError: it has none.
+    """
     ids = np.asarray(tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=np.int32)
     if len(ids) == 0:
         raise InputError("the generation prompt is empty")
-    tokens = generate(backend, ids, max_tokens=max_tokens, end=end_tokens(tokenizer), seed=seed)
-    text = tokenizer.decode(tokens)
+    return ids
+
+
+def as_sample(tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: Sequence[int], seed: int | None) -> Sample:
+    """A prompt and what continues it, as text."""
+    text = tokenizer.decode(list(tokens))
     return Sample(prompt, text if isinstance(text, str) else "".join(text), tuple(tokens), seed)

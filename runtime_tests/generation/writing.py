@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ...converter.core.progress import Advance
 from ..backends.protocol import Backend
 from ..metrics.degeneration import Degeneration, degeneration
 from .continuations import Pieces, continue_pieces
-from .generation import Sample, end_tokens, sample
+from .generation import Sample, as_sample, end_tokens, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,11 +55,14 @@ def write(
     """
     greedy: list[Sample] = []
     sampled: list[Sample] = []
-    for index, prompt in enumerate(prompts):
-        for texts, number in ((greedy, None), (sampled, seed + index)):
-            texts.append(sample(backend, tokenizer, prompt, max_tokens=max_tokens, seed=number))
-            advance(max_tokens)
     ends = end_tokens(tokenizer)
-    continued = continue_pieces(backend, pieces, max_tokens=max_tokens, end=ends, seed=seed, advance=advance)
+    for index, prompt in enumerate(prompts):
+        seeds = (None, seed + index)
+        twice = np.tile(prompt_ids(tokenizer, prompt), (2, 1))
+        both = continue_pieces(backend, twice, seeds=seeds, max_tokens=max_tokens, end=ends, advance=advance)
+        for texts, tokens, number in zip((greedy, sampled), both, seeds, strict=True):
+            texts.append(as_sample(tokenizer, prompt, tokens, number))
+    numbers = range(seed, seed + len(pieces))
+    continued = continue_pieces(backend, pieces, seeds=numbers, max_tokens=max_tokens, end=ends, advance=advance)
     written = degeneration([text.tokens for text in greedy]), degeneration(continued)
     return Writing(tuple(greedy), tuple(sampled), *written)

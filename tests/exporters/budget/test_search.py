@@ -110,6 +110,29 @@ def test_the_choice_beats_plain_types_by_prediction(dense: Path, statistics: Pat
     assert chosen.found.loss <= chosen.plain.found.loss
 
 
+def test_a_prompt_of_fewer_operations(dense: Path, statistics: Path) -> None:
+    """Costs loss at the same size; what nothing meets is refused, and the share that is named is met."""
+    size = smallest(dense, statistics) + 8000
+    free = choose(dense, statistics, max_bytes=size).found
+    with pytest.raises(UsageError, match=r"max_prefill_flops 0.001: at max_bytes .* at least 0\.") as none:
+        choose(dense, statistics, max_bytes=size, max_prefill_flops=0.001)
+    least = float(str(none.value).split("at least ")[1].split(" ")[0])
+    share = (least + free.flops) / 2
+    limited = choose(dense, statistics, max_bytes=size, max_prefill_flops=share).found
+    assert limited.bytes <= size
+    assert limited.flops <= share < free.flops
+    assert limited.loss > free.loss
+    shapes = {name: CheckpointReader(dense).shape(name + ".weight") for name in limited.recipe.choice}
+    spent = {
+        name: form.rank * sum(shapes[name]) if form.rank else shapes[name][0] * shapes[name][1]
+        for name, form in limited.recipe.forms.items()
+        if ".layers." in name
+    }
+    whole = sum(m * n for name, (m, n) in shapes.items() if ".layers." in name)
+    assert limited.flops == pytest.approx(sum(spent.values()) / whole)
+    assert choose(dense, statistics, max_bytes=size, max_prefill_flops=least + 0.001).found.flops <= least + 0.001
+
+
 def test_a_linear_that_is_kept_dense(dense: Path, statistics: Path) -> None:
     least = smallest(dense, statistics)
     chosen = choose(dense, statistics, max_bytes=least + 20000, keep_dense=("*",))

@@ -20,8 +20,8 @@ def sized() -> Sized:
     choice |= {family.linear_name(0, family.linears[0]): "64 q8_0 iq4_nl", family.embedding: "q8_0"}
     recipe = make_recipe({"model": "m", "max_bytes": 1000, "choice": choice}, "test")
     losses = dict.fromkeys(choice, 0.01)
-    found = Found(recipe, 990, 0.08, losses)
-    return Sized(1000, found, Plain(Found(recipe, 900, 0.2, losses), "q4_0", "q6_k"), None)  # type: ignore[arg-type]
+    found = Found(recipe, 990, 0.08, losses, 0.75)
+    return Sized(1000, found, Plain(Found(recipe, 900, 0.2, losses, 1.0), "q4_0", "q6_k"), None)  # type: ignore[arg-type]
 
 
 def test_every_form_is_shown() -> None:

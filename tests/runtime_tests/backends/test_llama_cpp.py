@@ -213,6 +213,20 @@ def test_feeding_equals_the_window(backend: LlamaCppBackend, low_rank: tuple[Pat
     np.testing.assert_allclose(backend.window_logits(TOKENS), reference, atol=1e-4)
 
 
+def test_sequences_at_once(backend: LlamaCppBackend, low_rank: tuple[Path, np.ndarray]) -> None:
+    """In the context of one; what a sequence computes does not depend on the others."""
+    rows = np.stack([TOKENS[:24], TOKENS[24:48], TOKENS[48:72], TOKENS[72:]])
+    assert backend.at_once(24) == 5 and backend.at_once(3) == 16 and backend.at_once(500) == 1
+    alone = np.stack([backend.window_logits(row)[-1] for row in rows])
+    for _ in range(2):
+        backend.reset()
+        for part in (rows[:, :20], rows[:, 20:21], rows[:, 21:]):
+            found = backend.feed_all(part)
+        assert divergence(alone, found) < 1e-9
+    with pytest.raises(InputError, match="the context holds 128"):
+        backend.feed_all(rows[:, :9])
+
+
 def test_window_longer_than_one_batch(tiny: ModuleType, tmp_path: Path) -> None:
     model = tiny.save_factored(tmp_path / "model", "qwen3", max_position_embeddings=1024)
     tokens = np.random.default_rng(1).integers(0, 320, 700).astype(np.int32)

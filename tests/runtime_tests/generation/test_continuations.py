@@ -40,10 +40,12 @@ def test_together_is_what_one_by_one_gives(tiny: ModuleType) -> None:
     expected = [generate(backend, prompt, max_tokens=20, end=end, seed=7 + i) for i, prompt in enumerate(prompts)]
     assert isinstance(backend, Together)
     told: list[int] = []
-    assert continue_pieces(backend, prompts, max_tokens=20, end=end, seed=7, advance=told.append) == expected
+    assert (
+        continue_pieces(backend, prompts, seeds=range(7, 12), max_tokens=20, end=end, advance=told.append) == expected
+    )
     assert sum(told) == 20 * len(prompts)  # whether or not all texts end early
     told.clear()
-    continue_pieces(backend, prompts, max_tokens=20, end=range(10_000), seed=7, advance=told.append)
+    continue_pieces(backend, prompts, seeds=range(7, 12), max_tokens=20, end=range(10_000), advance=told.append)
     assert sum(told) == 20 * len(prompts)
     assert len(expected[2]) <= 3 and len(expected[4]) <= 11 and max(map(len, expected)) > 11
 
@@ -65,7 +67,7 @@ class Single:
 def test_a_runtime_of_single_sequences_writes_the_same(tiny: ModuleType) -> None:
     backend = TorchBackend(tiny.model("qwen2"))
     prompts = np.random.default_rng(1).integers(1, 200, (3, 4)).astype(np.int32)
-    options = {"max_tokens": 8, "end": (), "seed": 0}
+    options = {"seeds": (0, None, 2), "max_tokens": 8, "end": ()}
     assert continue_pieces(Single(backend), prompts, **options) == continue_pieces(backend, prompts, **options)
 
 
@@ -77,8 +79,11 @@ def test_nan_names_the_backend() -> None:
 
         def reset(self) -> None: ...
 
+        def at_once(self, length: int) -> int:
+            return 2
+
         def feed_all(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
             return np.full((len(tokens), 9), np.nan, np.float32)
 
     with pytest.raises(InputError, match="damaged: NaN logits after 0"):
-        continue_pieces(Damaged(), np.ones((2, 3), np.int32), max_tokens=4, end=(), seed=0)  # type: ignore[arg-type]
+        continue_pieces(Damaged(), np.ones((2, 3), np.int32), seeds=(0, 1), max_tokens=4, end=())  # type: ignore[arg-type]
