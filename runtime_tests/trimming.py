@@ -134,7 +134,9 @@ def trim_cost(
     whole, fewer = scored(source.path, "all tokens"), scored(trimmed.path, "fewer tokens")
     typed = None if type is None else scored(source.path, f"all tokens in {type}", type)
     costs = {
-        text: TextCost((whole[text].tokens, fewer[text].tokens), whole[text], fewer[text], typed and typed[text])
+        text: TextCost(
+            (whole[text].tokens, fewer[text].tokens), whole[text], fewer[text], None if typed is None else typed[text]
+        )
         for text in texts
     }
     size = 0 if type is None else tables * format.bytes((rows, width), type)

@@ -67,7 +67,7 @@ class TokenizerFile:
     @cached_property
     def base(self) -> frozenset[int]:
         """Ids without which some text could not be written: bytes, or every single character; and special tokens."""
-        unknown = self.model.get("unk_token")
+        unknown = str(self.model.get("unk_token"))
         found = {self.ids[unknown]} if unknown in self.ids else set()
         if self.kind == "Unigram" and type(self.model.get("unk_id")) is int:
             found.add(self.model["unk_id"])
