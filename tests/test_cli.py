@@ -256,7 +256,7 @@ def test_statistics_of_another_job_are_refused(quick: list[str], empty_folder: P
     assert not (empty_folder / "b").exists()
 
 
-GRID = {"method", "max_bytes", "bits_per_weight"}  # what a grid of recipes has other options for
+GRID = {"method", "max_bytes", "bits_per_weight", "max_prefill_flops"}  # what a grid of recipes has other options for
 
 
 def test_every_recipe_key_has_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
