@@ -6,6 +6,7 @@ missing is made. About 15 CPU-minutes a row:
 
     python benchmarks/size_budgets.py --text docs=python-docs --text wiki=wiki.test.raw
     python benchmarks/size_budgets.py --size 79.8MB --kind joint --kind types
+    python benchmarks/size_budgets.py --mix q4_k_m --size 105.2MB --kind types
     python benchmarks/size_budgets.py --format onnx --size 100.8MB --windows 8 --length 512 --evaluate 2
 """
 
@@ -29,7 +30,8 @@ from lowrank_export.converter.pipeline import compress
 from lowrank_export.exporters.artifact import Artifact
 from lowrank_export.exporters.budget.sized import Sized, planned
 from lowrank_export.exporters.export import export
-from lowrank_export.exporters.registry import TARGETS
+from lowrank_export.exporters.gguf.rounding_choice import Rounding
+from lowrank_export.exporters.registry import TARGETS, requested
 from lowrank_export.exporters.target import ExportRequest, Given
 from lowrank_export.runtime_tests.backends.formats import TORCH, backend_names
 from lowrank_export.runtime_tests.backends.open import open_backend
@@ -50,7 +52,7 @@ class Result:
 
     bytes: int
     factored: int
-    predicted: float
+    predicted: float | None
     kld: dict[str, float]
     seconds: float
 
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--format", choices=tuple(TARGETS), default="gguf")
     parser.add_argument("--size", action="append", help=f"repeatable; by default {', '.join(SIZES)}")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; all by default")
+    parser.add_argument("--mix", action="append", help="a uniform mix such as q4_k_m, rounded the same way; repeatable")
     parser.add_argument("--text", action="append", help="NAME=TEXT; repeatable; by default docs=python-docs")
     parser.add_argument("--calibration", default="python-docs")
     parser.add_argument("--windows", type=int, default=32, help="calibration windows")
@@ -87,13 +90,21 @@ def main() -> None:
                     continue
                 results[name] = found
                 write_json({name: asdict(result) for name, result in results.items()}, kept)
+    for mix in options.mix or ():
+        if mix not in results or not texts.keys() <= results[mix].kld.keys():
+            started = time.process_time()
+            request = requested("gguf", mix, rounding=Rounding("aware")).of_dense(options.calibration)
+            artifact = export(source.path, options.out / mix / request.name, request, force=True, progress=PROGRESS)
+            seconds = time.process_time() - started
+            kld = divergences(artifact, mix, source, texts, options)
+            results[mix] = Result(artifact.bytes, 0, None, kld, seconds)
+            write_json({name: asdict(result) for name, result in results.items()}, kept)
     print("| size, kind | bytes | factored | predicted | " + " | ".join(texts) + " | CPU s |")
     print("|---" * (5 + len(texts)) + "|")
     for name, found in results.items():
         measured = " | ".join(f"{found.kld.get(text, float('nan')):.4f}" for text in texts)
-        print(
-            f"| {name} | {found.bytes} | {found.factored} | {found.predicted:.4f} | {measured} | {found.seconds:.0f} |"
-        )
+        predicted = "" if found.predicted is None else f"{found.predicted:.4f}"
+        print(f"| {name} | {found.bytes} | {found.factored} | {predicted} | {measured} | {found.seconds:.0f} |")
 
 
 def run(source: Source, size: str, kind: str, texts: dict[str, str], options: argparse.Namespace) -> Result | None:
@@ -115,18 +126,26 @@ def run(source: Source, size: str, kind: str, texts: dict[str, str], options: ar
         return None
     artifact = make(source, chosen.recipe, found, kind, options)
     seconds = time.process_time() - started
+    kld = divergences(artifact, f"{size} {kind}", source, texts, options)
+    factored = sum(form.rank is not None for form in chosen.recipe.forms.values())
+    return Result(artifact.bytes, factored, chosen.loss, kld, seconds)
+
+
+def divergences(
+    artifact: Artifact, label: str, source: Source, texts: dict[str, str], options: argparse.Namespace
+) -> dict[str, float]:
+    """Mean KL divergence of a file from the dense model in torch, in nats per token, on every text."""
     kld = {}
     for name, windows, reference in references(source, texts, options):
         backend = open_backend(
             artifact.path, backend_names(artifact.path)[0], threads=options.threads, context=windows.length + 1
         )
         try:
-            measured = measure(backend, windows, [reference], PROGRESS, label=f"{size} {kind} on {name}")
+            measured = measure(backend, windows, [reference], PROGRESS, label=f"{label} on {name}")
         finally:
             backend.close()
         kld[name] = measured.parities[0].mean_kld
-    factored = sum(form.rank is not None for form in chosen.recipe.forms.values())
-    return Result(artifact.bytes, factored, chosen.loss, kld, seconds)
+    return kld
 
 
 def make(source: Source, recipe: Recipe, found: Sized, kind: str, options: argparse.Namespace) -> Artifact:

@@ -90,6 +90,11 @@ class LowRankQuantizer(HfQuantizer):
 
 
 def _in_order(linears: Iterable[str], files: Iterable[str]) -> frozenset[str]:
-    """The linears for which the files hold no permutation: it is the identity."""
-    stored = {name for file in files for name in read_header(Path(file))}
-    return frozenset(name for name in linears if name + PERM_SUFFIX not in stored)
+    """The linears for which the files hold no permutation, under whatever prefix: it is the identity."""
+    stored = {_tail(name) for file in files for name in read_header(Path(file)) if name.endswith(PERM_SUFFIX)}
+    return frozenset(name for name in linears if _tail(name + PERM_SUFFIX) not in stored)
+
+
+def _tail(name: str) -> str:
+    """A tensor's name from the number of its block on."""
+    return name.rpartition(".layers.")[2].rpartition("lm_head")[2]

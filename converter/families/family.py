@@ -66,11 +66,14 @@ class Gguf:
         block: module path inside a block -> name inside a GGUF block.
         outside: module path in the model -> GGUF name, for what lies outside the blocks.
         blocks: path of the list of transformer blocks.
+        fused_gate: `ffn_up` holds the rows of gate, and below them those of up.
         interleaved: llama.cpp rotates neighboring rows (2i, 2i + 1) of q and k instead of the halves of a head, so
             their rows are stored in another order.
         windows: llama.cpp attends to a sliding window as the file says.
         norm_shift: what llama.cpp wants added to the weights of norms.
         rope_base: of the rotary embedding, where config.json is silent.
+        partial_rotary: llama.cpp rotates as much of a head as the file says.
+        long_rotary: llama.cpp knows "longrope", two sets of factors for short and for long texts.
         keys: configuration -> metadata beside that of all families, without the architecture before the names; raises
             InputError where the architecture cannot express it.
         factored: all linears pass llama.cpp's `build_lora_mm`, verified against torch logit by logit; a factored
@@ -82,10 +85,13 @@ class Gguf:
     block: Mapping[str, str]
     outside: Mapping[str, str]
     blocks: str = "model.layers"
+    fused_gate: bool = False
     interleaved: bool = False
     windows: bool = False
     norm_shift: float = 0.0
     rope_base: float = 10000.0
+    partial_rotary: bool = False
+    long_rotary: bool = False
     keys: Callable[[Mapping[str, Any]], Mapping[str, Value]] = _no_keys
     factored: bool = False
     read: bool = False

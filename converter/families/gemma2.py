@@ -1,4 +1,4 @@
-"""Gemma 2, exported but not compressed: soft caps, norms behind linears, windows in every other block."""
+"""Gemma 2: soft caps, norms behind linears, windows in every other block."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import InputError
-from .family import Family, Onnx, Setting, Value
-from .parts import ATTENTION_BIAS, BASE, CAUSAL, GATED, GELU, PLACES, TWO_NORMS, WINDOWS, sliding_blocks
+from .family import Family, Gguf, Onnx, Setting, Value
+from .parts import (
+    ATTENTION_BIAS,
+    BASE,
+    CAUSAL,
+    GATED,
+    GATED_ORDER,
+    GELU,
+    GGUF_BLOCK,
+    GGUF_OUTSIDE,
+    GGUF_POST_NORMS,
+    PLACES,
+    TIED,
+    TWO_NORMS,
+    WINDOWS,
+    root_of_width,
+    sliding_blocks,
+)
 
+LARGEST = 46  # blocks of the 27B model, by which llama.cpp knows it
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}  # where config.json is silent
 MORE_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 SETTINGS = {
     **BASE,
@@ -40,18 +58,54 @@ def score_scale(config: Mapping[str, Any], largest: int) -> None:
 def windows(config: Mapping[str, Any], period: int) -> Mapping[str, Value]:
     """The sliding window and the blocks that have it, of which all but every `period`-th are, as GGUF keys."""
     sliding, window = sliding_blocks(config, period), config.get("sliding_window")
-    if not window or not any(sliding):
+    if not window:
         return {}
     return {"attention.sliding_window": int(window), "attention.sliding_window_pattern": sliding}
+
+
+def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
+    """Windows and soft caps; llama.cpp has caps of its own where the file has none."""
+    score_scale(config, LARGEST)
+    caps = {key: config.get(key, cap) for key, cap in CAPS.items()}
+    for key, cap in caps.items():
+        if not cap:
+            raise InputError(f"config.json says {key}: {cap}, which GGUF export does not carry")
+    return {**windows(config, 2), **{key: float(cap) for key, cap in caps.items()}}
 
 
 FAMILY = Family(
     "gemma2",
     *PLACES,
     groups=GATED,
+    shared_orders=GATED_ORDER,
+    compressed=True,
     norms=(*TWO_NORMS, *MORE_NORMS),
     biases=ATTENTION_BIAS,
+    embedding_scale=root_of_width,
+    gguf=Gguf(
+        "gemma2",
+        {**GGUF_BLOCK, **GGUF_POST_NORMS},
+        GGUF_OUTSIDE,
+        windows=True,
+        norm_shift=1.0,
+        keys=_gguf_keys,
+        factored=True,
+    ),
     onnx=Onnx("Gemma2Model"),
-    settings=SETTINGS,
-    defaults={"tie_word_embeddings": True, "max_position_embeddings": 8192, "num_key_value_heads": 4, "head_dim": 256},
+    settings={**SETTINGS, **TIED},
+    defaults={
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+    },
+    tiny={
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 20,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
 )

@@ -42,7 +42,7 @@ def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
     found = windows(config, period)
     return {
         **found,
-        **({"rope.freq_base_swa": float(base)} if found else {}),
+        "rope.freq_base_swa": float(base),
         **({"final_logit_softcapping": float(cap)} if cap else {}),
     }
 

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from .family import Family, Onnx, Setting
-from .parts import ATTENTION_BIAS, GATED, GATED_ORDER, GATED_SETTINGS, MLP_BIAS, PLACES, TWO_NORMS
+from .family import Family, Gguf, Onnx, Setting, Value
+from .parts import (
+    ATTENTION_BIAS,
+    GATED,
+    GATED_ORDER,
+    GATED_SETTINGS,
+    GGUF_BLOCK,
+    GGUF_OUTSIDE,
+    MLP_BIAS,
+    PLACES,
+    TWO_NORMS,
+)
+
+SCALES = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
 
 
 def _embedding_multiplier(config: Any) -> float:
@@ -14,6 +32,10 @@ def _embedding_multiplier(config: Any) -> float:
 
 def _inverse_logits_scaling(config: Any) -> float:
     return 1.0 / float(config.logits_scaling)
+
+
+def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
+    return {name: float(config.get(key, 1.0)) for key, name in SCALES.items()}
 
 
 FAMILY = Family(
@@ -26,6 +48,7 @@ FAMILY = Family(
     biases={**ATTENTION_BIAS, **MLP_BIAS},
     embedding_scale=_embedding_multiplier,
     logit_scale=_inverse_logits_scaling,
+    gguf=Gguf("granite", GGUF_BLOCK, GGUF_OUTSIDE, interleaved=True, keys=_gguf_keys, factored=True),
     onnx=Onnx("GraniteModel"),
     settings={
         **GATED_SETTINGS,
@@ -37,4 +60,10 @@ FAMILY = Family(
         "logits_scaling": Setting(),
     },
     defaults={"max_position_embeddings": 2048},
+    tiny={
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
 )

@@ -107,6 +107,7 @@ GATED_SETTINGS: Mapping[str, Setting] = {**BASE, "hidden_act": Setting(gguf=("si
 WINDOWS = {"sliding_window": Setting(), "layer_types": Setting()}
 QWEN_WINDOWS = {**WINDOWS, "use_sliding_window": Setting(), "max_window_layers": Setting()}
 CAUSAL = {"use_bidirectional_attention": Setting(torch=(False,), gguf=(False,), onnx=(False,))}
+TIED = {"tie_word_embeddings": Setting(gguf=(True,))}
 GELU = {"hidden_activation": Setting(gguf=("gelu_pytorch_tanh",))}
 
 

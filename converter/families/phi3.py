@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from .family import Family, InputGroup, Onnx, Setting
-from .parts import GATED_SETTINGS, PLACES, TWO_NORMS, window_everywhere
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.errors import InputError
+from .family import Family, Gguf, InputGroup, Onnx, Setting, Value
+from .parts import GATED_SETTINGS, GGUF_OUTSIDE, PLACES, TWO_NORMS, window_everywhere
+
+
+def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
+    """None; llama.cpp takes heads of equal parts of the width for granted."""
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    if heads * int(config.get("head_dim") or hidden // heads) != hidden:
+        raise InputError(f"config.json says head_dim: {config.get('head_dim')}, which GGUF export does not carry")
+    return {}
+
 
 FAMILY = Family(
     "phi3",
@@ -16,10 +29,28 @@ FAMILY = Family(
     ),
     compressed=True,
     norms=TWO_NORMS,
+    gguf=Gguf(
+        "phi3",
+        {
+            "self_attn.qkv_proj": "attn_qkv",
+            "self_attn.o_proj": "attn_output",
+            "mlp.gate_up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "ffn_norm",
+        },
+        GGUF_OUTSIDE,
+        fused_gate=True,
+        partial_rotary=True,
+        long_rotary=True,
+        keys=_gguf_keys,
+        factored=True,
+    ),
     onnx=Onnx("Phi3MiniModel", adapt=window_everywhere),
     settings={
         **GATED_SETTINGS,
         "sliding_window": Setting(),
+        "partial_rotary_factor": Setting(),
         "original_max_position_embeddings": Setting(),
     },
     defaults={"max_position_embeddings": 4096},

@@ -128,6 +128,7 @@ ROTARY_KEYS: Mapping[str, frozenset[str]] = {
 }
 """Type of rotary embedding -> the keys that it reads, beside those of all."""
 
+PARTIAL = "partial_rotary_factor"
 GGUF_ROTARY: Mapping[str, tuple[Any, ...]] = {
     "beta_fast": (32,),
     "beta_slow": (1,),
@@ -135,7 +136,7 @@ GGUF_ROTARY: Mapping[str, tuple[Any, ...]] = {
     "mscale": (0,),
     "mscale_all_dim": (0,),
     "truncate": (True,),
-    "partial_rotary_factor": (1,),
+    PARTIAL: (1,),
 }
 """What llama.cpp takes for granted of a rotary embedding's keys, which the file does not say."""
 
@@ -182,6 +183,8 @@ def uncarried_keys(config: Mapping[str, Any], family: Family, target: Target) ->
     if target == "gguf":
         for place, rotary in _rotaries(config):
             for key, allowed in GGUF_ROTARY.items():
+                if key == PARTIAL and family.gguf is not None and family.gguf.partial_rotary:
+                    continue
                 if rotary.get(key) is not None and rotary[key] not in allowed:
                     found[f"{place}.{key}"] = rotary[key]
     return found

@@ -26,6 +26,7 @@ from . import (
     starcoder2,
 )
 from .family import Family, Gguf, Onnx
+from .vision.table import VISION_LANGUAGE
 
 FAMILIES: Mapping[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
@@ -110,7 +111,8 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     known = compressed()
     if model_type not in known:
         found = shown(model_type or "unknown")
-        raise InputError(f"{where}: model family {found} is not supported; supported: {', '.join(known)}")
+        names = ", ".join((*known, *VISION_LANGUAGE))
+        raise InputError(f"{where}: model family {found} is not supported; supported: {names}")
     with naming(f"{where}:"):
         return known[model_type].of(config)
 

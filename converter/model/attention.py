@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NAME, REPEATED = "lowrank_causal", "lowrank_repeated"
+NAME, REPEATED, CAPPED = "lowrank_causal", "lowrank_repeated", "lowrank_capped"
 QUERIES = 256  # per block: few enough to skip most of the future, enough for the matmul to run at full speed
 
 
@@ -72,22 +72,48 @@ def repeated_attention_function(
     return y.transpose(1, 2).contiguous(), None
 
 
+def capped_attention_function(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention with a soft cap c on scores, c tanh(s / c), as transformers calls it; scores of a block of queries."""
+    served, length = query.shape[1] // key.shape[1], query.shape[2]
+    key, value = key.repeat_interleave(served, 1), value.repeat_interleave(served, 1)
+    scale, cap = options["scaling"], options["softcap"]
+    parts = []
+    for start in range(0, length, QUERIES):
+        stop = min(start + QUERIES, length)
+        seen = slice(0, stop)
+        scores = (query[:, :, start:stop] @ key[:, :, seen].transpose(-1, -2)).float() * (scale / cap)
+        scores = scores.tanh() * cap
+        if attention_mask is None:
+            allowed = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).tril(start)
+        else:
+            allowed = attention_mask[..., start:stop, seen]
+        weights = scores.masked_fill(~allowed, float("-inf")).softmax(-1)
+        parts.append(weights.to(query.dtype) @ value[:, :, seen])
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
 def register(device: torch.device, bfloat16: bool, config: Any) -> str:
     """The attention to ask transformers for, by name, after telling it about ours.
 
     Args:
         device: where it runs.
         bfloat16: whether it multiplies in bfloat16.
-        config: of the model: soft caps on scores are in transformers' own functions only.
+        config: of the model, which may have a soft cap on scores.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    for name, function in ((NAME, attention_function), (REPEATED, repeated_attention_function)):
+    for name, function in (
+        (NAME, attention_function),
+        (REPEATED, repeated_attention_function),
+        (CAPPED, capped_attention_function),
+    ):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, sdpa_mask)  # gives no mask where causal attention is all that is asked
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        return "eager"
+        return CAPPED
     if device.type == "cuda":
         return REPEATED
     return NAME if bfloat16 and device.type == "cpu" else "sdpa"

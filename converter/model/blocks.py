@@ -20,7 +20,7 @@ from . import attention
 from .block_arguments import BlockArguments
 from .config_check import check_config
 from .head import Head
-from .loading import quiet_transformers, refusing
+from .loading import quiet_transformers, refusing, transformers_config
 
 INDEX = "index_in_model"  # attribute of a block: its number
 
@@ -47,13 +47,12 @@ class BlockSource:
         dtype: torch.dtype,
         bfloat16: bool = False,
     ) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
         self.bfloat16 = bfloat16
         check_config(reader, family)
-        with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
-            config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
+        config: Any = transformers_config(reader)
         self.attention = attention.register(device, bfloat16, config)
         with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
             factory: Any = AutoModelForCausalLM

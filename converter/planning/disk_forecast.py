@@ -52,7 +52,8 @@ def compression_bytes(recipe: Recipe, source: Source) -> int:
     """What a compression has on the disk at its end: the checkpoint, and every block once more in the journal."""
     shapes = factored_shapes(recipe, source)
     inside = {name: shape for name, shape in shapes.items() if name.startswith(source.family.blocks + ".")}
-    return checkpoint_bytes(recipe, shapes) + checkpoint_bytes(recipe, inside)
+    beside = source.reader().beside_bytes
+    return checkpoint_bytes(recipe, shapes) + checkpoint_bytes(recipe, inside) + beside
 
 
 def bytes_at(*places: Path) -> int:

@@ -148,6 +148,7 @@ def _hyperparameters(metadata: Mapping[str, Any], architecture: str) -> tuple[Gg
         heads=heads,
         key_value_heads=number("attention.head_count_kv", heads),
         head_dim=number("attention.key_length", max(1, hidden // heads)),
+        rotary_dim=0,
         vocabulary=len(tokens) if isinstance(tokens, list) else number("vocab_size"),
         norm_epsilon=0.0,
         rope={},

@@ -17,6 +17,8 @@ from ...converter.families.table import FAMILIES, gguf_of
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
+ROPE_TYPES, LONG_ROPE = ("default", "linear", "yarn", "llama3"), ("longrope", "su")
+ORIGINAL = "original_max_position_embeddings"
 WINDOW_SWITCH = "use_sliding_window"  # off where a family has it and config.json is silent
 EXPORTED_AS = "lowrank-export "  # general.quantized_by starts with it; the type or mix asked for follows
 
@@ -35,6 +37,7 @@ class Hyperparameters:
     heads: int
     key_value_heads: int
     head_dim: int
+    rotary_dim: int
     vocabulary: int
     norm_epsilon: float
     rope: Mapping[str, Any]
@@ -58,6 +61,9 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
+        head_dim = int(config.get("head_dim") or hidden // heads)
+        rope = _rope(config, of.rope_base)
+        rotated = float(rope.get("partial_rotary_factor") or 1.0)
         found = Hyperparameters(
             blocks=int(config["num_hidden_layers"]),
             context=int(config["max_position_embeddings"]),
@@ -65,10 +71,11 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
             intermediate=int(config["intermediate_size"]),
             heads=heads,
             key_value_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
+            head_dim=head_dim,
+            rotary_dim=int(head_dim * rotated),
             vocabulary=int(config["vocab_size"]),
             norm_epsilon=float(config["rms_norm_eps"]),
-            rope=_rope(config, of.rope_base),
+            rope=rope,
             tied=bool(config.get("tie_word_embeddings", False)),
             sliding_window=_sliding_window(config),
             keys=of.keys(config),
@@ -77,9 +84,9 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
         raise InputError(f"config.json lacks {error}") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config.json holds something that is not a number: {error}") from None
-    if found.rope_type not in ("default", "linear", "yarn", "llama3"):
-        raise InputError(f"GGUF export does not support rope type {found.rope_type!r}")
-    if float(found.rope.get("partial_rotary_factor", 1.0)) != 1.0:
+    if found.rope_type not in (*ROPE_TYPES, *(LONG_ROPE if of.long_rotary else ())):
+        raise InputError(f"GGUF export does not support rope type {found.rope_type!r} for this family")
+    if rotated != 1.0 and not of.partial_rotary:
         raise InputError("GGUF export does not support a partial rotary embedding for this family")
     return found
 
@@ -98,7 +105,7 @@ def add_hyperparameters(writer: GGUFWriter, of: Hyperparameters) -> None:
     writer.add_value_length(of.head_dim)
     writer.add_vocab_size(of.vocabulary)
     writer.add_layer_norm_rms_eps(of.norm_epsilon)
-    writer.add_rope_dimension_count(of.head_dim)
+    writer.add_rope_dimension_count(of.rotary_dim)
     writer.add_rope_freq_base(float(of.rope.get("rope_theta", 10000.0)))
     if of.rope_type == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -106,7 +113,14 @@ def add_hyperparameters(writer: GGUFWriter, of: Hyperparameters) -> None:
     elif of.rope_type == "yarn":
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(of.rope["factor"]))
-        writer.add_rope_scaling_orig_ctx_len(int(of.rope.get("original_max_position_embeddings") or of.context))
+        writer.add_rope_scaling_orig_ctx_len(_original_context(of))
+    elif of.rope_type in LONG_ROPE:
+        original = _original_context(of)
+        factor = float(of.rope.get("factor") or of.context / original)
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(
+            math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        )
     for name, value in of.keys.items():
         _add(writer, f"{writer.arch}.{name}", value)
 
@@ -122,16 +136,30 @@ def _add(writer: GGUFWriter, key: str, value: Value) -> None:
         writer.add_array(key, value)
 
 
-def rope_frequency_factors(of: Hyperparameters) -> NDArray[np.float32] | None:
-    """Llama 3's per-frequency divisors (head_dim / 2,), stored as `rope_freqs.weight`; None for other rope types.
+def rope_factors(of: Hyperparameters) -> dict[str, NDArray[np.float32]]:
+    """Tensors of divisors of frequencies (rotary width / 2,) by name: of "llama3" and "longrope", none for others."""
+    if of.rope_type == "llama3":
+        return {"rope_freqs.weight": _llama3_factors(of)}
+    if of.rope_type not in LONG_ROPE:
+        return {}
+    found = {}
+    for kind in ("long", "short"):
+        factors = np.asarray(of.rope.get(f"{kind}_factor"), dtype=np.float32)
+        if factors.shape != (of.rotary_dim // 2,):
+            raise InputError(f"config.json's {kind}_factor is no list of {of.rotary_dim // 2} numbers")
+        found[f"rope_factors_{kind}.weight"] = factors
+    return found
 
-    Low frequencies (long waves) are divided by `factor`, high ones kept, those between interpolated.
-    """
-    if of.rope_type != "llama3":
-        return None
+
+def _original_context(of: Hyperparameters) -> int:
+    return int(of.rope.get(ORIGINAL) or of.context)
+
+
+def _llama3_factors(of: Hyperparameters) -> NDArray[np.float32]:
+    """Low frequencies (long waves) are divided by `factor`, high ones kept, those between interpolated."""
     base, factor = float(of.rope.get("rope_theta", 10000.0)), float(of.rope.get("factor", 8.0))
     low, high = float(of.rope.get("low_freq_factor", 1.0)), float(of.rope.get("high_freq_factor", 4.0))
-    original = float(of.rope.get("original_max_position_embeddings", 8192))
+    original = float(of.rope.get(ORIGINAL, 8192))
     waves = 2 * math.pi * base ** (np.arange(0, of.head_dim, 2) / of.head_dim)
     smooth = np.clip((original / waves - low) / (high - low), 0.0, 1.0)
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
@@ -145,6 +173,10 @@ def _rope(config: Mapping[str, Any], base: float) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if any(isinstance(value, Mapping) for value in rope.values()):
         rope = dict(rope.get("full_attention") or {})
+    if original := config.get(ORIGINAL) or rope.get(ORIGINAL):
+        rope[ORIGINAL] = int(original)
+    if config.get("partial_rotary_factor"):
+        rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
     rope.setdefault("rope_theta", config.get("rope_theta") or base)
     return rope
 

@@ -19,7 +19,7 @@ ROUTER = "ffn_gate_inp"  # a few rows that decide where tokens go: in float32, a
 FACTORS = (U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX)
 HEAD_BITS = 6.5  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantizer does
 # Rounding gate and up costs least per byte: docs/gguf.md has the figures.
-SENSITIVE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_down")
+SENSITIVE = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_down")
 
 Blocks = Callable[[int, int], bool]
 """(block, number of blocks) -> whether a rule holds there."""
@@ -76,8 +76,8 @@ MIXES = {
         )
         for name, type in TYPES.items()
     },
-    "q5_k_m": Mix("q5_k", "q6_k", 17, "q6_k", _MEDIUM),
-    "q4_k_m": Mix("q4_k", "q6_k", 15, "q6_k", _MEDIUM),
+    "q5_k_m": Mix("q5_k", "q6_k", 17, "q6_k", {**_MEDIUM, "attn_qkv": ((_everywhere, "q6_k"),)}),
+    "q4_k_m": Mix("q4_k", "q6_k", 15, "q6_k", {**_MEDIUM, "attn_qkv": ((_everywhere, "q5_k"),)}),
     "q4_k_s": Mix(
         "q4_k", "q6_k", 14, "q5_k", {"attn_v": ((_first(4), "q5_k"),), "ffn_down": ((_first_part(8), "q5_k"),)}
     ),
@@ -88,6 +88,7 @@ MIXES = {
         "q4_k",
         {
             "attn_v": ((_first(2), "q5_k"), (_everywhere, "q4_k")),
+            "attn_qkv": ((_everywhere, "q4_k"),),
             "attn_output": ((_everywhere, "q4_k"),),
             "ffn_down": ((_first_part(16), "q5_k"), (_everywhere, "q4_k")),
         },

@@ -25,7 +25,7 @@ def check_shapes(
     Raises:
         InputError: a tensor is missing or has another shape; names it.
     """
-    full = _full_shapes(hyper)
+    full = _full_shapes(of, hyper)
     for name, shape in shapes.items():
         module, _, kind = name.removeprefix("blk.").partition(".")
         if module.isdigit():
@@ -43,7 +43,7 @@ def check_shapes(
         _check_pivot(module, shapes, full[module.rpartition(".")[2]], says)
 
 
-def _full_shapes(hyper: Hyperparameters) -> dict[str, tuple[int, ...]]:
+def _full_shapes(of: Gguf, hyper: Hyperparameters) -> dict[str, tuple[int, ...]]:
     experts, inner = hyper.keys.get("expert_count"), hyper.keys.get("expert_feed_forward_length", hyper.intermediate)
     assert not isinstance(experts, list) and not isinstance(inner, list)
     lead, within = int(experts or 0), int(inner)
@@ -59,11 +59,12 @@ def _full_shapes(hyper: Hyperparameters) -> dict[str, tuple[int, ...]]:
         "attn_q": (queries, hyper.hidden),
         "attn_k": (keys, hyper.hidden),
         "attn_v": (keys, hyper.hidden),
+        "attn_qkv": (queries + 2 * keys, hyper.hidden),
         "attn_output": (hyper.hidden, queries),
         "attn_q_norm": (hyper.head_dim,),
         "attn_k_norm": (hyper.head_dim,),
         "ffn_gate": (hyper.intermediate, hyper.hidden),
-        "ffn_up": (hyper.intermediate, hyper.hidden),
+        "ffn_up": (hyper.intermediate * (2 if of.fused_gate else 1), hyper.hidden),
         "ffn_down": (hyper.hidden, hyper.intermediate),
         "ffn_gate_inp": (lead, hyper.hidden),
         "ffn_gate_exps": (lead, within, hyper.hidden),

@@ -14,10 +14,10 @@ from ...converter.families.family import Gguf
 from ...converter.families.settings import check_settings
 from ...converter.families.table import family_to_load
 from ...converter.model.config_check import check_config
-from .metadata import Hyperparameters, rope_frequency_factors
+from .metadata import Hyperparameters, rope_factors
 from .names import EXPERT, gguf_name, interleave_rows, rotary_heads
 
-ROPE_FREQUENCIES, NORM = "rope_freqs.weight", "norm.weight"
+NORM, ROPE = "norm.weight", "rope_"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, 
     for name in reader.names:
         if name in left_out:
             continue
-        if hyper.tied and name == "lm_head.weight":
+        if hyper.tied and name == family.head + ".weight":
             continue  # the embedding again; llama.cpp reads it from there
         source = _source(name, reader, of, native=native)
         if source is not None:
@@ -61,12 +61,10 @@ def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, 
         sources += _rotary_orders(sources, of, hyper)
     names = {source.name.split(".")[0] for source in sources}
     if not hyper.tied and "output" not in names:
-        raise InputError(f"{reader.path}: no lm_head.weight, though config.json says the head is not tied")
+        raise InputError(f"{reader.path}: no {family.head}.weight, though config.json says the head is not tied")
     if "token_embd" not in names:
-        raise InputError(f"{reader.path}: no model.embed_tokens.weight")
-    factors = rope_frequency_factors(hyper)
-    if factors is not None:
-        sources.append(PlannedTensor(ROPE_FREQUENCIES, factors.shape, ()))
+        raise InputError(f"{reader.path}: no {family.embedding}.weight")
+    sources += [PlannedTensor(name, factors.shape, ()) for name, factors in rope_factors(hyper).items()]
     return sorted(_stacked(sources), key=_file_order)
 
 
@@ -137,7 +135,7 @@ def _file_order(source: PlannedTensor) -> tuple[int, int, str]:
     parts = source.name.split(".")
     if parts[0] == "blk":
         return 1, int(parts[1]), source.name
-    return (0 if parts[0] in ("token_embd", "rope_freqs") else 2), 0, source.name
+    return (0 if parts[0] == "token_embd" or source.name.startswith(ROPE) else 2), 0, source.name
 
 
 def tensor_values(
@@ -151,9 +149,7 @@ def tensor_values(
         )
         return order if heads is None else interleave_rows(order, heads)
     if not source.parts:
-        factors = rope_frequency_factors(hyper)
-        assert factors is not None
-        return factors
+        return rope_factors(hyper)[source.name]
     values = _multiplied_out(source, reader)
     if of.norm_shift and source.name.endswith(NORM):
         values = values + np.float32(of.norm_shift)

@@ -16,7 +16,7 @@ from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
 from ...converter.core.progress import Progress
 from ...converter.families.family import Gguf
-from ...converter.families.table import gguf_of
+from ...converter.families.table import family_to_load, gguf_of
 from ...converter.storage.files import replacing
 from ..artifact import Artifact, TensorRecord
 from ..chosen import CHOSEN, recorded_forms
@@ -217,7 +217,7 @@ def check_acceptable(
 
 def vocabulary_of(reader: CheckpointReader) -> Vocabulary:
     """The vocabulary of a checkpoint, with a token per row of its embedding; raises as `read_vocabulary` says."""
-    return read_vocabulary(reader.path, reader.shape("model.embed_tokens.weight")[0])
+    return read_vocabulary(reader.path, reader.shape(family_to_load(reader.config, "").embedding + ".weight")[0])
 
 
 def _encoded(

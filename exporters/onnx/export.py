@@ -12,7 +12,7 @@ from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
 from ...converter.families.settings import check_settings
 from ...converter.families.table import family_to_load, onnx_of
-from ...converter.model.loading import load, load_tokenizer, quiet_transformers, refusing
+from ...converter.model.loading import load, load_tokenizer, transformers_config
 from ...converter.model.tokens import read_tokens
 from ...converter.storage.documents import shown
 from ...converter.storage.files import replacing
@@ -132,13 +132,10 @@ def check_acceptable(reader: CheckpointReader) -> None:
         InputError: the family, a setting, the rotary embedding, the size of a head or the tokenizer cannot be exported.
         ResourceError: a package that traces the model is missing.
     """
-    from transformers import AutoConfig
-
     where = str(reader.path)
     family = onnx_of(reader.config)
     check_settings(reader.config, family_to_load(reader.config, where), where, "onnx")
-    with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
-        config = AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+    config = transformers_config(reader)
     if family.builder is not None:
         check_rotary(config, where)
         check_head_size(config, where)

@@ -103,11 +103,11 @@ def dense(format: str = "gguf", type: str | None = None, family: str = "llama", 
     return make
 
 
-def with_config(format: str = "gguf", **values: Any) -> Make:
+def with_config(format: str = "gguf", family: str = "llama", **values: Any) -> Make:
     """Keys of config.json that are no longer what they were."""
 
     def make(folder: Path, tiny: ModuleType) -> Any:
-        tiny.save_dense(folder / "m", "llama", blocks=1)
+        tiny.save_dense(folder / "m", family, blocks=1)
         edit(folder / "m" / "config.json", **values)
         return requested(format)
 
@@ -214,6 +214,7 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Any]], Any]:
 MODULES: dict[str, Any] = {}
 COUNTS = np.ones(1, np.float32)
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+SHORT = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0] * 8}
 PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 GATE = "blk.0.ffn_gate.weight"
@@ -259,9 +260,11 @@ REFUSALS: dict[str, list[First]] = {
     "gguf/metadata.py:read_hyperparameters": [
         First(with_config(rms_norm_eps=None), "config.json lacks 'rms_norm_eps'"),
         First(with_config(rms_norm_eps="small"), "holds something that is not a number"),
-        First(with_config(hidden_act="gelu"), "supports the silu activation"),
         First(dense(rope_parameters=DYNAMIC), "does not support rope type 'dynamic'"),
         First(dense(rope_parameters=PARTIAL), "does not support a partial rotary embedding"),
+    ],
+    "gguf/metadata.py:rope_factors": [
+        First(with_config(family="phi3", rope_parameters=SHORT), "short_factor is no list of 8 numbers"),
     ],
     "gguf/mixes.py:Quantization.__post_init__": [
         First(

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from lowrank_export.converter.model.attention import QUERIES, attention_function, causal_attention
+from lowrank_export.converter.model.attention import (
+    QUERIES,
+    attention_function,
+    capped_attention_function,
+    causal_attention,
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -43,3 +48,17 @@ def test_what_is_not_causal_goes_to_pytorch(options: dict[str, object]) -> None:
     found, _ = attention_function(module, query, key, value, mask, scaling=0.5, **options)  # type: ignore[arg-type]
     exact = scaled_dot_product_attention(query, key, value, scale=0.5)
     torch.testing.assert_close(found, exact.transpose(1, 2))
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_a_soft_cap_on_scores(window: int | None) -> None:
+    length, cap = QUERIES + 9, 1.5
+    query, key, value = torch.randn(2, 4, length, 8), torch.randn(2, 2, length, 8), torch.randn(2, 2, length, 8)
+    ago = torch.arange(length)[:, None] - torch.arange(length)
+    seen = (ago >= 0) & (ago < (window or length))
+    mask = None if window is None else seen[None, None]
+    found, _ = capped_attention_function(torch.nn.Module(), query, key, value, mask, scaling=0.5, softcap=cap)
+    scores = query @ key.repeat_interleave(2, 1).transpose(-1, -2) * 0.5
+    scores = (cap * torch.tanh(scores / cap)).masked_fill(~seen, float("-inf"))
+    exact = scores.softmax(-1) @ value.repeat_interleave(2, 1)
+    torch.testing.assert_close(found, exact.transpose(1, 2), rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lowrank_export.converter.core.errors import InputError
-from lowrank_export.exporters.gguf.metadata import read_hyperparameters, rope_frequency_factors
+from lowrank_export.exporters.gguf.metadata import read_hyperparameters, rope_factors
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -35,7 +35,7 @@ def test_defaults() -> None:
     found = read_hyperparameters(CONFIG)
     assert (found.key_value_heads, found.head_dim, found.rope_type, found.tied) == (4, 16, "default", False)
     assert found.rope["rope_theta"] == 10000.0
-    assert rope_frequency_factors(found) is None
+    assert rope_factors(found) == {}
 
 
 def test_rope_of_older_transformers() -> None:
@@ -49,8 +49,9 @@ def test_llama3_factors_equal_those_of_transformers(tiny: ModuleType) -> None:
     config = tiny.config("llama", rope_parameters=LLAMA3, head_dim=64, max_position_embeddings=131072)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 1 / 500000.0 ** (np.arange(0, 64, 2) / 64)
-    factors = rope_frequency_factors(read_hyperparameters({**CONFIG, "head_dim": 64, "rope_parameters": LLAMA3}))
-    assert factors is not None
+    factors = rope_factors(read_hyperparameters({**CONFIG, "head_dim": 64, "rope_parameters": LLAMA3}))[
+        "rope_freqs.weight"
+    ]
     np.testing.assert_allclose(factors, plain / scaled.numpy(), rtol=1e-4)
 
 
@@ -90,7 +91,8 @@ def test_windows_and_two_rotary_bases() -> None:
         assert (found.rope_type == "linear") == bool(said)
         assert found.keys["attention.sliding_window_pattern"] == sliding
     everything = read_hyperparameters({**GEMMA3, "layer_types": ["full_attention"] * 6, "final_logit_softcapping": 30})
-    assert everything.keys == {"final_logit_softcapping": 30.0}
+    assert everything.keys["attention.sliding_window_pattern"] == [False] * 6
+    assert everything.keys["final_logit_softcapping"] == 30.0
 
 
 def test_scores_on_another_scale() -> None:

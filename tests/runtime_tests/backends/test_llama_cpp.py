@@ -21,6 +21,8 @@ from lowrank_export.exporters.registry import requested
 from lowrank_export.runtime_tests.backends.llama_cpp import LlamaCppBackend
 
 FAMILIES = tuple(gguf_families())
+TIED = {name: family.settings["tie_word_embeddings"].gguf for name, family in gguf_families().items()}
+HEADS = [(name, tied) for name in FAMILIES for tied in (True, False) if tied in (TIED[name] or (True, False))]
 TOKENS = np.random.default_rng(0).integers(0, 320, 96).astype(np.int32)
 
 pytestmark = pytest.mark.usefixtures("llama_cpp_runtime")
@@ -82,8 +84,7 @@ def backend(low_rank: tuple[Path, np.ndarray]) -> Iterator[LlamaCppBackend]:
     opened.close()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "tied"), HEADS)
 @pytest.mark.parametrize("rank", [None, 20])
 def test_factored_file_equals_torch(
     tiny: ModuleType, tmp_path: Path, family: str, tied: bool, rank: int | None
@@ -135,8 +136,27 @@ def test_dense_checkpoint_equals_torch(tiny: ModuleType, tmp_path: Path, family:
     assert_equal(model, logits, torch_logits(model))
 
 
-def test_attention_and_feed_forward_biases_of_llama(tiny: ModuleType, tmp_path: Path) -> None:
-    model = tiny.save_factored(tmp_path / "model", "llama", attention_bias=True, mlp_bias=True)
+PARTS = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama: biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "granite: biases": ("granite", {"attention_bias": True, "mlp_bias": True}),
+    "phi3: half of each head rotated": ("phi3", {"rope_parameters": PARTS}),
+    "phi3: longrope": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 64}),
+    "phi3: longrope, short texts": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 256}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_configuration_may_say(tiny: ModuleType, tmp_path: Path, case: str) -> None:
+    family, options = CASES[case]
+    model = tiny.save_factored(tmp_path / "model", family, rank=20, **options)
     logits = logits_of(gguf(tmp_path / "model", tmp_path / "m.gguf", quantization="f32"))
     assert divergence(torch_logits(model), logits) < 1e-9
 
