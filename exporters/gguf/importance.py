@@ -81,8 +81,8 @@ def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Gguf, 
                 found |= {P_SUFFIX: inputs, C_SUFFIX: _latent(linear.lowrank_p.weight, stop.moment)}
             for suffix, square in found.items():
                 squares.setdefault(gguf_name(name + suffix, of) or name, []).append(square.float().cpu().numpy())
-    found = {name: np.stack(rows) if is_stack(name) else rows[0] for name, rows in squares.items()}
-    return Importance(found, sum(chunk.numel() for chunk in chunks))
+    stacked = {name: np.stack(rows) if is_stack(name) else rows[0] for name, rows in squares.items()}
+    return Importance(stacked, sum(chunk.numel() for chunk in chunks))
 
 
 def _latent(v: Tensor, moment: Tensor) -> Tensor:
