@@ -17,7 +17,7 @@ def check_experts(recipe: Recipe, family: Family) -> None:
         return
     refused = {
         "layout": (recipe.layout != "two-factor", "no runtime computes pivot rows of experts"),
-        "refine": (recipe.refine != "none", "a step of gradient descent does not say what an expert without tokens is"),
+        "refine": (recipe.refine != "none", "blocks of experts are not refined by gradient descent"),
         "calibration_reduction": (
             recipe.calibration_reduction != "moments",
             "an expert sees another number of tokens of every window; there is no mean over windows",
