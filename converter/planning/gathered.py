@@ -29,7 +29,7 @@ from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .model_shape import WindowSizes
-from .ranks import kept_dense, losses_alone, method_of, statistics_kinds
+from .ranks import check_whole_vocabulary, kept_dense, losses_alone, method_of, statistics_kinds
 
 ADVICE = "add a lower --max-device-memory, use fewer or shorter --windows, or --device cpu; finished work is kept"
 """Where a GPU's memory was too little in spite of the plan."""
@@ -90,6 +90,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
         UsageError, InputError, ResourceError: as the stages say.
     """
     recipe, source, device = context.recipe, context.source, context.device
+    check_whole_vocabulary(recipe)
     progress, workers = context.progress, context.workers
     with device_errors(device, ADVICE), float32_products(device, fast=True):
         method = method_of(recipe)
