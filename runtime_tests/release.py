@@ -92,7 +92,9 @@ def release(
     of_dense = [request.of_dense(recipe.calibration) for request in exports]
     if recipe.keep_vocabulary:
         _check_place(fewer_tokens(recipe, out), out, force)
-        check_exports(open_source(recipe.model, progress).reader(), exports)
+        whole = open_source(recipe.model, progress)
+        check_exports(whole.reader(), exports)
+        load_windows(evaluation, whole.path)
         recipe, vocabulary = trimmed_first(recipe, out, evaluation.text, force=force, progress=progress)
     _check_place(recipe, out, force)
     for format in dict.fromkeys(request.format for request in exports):

@@ -13,6 +13,7 @@ from ..converter.core.recipe import Recipe
 from ..converter.model.source import open_source
 from ..converter.statistics.calibration import text_sha256
 from ..converter.storage.files import replacing
+from ..converter.texts.corpus import is_windows
 from ..converter.vocabulary.trim import KEPT_FILE, trim
 from .trimming import trim_cost
 
@@ -44,9 +45,12 @@ def trimmed_first(
         `fewer_tokens`, and what was asked and what it cost, JSON-ready.
 
     Raises:
-        UsageError: `out` holds another trimmed model, and `force` is not set.
+        UsageError: `out` holds another trimmed model, and `force` is not set; or windows in place of a text.
         InputError: as `trim` says.
     """
+    for name in (recipe.calibration, recipe.update_calibration, text):
+        if name is not None and is_windows(name):
+            raise UsageError(f"{name}: windows are ids of the whole vocabulary; with fewer tokens give a text")
     source, place = open_source(recipe.model, progress), out / TRIMMED
     asked = {
         "model": recipe.model,

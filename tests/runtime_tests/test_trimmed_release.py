@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -67,6 +68,23 @@ def test_refused_where_it_is_no_stage(
     assert done.exit_code == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_inputs_are_looked_at_before_any_work(place: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "windows.npy", np.ones((2, 32), np.int32))
+    common = ["--model", str(place / "dense"), "--keep-vocabulary", str(place / "text.txt"), "--format", "gguf"]
+    for more, message, code in (
+        (["--evaluate", "none.txt"], "none.txt", 3),
+        (
+            ["--calibration", str(tmp_path / "windows.npy"), "--evaluate", str(place / "text.txt")],
+            "whole vocabulary",
+            2,
+        ),
+    ):
+        done = CliRunner().invoke(app, [*common, *more, "--evaluation-length", "32", "--out", str(tmp_path / "x")])
+        assert done.exit_code == code
+        assert message in done.stderr
+        assert not (tmp_path / "x").exists()
 
 
 def test_a_size_of_nothing(place: Path) -> None:
