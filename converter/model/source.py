@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from ..families.family import Family
 from ..families.table import family_of
 from ..storage.documents import shown
 from .demo import DEMO_LICENSE, demo_gguf
+from .fingerprint import model_sha256
 from .gguf_conversion import from_gguf
 from .places import is_gguf, model_place
 from .vision_check import check_beside
@@ -53,12 +53,7 @@ class Source:
 
     @cached_property
     def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        for file in sorted([self.path / "config.json", *self.path.glob("*.safetensors")]):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return model_sha256(self.path)
 
 
 def open_source(spec: str, progress: Progress, option: str = "--model") -> Source:
