@@ -18,6 +18,7 @@ from ..converter.pipeline import compress
 from ..converter.planning.disk_forecast import bytes_at, check_disk, checkpoint_bytes, factored_shapes
 from ..converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ..converter.storage.files import check_output, remove
+from ..converter.texts.pairs import names_pairs
 from ..exporters.artifact import Artifact
 from ..exporters.budget.sized import CHECKPOINT
 from ..exporters.chosen import CHOSEN
@@ -90,6 +91,8 @@ def release(
         if request.quantization == CHOSEN:
             request.check_choice(recipe.forms)
     of_dense = [request.of_dense(recipe.calibration) for request in exports]
+    if names_pairs(recipe.calibration) and (recipe.sized or any(request.reads_calibration for request in exports)):
+        raise UsageError(f"--calibration {recipe.calibration}: sizes and aware rounding run texts, without pictures")
     if recipe.keep_vocabulary:
         _check_place(fewer_tokens(recipe, out), out, force)
         whole = open_source(recipe.model, progress)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import naming
+from ..core.errors import InputError, naming
 from ..core.progress import Progress
 from ..core.recipe import Recipe
 from ..distributed.workers import ALONE, Workers
@@ -27,6 +27,7 @@ from ..statistics.mixture import samples
 from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
+from ..texts.pairs import names_pairs
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .model_shape import WindowSizes
 from .ranks import check_whole_vocabulary, kept_dense, losses_alone, method_of, statistics_kinds
@@ -102,6 +103,7 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
         if sampling:  # the model is sampled as a whole: refused before that
             sampled = WindowSizes(recipe.windows, recipe.held_out, recipe.window_length, 1)
             plan_memory(recipe, method, blocks, sampled, context.room)
+        _check_labels(recipe, method)
         calibration = update = None
         if method.needs_calibration or recipe.refine != "none":
             calibration = draw_windows("calibration", recipe, source, blocks, progress, workers)
@@ -152,6 +154,14 @@ def _gather(context: Context, found: Gathered, calibration: Calibration, kinds: 
     for kind in alone:
         if kind in kinds:
             losses_alone(recipe, kind, blocks, calibration, statistics, progress, workers)
+
+
+def _check_labels(recipe: Recipe, method: Method) -> None:
+    """Refuse pictures where a loss is taken against the next token of the text, which a picture's feature is not."""
+    kinds = (method.needs_fisher, method.allocation in ("perplexity", "block-error"), recipe.refine == "model")
+    if any(kinds) and names_pairs(recipe.calibration):
+        what = "--refine model predicts" if kinds[2] else f"method {recipe.method} predicts"
+        raise InputError(f"--calibration {recipe.calibration}: {what} its tokens; give a text without pictures")
 
 
 def _in_bfloat16(recipe: Recipe, device: torch.device) -> bool:
