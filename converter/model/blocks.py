@@ -71,14 +71,33 @@ class BlockSource:
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = int(config.max_position_embeddings)
+        self._pictures: Tensor | None = None
+
+    def see(self, features: Tensor) -> None:
+        """Give features of pictures (K, d) the numbers that follow those of the vocabulary and of features before."""
+        self._pictures = features if self._pictures is None else torch.cat([self._pictures, features])
+
+    @property
+    def seen(self) -> int:
+        """How many features of pictures have numbers."""
+        return 0 if self._pictures is None else len(self._pictures)
 
     def embed(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is mapped in once, and let go."""
+        """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is mapped in once, and let go.
+
+        Ids beyond the vocabulary are features of pictures, see `see`.
+        """
         name = self.family.embedding + ".weight"
         weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
         for tokens in chunks:
-            stream = nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype)
-            yield stream if self.embedding_scale == 1.0 else stream * self.embedding_scale
+            ids = tokens.cpu().long()
+            stream = nn.functional.embedding(ids.clamp(max=len(weight) - 1), weight).to(self.device, self.dtype)
+            stream = stream if self.embedding_scale == 1.0 else stream * self.embedding_scale
+            if self._pictures is not None:
+                pictured = ids >= len(weight)
+                seen = self._pictures[ids[pictured] - len(weight)]
+                stream[pictured.to(self.device)] = seen.to(self.device, self.dtype)
+            yield stream
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""

@@ -118,14 +118,26 @@ def allocate(
 
 
 def check_settled(recipe: Recipe) -> None:
-    """Refuse a size that nothing has been chosen for: that is a matter of the format it is met in.
+    """Refuse a size that nothing has been chosen for, which is a matter of the format it is met in, and a vocabulary
+    that is still to be cut.
 
     Raises:
         UsageError: it is one.
     """
+    check_whole_vocabulary(recipe)
     if recipe.sized and not recipe.choice:
         key = "max_bytes" if recipe.max_bytes is not None else "bits_per_weight"
         raise UsageError(f"{key}: is met by a file, not by a checkpoint; use the main command, or plan")
+
+
+def check_whole_vocabulary(recipe: Recipe) -> None:
+    """Refuse a recipe whose model has to lose tokens first.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if recipe.keep_vocabulary:
+        raise UsageError("keep_vocabulary: is a stage of the main command; or use trim, and what it makes as --model")
 
 
 def chosen_plan(recipe: Recipe, shapes: list[LinearShape], keep_dense: frozenset[str]) -> RankPlan:
