@@ -1,8 +1,8 @@
 """What stands in for the tokens that an expert is not sent: rules compared on the tokens that it is sent later.
 
-The MLP of a block of the demo model serves as an expert, and the tokens nearest to one of 16 means of its inputs as those
-that a router sends to it: real activations, of which a kind of text uses some directions. Of a rule and a number of
-tokens the table has the mean squared error of the truncated MLP's linears on other tokens of that kind, relative to
+The MLP of a block of the demo model serves as an expert, and the tokens nearest to one of 16 means of its inputs as
+those that a router sends to it: real activations, of which a kind of text uses some directions. Of a rule and a number
+of tokens the table has the mean squared error of the truncated MLP's linears on other tokens of that kind, relative to
 their outputs.
 
     python benchmarks/few_visits.py --text wiki.valid.raw
@@ -70,7 +70,9 @@ def kinds(x: Tensor) -> Tensor:
     means = x[torch.linspace(0, len(x) - 1, KINDS).long()]
     for _ in range(12):
         nearest = (x @ means.T).argmax(dim=1)
-        means = torch.stack([x[nearest == kind].mean(dim=0) if (nearest == kind).any() else means[kind] for kind in range(KINDS)])
+        means = torch.stack(
+            [x[nearest == kind].mean(dim=0) if (nearest == kind).any() else means[kind] for kind in range(KINDS)]
+        )
         means = torch.nn.functional.normalize(means, dim=1)
     return nearest
 
