@@ -25,19 +25,20 @@ import sys, torch
 from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM
 from random_llama import fill, save_tokenizer
-path, family, width, inner, blocks = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+path, family, width, inner, blocks, count, used = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 size = save_tokenizer(path)
-experts = {"num_experts": %d, "num_experts_per_tok": %d, "moe_intermediate_size": inner // %d, "norm_topk_prob": True}
+experts = {"num_experts": count, "num_experts_per_tok": used, "moe_intermediate_size": inner // used}
 config = AutoConfig.for_model(
     family, vocab_size=size, hidden_size=width, intermediate_size=inner, num_hidden_layers=blocks,
     num_attention_heads=width // 64, num_key_value_heads=width // 128, head_dim=64, max_position_embeddings=2048,
-    tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, **(experts if "moe" in family else {}),
+    tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+    **({**experts, "norm_topk_prob": True} if "moe" in family else {}),
 )
 model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 for parameter in model.parameters():
     fill(parameter) if parameter.ndim > 1 else None
 model.save_pretrained(path)
-""" % (EXPERTS, USED, USED)
+"""
 HEADER = ("model", "weights MB", "block MB", "compress s", "peak MB", "forecast MB", "export s", "export MB")
 
 
@@ -59,7 +60,7 @@ def main() -> None:
 
 def measured(folder: Path, family: str, given: argparse.Namespace) -> list[str]:
     """Build, compress and export one model."""
-    sizes = map(str, (given.width, given.inner, given.blocks))
+    sizes = map(str, (given.width, given.inner, given.blocks, EXPERTS, USED))
     here = Path(__file__).parent
     (folder / "m").mkdir()
     subprocess.run([sys.executable, "-c", BUILD, str(folder / "m"), family, *sizes], cwd=here, check=True)
