@@ -32,6 +32,7 @@ from .machine.memory import release_freed
 from .model.source import Source, check_same, open_source
 from .model_refinement import refined_model
 from .planning.disk_forecast import bytes_at, check_disk, compression_bytes
+from .planning.experts_check import check_experts
 from .planning.job import Job
 from .planning.preparation import prepared
 from .planning.ranks import check_settled
@@ -93,6 +94,7 @@ def compress(
         check_output(out, force)
     progress = progress or SilentProgress()
     source = workers.main_process_first(lambda: open_source(recipe.model, progress))
+    check_experts(recipe, source.family)
     check_same(source, workers)
     with unfinished(out, workers) as journal:
         where = pick_device(device, workers)

@@ -10,6 +10,7 @@ import typer
 from ..converter.core.errors import InputError, UsageError
 from ..converter.core.outcome import Outcome
 from ..converter.core.recipe_options import (
+    VOCABULARY,
     Given,
     RecipeFile,
     chosen_recipe,
@@ -116,7 +117,7 @@ def validate(
     return _reported(report)
 
 
-@recipe_options("method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
+@recipe_options(*VOCABULARY, "method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
 @running_options("measured")
 @evaluation_options("quality")
 def compare(
@@ -157,7 +158,7 @@ def compare(
     return Outcome(comparison.to_json(), render(comparison), (f"{out}: compare.json and compare.html",))
 
 
-@recipe_options("method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
+@recipe_options(*VOCABULARY, "method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
 @export_options("type")
 @running_options("measured")
 @evaluation_options("speed")

@@ -59,12 +59,15 @@ class CheckpointReader:
                     raise InputError(f"{shard}: holds {shown(name)}, and so does {shards[name].name}")
                 shards[name] = shard
         self._beside = {} if self.around is None else _taken_beside(shards, self.around)
+        family = FAMILIES.get(str(self.config.get("model_type")))
         self.prefixes: tuple[Prefix, ...] = (
-            foreign_prefixes(shards, FAMILIES.get(str(self.config.get("model_type"))))
-            if self.around is None
-            else language_prefixes(self.around)
+            foreign_prefixes(shards, family) if self.around is None else language_prefixes(self.around)
         )
-        self._stored = {plain_name(name, self.prefixes): name for name in shards}
+        renamed = {} if family is None else family.stored_names
+        self._stored = {plain_name(name, self.prefixes, renamed): name for name in shards}
+        if len(self._stored) < len(shards):
+            twice = min(set(shards) - set(self._stored.values()))
+            raise InputError(f"{self.path}: holds {shown(twice)} under another name too")
         self._shards = {plain: shards[name] for plain, name in self._stored.items()}
         self._check_factors()
         self._settle_tied()

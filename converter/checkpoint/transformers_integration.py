@@ -16,7 +16,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..families.table import FAMILIES
 from ..storage.safetensors_header import read_header
+from .expert_modules import separate_experts
 from .factored_config import METHOD
 from .layouts import LAYOUTS, PERM_SUFFIX
 from .lowrank_linear import replace_linears
@@ -62,12 +64,20 @@ class LowRankQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config: Any = self.quantization_config
         files = kwargs.get("checkpoint_files") or ()
+        if model.config.model_type in FAMILIES:
+            separate_experts(model, FAMILIES[model.config.model_type])
         in_order = _in_order(config.ranks, files) if config.layout == "pivot" else frozenset()
         try:
             replace_linears(model, config.ranks, config.layout, in_order)
         except KeyError as error:
             raise ValueError(f"factored checkpoint names a linear that the model does not have: {error}") from error
         return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """No experts are stacked: names are changed, tensors are not."""
+        from transformers.core_model_loading import WeightRenaming
+
+        return [step for step in weight_conversions if isinstance(step, WeightRenaming)]
 
     def is_serializable(self) -> bool:
         """`save_pretrained` writes the factors."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.expert_modules import separate_experts
 from ..checkpoint.layouts import PERM_SUFFIX, Layout
 from ..checkpoint.lowrank_linear import replace_linears
 from ..checkpoint.reader import CheckpointReader
@@ -56,6 +57,7 @@ class BlockSource:
         with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
+        separate_experts(self._skeleton, family)
         in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
         layout: Layout = "pivot" if reader.layout == "pivot" else "two-factor"
         try:

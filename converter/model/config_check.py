@@ -97,9 +97,15 @@ def check_sizes(
         "gate_up_proj": (2 * inner, hidden),
         "down_proj": (hidden, inner),
     }
+    if (experts := family.experts) is not None:
+        inner = size(experts.inner)
+        shapes |= {experts.gate: (inner, hidden), experts.up: (inner, hidden), experts.down: (hidden, inner)}
+        experts.used_per_token(config)
     for block in range(count):
         for linear in family.linears:
             compare(family.linear_name(block, linear), shapes[linear.rpartition(".")[2]])
+        if experts is not None:
+            compare(family.linear_name(block, experts.router), (experts.number(config), hidden))
 
 
 def _stored(reader: CheckpointReader, module: str) -> Shape:

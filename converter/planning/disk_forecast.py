@@ -30,7 +30,7 @@ def factored_shapes(recipe: Recipe, source: Source) -> dict[str, tuple[int, ...]
         for block in range(int(reader.config["num_hidden_layers"]))
         for linear in family.linears
     ]
-    kept, unsettled = kept_dense(recipe.keep_dense, linears), recipe.sized and not recipe.choice
+    kept, unsettled = kept_dense(recipe.keep_dense, linears, family), recipe.sized and not recipe.choice
     for name in linears:
         m, n = shapes[name + ".weight"]
         rank = 1 if unsettled else max(1, int(layouts.rank_for(recipe.layout, m, n, recipe.retention)))

@@ -28,9 +28,10 @@ from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
 from ..texts.pairs import names_pairs
+from .experts_check import check_experts
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .model_shape import WindowSizes
-from .ranks import kept_dense, losses_alone, method_of, statistics_kinds
+from .ranks import check_whole_vocabulary, kept_dense, losses_alone, method_of, statistics_kinds
 
 ADVICE = "add a lower --max-device-memory, use fewer or shorter --windows, or --device cpu; finished work is kept"
 """Where a GPU's memory was too little in spite of the plan."""
@@ -91,12 +92,14 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
         UsageError, InputError, ResourceError: as the stages say.
     """
     recipe, source, device = context.recipe, context.source, context.device
+    check_whole_vocabulary(recipe)
     progress, workers = context.progress, context.workers
+    check_experts(recipe, source.family)
     with device_errors(device, ADVICE), float32_products(device, fast=True):
         method = method_of(recipe)
         blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
         exempt_loaded()
-        kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
+        kept_dense(recipe.keep_dense, list(blocks.linear_shapes()), blocks.family)  # refused before any work
         with naming("--calibration"):
             sampling = samples(recipe.calibration)
         if sampling:  # the model is sampled as a whole: refused before that

@@ -70,6 +70,10 @@ def trim(
     if not texts:
         raise UsageError("keep_vocabulary: give at least one text, whose tokens are kept")
     reader, tokenizer = source.reader(), read_tokenizer_file(source.path)
+    if reader.around is not None:
+        raise InputError(
+            f"{source.spec}: the vocabulary of a vision-language model is not cut: its processor names ids"
+        )
     rows = reader.shape(source.family.embedding + ".weight")[0]
     counts, needed = _counted(source.path, texts, rows), _named(source.path, tokenizer)
     kept = kept_tokens(tokenizer, counts, needed, size, rows)

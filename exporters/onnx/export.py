@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...converter.checkpoint.expert_modules import separate_experts
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
 from ...converter.families.settings import check_settings
@@ -83,7 +84,7 @@ def export_onnx(
     merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantization, options)
     rounded = gptq_matrices(reader, quantization, options, merged, progress)
     with progress.stage(f"ONNX {quantization}", 3) as advance, replacing(out, force=force, folder=True) as folder:
-        model = _load_float32(checkpoint)
+        model = _load_float32(reader)
         multiply_out(model, merged)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         weights = StoredWeights(
@@ -158,10 +159,12 @@ def check_token_ids(reader: CheckpointReader, tokenizer: PreTrainedTokenizerBase
         )
 
 
-def _load_float32(checkpoint: Path) -> PreTrainedModel:
+def _load_float32(reader: CheckpointReader) -> PreTrainedModel:
     import torch
 
-    return load(checkpoint, dtype=torch.float32)
+    model = load(reader.path, dtype=torch.float32)
+    separate_experts(model, family_to_load(reader.config, str(reader.path)))  # what is stored in a type is a matrix
+    return model
 
 
 def _metadata(
