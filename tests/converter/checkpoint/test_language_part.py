@@ -18,7 +18,7 @@ from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
 from lowrank_export.converter.families.settings import check_settings
-from lowrank_export.converter.families.table import FAMILIES
+from lowrank_export.converter.families.table import FAMILIES, gguf_of
 from lowrank_export.converter.families.vision.table import VISION_LANGUAGE
 from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.model.source import open_source
@@ -231,6 +231,30 @@ REAL = {
         },
         "tie_word_embeddings": False,
     },
+    "qwen2_5_vl": {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        "eos_token_id": 151645,
+        "vision_token_id": 151654,
+        "image_token_id": 151655,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 70,
+        "model_type": "qwen2_5_vl",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vision_config": {"model_type": "qwen2_5_vl", "out_hidden_size": 2048},
+        "vocab_size": 151936,
+    },
 }
 """As the hub's folders say it, for the most part."""
 
@@ -244,6 +268,22 @@ def test_silent_configurations_are_those_of_transformers(name: str) -> None:
     check_settings(found, family, where)
     assert found["tie_word_embeddings"] == whole.tie_word_embeddings
     for key in family.settings:
-        if found.get(key) is not None and "rope" not in key and key != "tie_word_embeddings":
+        if found.get(key) is not None and not any(word in key for word in ("rope", "tie_", "sliding_window")):
             assert found[key] == getattr(whole.text_config, key), key
-    assert read_hyperparameters(found).blocks == whole.text_config.num_hidden_layers
+    hyper, text = read_hyperparameters(found), whole.text_config
+    assert (hyper.blocks, hyper.sliding_window) == (text.num_hidden_layers, getattr(text, "sliding_window", None))
+
+
+def test_a_configuration_that_says_all_in_one(tmp_path: Path, tiny: ModuleType, tiny_vision: ModuleType) -> None:
+    """The hub's of Qwen2.5-VL have no `text_config`; positions of text are those of a Qwen 2."""
+    tiny_vision.save(tmp_path, tiny, "qwen2_5_vl", "qwen2")
+    before, whole = load(tmp_path)(TOKENS).logits, tiny_vision.load(tmp_path)
+    text = text_config(tmp_path)
+    rewrite(tmp_path, **{**text, "model_type": "qwen2_5_vl", "text_config": None})
+    assert load(tmp_path)(TOKENS).logits.equal(before)
+    torch.testing.assert_close(
+        tiny_vision.answer(tiny_vision.load(tmp_path), "qwen2_5_vl"), tiny_vision.answer(whole, "qwen2_5_vl")
+    )
+    reader = opened(tmp_path)
+    assert gguf_of(reader.config).architecture == "qwen2vl"
+    assert read_hyperparameters(reader.config).keys == {"rope.dimension_sections": [2, 3, 3, 0]}
