@@ -161,5 +161,6 @@ def onnx_of(config: Mapping[str, Any]) -> Onnx:
 
 
 def _all_gguf() -> Iterator[Gguf]:
-    families = (*FAMILIES.values(), *VISION_LANGUAGE.values())
-    return (family.gguf for family in families if family.gguf is not None)
+    own = [family.gguf for family in FAMILIES.values()]
+    inside = [around.gguf for around in VISION_LANGUAGE.values()]
+    return (gguf for gguf in (*own, *inside) if gguf is not None)
