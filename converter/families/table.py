@@ -16,10 +16,12 @@ from . import (
     granite,
     llama,
     mistral,
+    olmo2,
     opt,
     phi3,
     qwen2,
     qwen3,
+    smollm3,
     stablelm,
     starcoder2,
 )
@@ -37,11 +39,13 @@ FAMILIES: Mapping[str, Family] = {
         gemma3_text,
         granite,
         phi3,
-        opt,
+        smollm3,
+        olmo2,
+        starcoder2,
         cohere,
+        opt,
         gpt_neox,
         stablelm,
-        starcoder2,
     )
 }
 """config.json's `model_type` -> family, in the order in which messages name them."""
@@ -122,7 +126,8 @@ def gguf_of(config: Mapping[str, Any]) -> Gguf:
     model_type = str(config.get("model_type"))
     found = FAMILIES[model_type].gguf if model_type in FAMILIES else None
     if found is None:
-        raise InputError(f"GGUF export supports {', '.join(gguf_families())}; this checkpoint is {model_type!r}")
+        why = f": {FAMILIES[model_type].no_gguf}" if model_type in FAMILIES else ""
+        raise InputError(f"GGUF export supports {', '.join(gguf_families())}; this checkpoint is {model_type!r}{why}")
     return found
 
 

@@ -74,7 +74,7 @@ def backward_blocks(
         for index in reversed(range(blocks.block_count)):
             block = blocks.block(index)
             for name in blocks.family.linears:
-                block.get_submodule(name).register_forward_hook(_watch(name, observe))
+                block.get_submodule(name).register_forward_hook(_watch(name, windows.shape[1], observe))
             for chunk, x in enumerate(kept.pop()):
                 x = x.to(blocks.dtype).requires_grad_(True)
                 with torch.enable_grad():
@@ -86,10 +86,15 @@ def backward_blocks(
             yield index
 
 
-def _watch(name: str, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _watch(name: str, length: int, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """A hook of a linear that observes it in windows of `length` tokens; some blocks flatten them on the way."""
+
+    def in_windows(x: Tensor) -> Tensor:
+        return x.reshape(-1, length, x.shape[-1])
+
     def hook(module: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> None:
-        x = arguments[0].detach()
-        y.register_hook(lambda gradient: observe(name, x, gradient))  # type: ignore[no-untyped-call]
+        x = in_windows(arguments[0].detach())
+        y.register_hook(lambda gradient: observe(name, x, in_windows(gradient)))  # type: ignore[no-untyped-call]
 
     return hook
 

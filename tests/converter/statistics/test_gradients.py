@@ -51,7 +51,7 @@ def whole_model_gradients(model: torch.nn.Module, tokens: torch.Tensor) -> dict[
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "opt"])
 def test_is_autograd_through_the_whole_model(tiny: ModuleType, tmp_path: Path, family: str, tied: bool) -> None:
     model = tiny.save_dense(tmp_path / "m", family, tied=tied)
     expected = whole_model_gradients(model, windows())
