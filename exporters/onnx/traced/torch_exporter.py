@@ -30,6 +30,7 @@ GENAI_TYPE = "llama"
 """GenAI runs every decoder with a KV cache through one class, and looks its name up in a list that lacks these."""
 
 _SAMPLE = (4, 3)  # cached tokens and new ones of the trace; no length stays fixed in the graph
+TEXTS = 2  # of the sample: torch.export takes a size of one for one that is always so
 _INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -89,9 +90,9 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
     exporters = torch_exporter()
     cached, new = _SAMPLE
     cache = _cache(model, cached)
-    ids = torch.arange(1, 1 + new)[None]
-    positions = torch.arange(cached, cached + new)[None]
-    mask = torch.ones(1, cached + new, dtype=torch.long)
+    ids = torch.arange(1, 1 + new).repeat(TEXTS, 1)
+    positions = torch.arange(cached, cached + new).repeat(TEXTS, 1)
+    mask = torch.ones(TEXTS, cached + new, dtype=torch.long)
     inputs = {**dict(zip(_INPUTS, (ids, mask, positions), strict=True)), "past_key_values": cache}
     free = Dim.AUTO
     shapes: dict[str, Any] = {name: {0: free, 1: free} for name in _INPUTS}
@@ -115,7 +116,7 @@ def _cache(model: PreTrainedModel, length: int) -> Any:
 
     cache = DynamicCache(config=model.config)
     with torch.inference_mode(mode=False), torch.no_grad():
-        model(input_ids=torch.arange(1, 1 + length)[None], past_key_values=cache, use_cache=True)
+        model(input_ids=torch.arange(1, 1 + length).repeat(TEXTS, 1), past_key_values=cache, use_cache=True)
     return cache
 
 
