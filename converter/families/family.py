@@ -84,6 +84,8 @@ class Gguf:
             InputError where the architecture cannot express it.
         factored: all linears pass llama.cpp's `build_lora_mm`, verified against torch logit by logit; a factored
             weight used elsewhere would end the process inside ggml.
+        restored: what a file says of itself, without the architecture before the names -> settings of the configuration
+            that transformers leaves out when it reads one.
         read: GGUF files of the family were compared with the model they were made from, and serve as input.
     """
 
@@ -102,6 +104,7 @@ class Gguf:
     long_rotary: bool = False
     keys: Callable[[Mapping[str, Any]], Mapping[str, Value]] = _no_keys
     factored: bool = False
+    restored: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_keys
     read: bool = False
 
 

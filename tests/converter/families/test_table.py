@@ -112,7 +112,7 @@ def test_settings_and_defaults_are_keys_of_transformers(name: str, tiny: ModuleT
 def test_lookups() -> None:
     assert set(compressed()) == {name for name, family in FAMILIES.items() if family.compressed}
     assert set(gguf_families()) == {name for name, family in FAMILIES.items() if family.gguf}
-    assert gguf_inputs() == ("llama", "mistral", "qwen2", "qwen3")
+    assert gguf_inputs() == ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
     assert factored_architectures()[:3] == ("llama", "qwen2", "qwen3")
     assert {*built_onnx(), *traced_onnx()} == set(FAMILIES)
     assert of_architecture("bert") is None
