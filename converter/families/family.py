@@ -86,6 +86,7 @@ class Gguf:
             weight used elsewhere would end the process inside ggml.
         restored: what a file says of itself, without the architecture before the names -> settings of the configuration
             that transformers leaves out when it reads one.
+        tokenizer: `tokenizer.ggml.model` of files that serve as input; "" where transformers reads every kind.
         read: GGUF files of the family were compared with the model they were made from, and serve as input.
     """
 
@@ -105,6 +106,7 @@ class Gguf:
     keys: Callable[[Mapping[str, Any]], Mapping[str, Value]] = _no_keys
     factored: bool = False
     restored: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_keys
+    tokenizer: str = ""
     read: bool = False
 
 

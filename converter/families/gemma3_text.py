@@ -88,6 +88,7 @@ FAMILY = Family(
         keys=_gguf_keys,
         factored=True,
         restored=_restored,
+        tokenizer="llama",
         read=True,
     ),
     onnx=Onnx("Gemma3Model", genai_type="gemma3_text", adapt=_flat_rotary),

@@ -12,6 +12,7 @@ from typing import Any
 from ..core.errors import InputError
 from ..core.progress import Progress
 from ..families.table import FAMILIES, family_of
+from ..storage.documents import shown
 from ..storage.files import cache_folder, file_sha256, replacing, writable_cache
 from ..storage.gguf_header import Header, read_header
 from .config_check import check_sizes
@@ -68,7 +69,6 @@ def _convert_gguf(path: Path, out: Path, named: Path) -> None:
             **here,
         )
         tokenizer: Any = AutoTokenizer.from_pretrained(str(alone), **here)
-        tokenizer("a b")  # of a kind that transformers does not expect of the family, it takes no text
     check_complete(named, found)
     if getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
@@ -88,6 +88,12 @@ def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
             f"{path}: a GGUF file of family {family.model_type!r} is not read; give the model's Hugging Face folder"
         )
 
+    kind = header.metadata.get("tokenizer.ggml.model")
+    if family.gguf.tokenizer not in ("", kind):
+        raise InputError(
+            f"{path}: has a tokenizer of kind {shown(kind)}, of which transformers makes another one in a "
+            f"{family.model_type} model; give the model's Hugging Face folder"
+        )
     names = family.gguf.block
 
     def stored(module: str) -> tuple[int, ...]:
