@@ -119,6 +119,7 @@ for _verb, _passive in (
     (testing.compare, True),
     (testing.sweep, False),
     (testing.recommend, False),
+    (testing.trim, False),
     (exporting.export, True),
     (exporting.imatrix, True),
     (testing.validate, False),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .core.outcome import Outcome
-from .core.recipe_options import Given, RecipeFile, chosen_recipe, recipe_options
+from .core.recipe_options import VOCABULARY, Given, RecipeFile, chosen_recipe, recipe_options
 from .core.run_options import ProcessThreads, Running, chosen_limits, running_options
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .distributed.workers import Workers
 
 
-@recipe_options()
+@recipe_options(*VOCABULARY)
 @running_options()
 def statistics(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to keep them in; what is there already stays.")],

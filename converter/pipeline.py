@@ -32,6 +32,7 @@ from .machine.memory import release_freed
 from .model.source import Source, check_same, open_source
 from .model_refinement import refined_model
 from .planning.disk_forecast import bytes_at, check_disk, compression_bytes
+from .planning.experts_check import check_experts
 from .planning.job import Job
 from .planning.preparation import prepared
 from .planning.ranks import check_settled
@@ -93,6 +94,7 @@ def compress(
         check_output(out, force)
     progress = progress or SilentProgress()
     source = workers.main_process_first(lambda: open_source(recipe.model, progress))
+    check_experts(recipe, source.family)
     check_same(source, workers)
     with unfinished(out, workers) as journal:
         where = pick_device(device, workers)
@@ -209,13 +211,14 @@ def _refinement_bytes(job: Job) -> int:
 
 def _write(job: Job, folder: Path, blocks: Iterable[tuple[int, nn.Module]], losses: Mapping[str, FitLoss]) -> None:
     """Write a checkpoint. `losses` is read after the blocks."""
-    writer = CheckpointWriter(folder)
+    writer, whole_name = CheckpointWriter(folder), job.blocks.reader.whole_name
     for index, block in blocks:  # not enumerate, which holds on to a block while the next is made
-        prefix = f"{job.source.family.blocks}.{index}"
+        prefix = whole_name(f"{job.source.family.blocks}.{index}")
         writer.write_shard(f"block-{index:05d}", {f"{prefix}.{name}": t for name, t in block.state_dict().items()})
         del block
     for number, name in enumerate(_outside_blocks(job)):
-        writer.write_shard(f"rest-{number:05d}", {name: _as_stored(job, name)})
+        writer.write_shard(f"rest-{number:05d}", {whole_name(name): _as_stored(job, name)})
+    writer.copy_beside(job.blocks.reader)
     plan = _plan_with_losses(job, losses)
     writer.finish(job.blocks.reader, _config(job), _texts(job, plan) if job.workers.is_main_process else {})
     if job.workers.is_main_process and job.calibration is not None and job.calibration.sampled is not None:
@@ -241,7 +244,8 @@ def _config(job: Job) -> dict[str, Any]:
         "retention": job.plan.retention,
         "ranks": job.plan.ranks,
     }
-    return factored_config({**job.blocks.reader.config, "dtype": job.recipe.dtype, "quantization_config": lowrank})
+    config = {**job.blocks.reader.config, "dtype": job.recipe.dtype, "quantization_config": lowrank}
+    return factored_config(job.blocks.reader.whole_config(config))
 
 
 def _plan_with_losses(job: Job, losses: Mapping[str, FitLoss]) -> dict[str, Any]:
@@ -264,5 +268,5 @@ def _texts(job: Job, plan: dict[str, Any]) -> dict[str, str]:
         RECIPE_FILE: job.recipe.to_yaml(),
         "plan.json": json.dumps(plan, indent=2) + "\n",
         "calibration.json": json.dumps({**calibration, **provenance}, indent=2) + "\n",
-        "README.md": model_card(job.recipe, job.source, plan),
+        "README.md": model_card(job.recipe, job.source, plan, images=job.blocks.reader.around is not None),
     }

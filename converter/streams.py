@@ -15,6 +15,7 @@ from .model.activations import Activations
 from .model.block_forward import TappedBlock
 from .model.passes import Pass, RecomputedPass, SuspendedPass
 from .planning.job import Job
+from .statistics.few_visits import least_share
 from .statistics.moments import GroupMoments
 from .training.descent import Schedule
 from .training.refinement import Examples, refine_block
@@ -32,6 +33,8 @@ class Streams:
         self.compressed: Activations = []
         self.fitted_chunks = len(job.chunks)
         self.refines = job.refines
+        (tokens,) = job.workers.totals([sum(chunk.numel() for chunk in job.chunks)])
+        self.share = least_share(job.blocks, int(tokens))
         self.runs = job.method.needs_compressed_stream or self.refines
         # a linear that is worth its full rank still answers for the error before it; one the user excluded does not
         self.counted = {linear.shape.name for linear in job.plan.linears if linear.compressed}
@@ -42,7 +45,7 @@ class Streams:
     def compress_block(self, index: int, block: nn.Module, progress: Progress) -> dict[str, FitLoss]:
         """Replace the block's linears by factors, in place, and carry the streams through it."""
         family = self.job.source.family
-        tapped, beside = TappedBlock(block, family), None
+        tapped, beside = TappedBlock(block, family, share=self.share), None
         compressed, dense = self._pass(block, self.compressed), None
         fit = BlockFit(self.job, index, tapped, self.counted)
         fit.truncate_ahead()
@@ -51,11 +54,12 @@ class Streams:
         for number, group in enumerate(family.groups):
             found, last_group = self.job.dense_moments(index, group), group is family.groups[-1]
             if self.dense and dense is None:  # compared token by token: the two streams stop side by side
-                beside = TappedBlock(self.job.blocks.block(index), family)
+                beside = TappedBlock(self.job.blocks.block(index), family, beside=tapped)
                 dense = self._pass(beside.block, self.dense)
             narrow = _narrow(beside, group)
             for chunk in range(len(self.compressed)):
-                y, x = compressed.input(chunk, number), dense.input(chunk, number) if dense else None
+                y = compressed.input(chunk, number)
+                x = dense.input(chunk, number)[: len(y)] if dense else None  # what experts there see besides comes last
                 self._gather(chunk, y, x, narrow, found)
                 del y, x
                 if dense and last_group:  # nothing left to stop for: free what it holds

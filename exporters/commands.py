@@ -9,7 +9,7 @@ import typer
 
 from ..converter.core.errors import ResourceError, UsageError
 from ..converter.core.outcome import Outcome
-from ..converter.core.recipe_options import Given, RecipeFile, chosen_recipe, recipe_options
+from ..converter.core.recipe_options import VOCABULARY, Given, RecipeFile, chosen_recipe, recipe_options
 from ..converter.core.run_options import (
     RUNNING,
     Device,
@@ -36,7 +36,7 @@ ExportMemory = Annotated[
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of a factored (or dense) checkpoint.")]
 
 
-@recipe_options()
+@recipe_options(*VOCABULARY)
 @export_options("type")
 @running_options()
 def compress(
@@ -89,7 +89,7 @@ def compress(
     return Outcome(document, lines=(line,), with_cost=True)
 
 
-@recipe_options()
+@recipe_options(*VOCABULARY)
 @export_options("type")
 @running_options()
 def plan(

@@ -56,7 +56,8 @@ def _describe_checkpoint(path: Path) -> Artifact:
         quantization=main_type(tensors),
         layout="native" if reader.ranks else "dense",
         bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
-        parameters=sum(prod(tensor.shape) for tensor in tensors if tensor.type != PERMUTATION),
+        parameters=sum(prod(tensor.shape) for tensor in tensors if tensor.type != PERMUTATION)
+        + sum(map(prod, reader.beside.values())),
         tensors=tensors,
     )
 

@@ -10,6 +10,7 @@ import typer
 from ..converter.core.errors import InputError, UsageError
 from ..converter.core.outcome import Outcome
 from ..converter.core.recipe_options import (
+    VOCABULARY,
     Given,
     RecipeFile,
     chosen_recipe,
@@ -116,7 +117,7 @@ def validate(
     return _reported(report)
 
 
-@recipe_options("method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
+@recipe_options(*VOCABULARY, "method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
 @running_options("measured")
 @evaluation_options("quality")
 def compare(
@@ -157,7 +158,7 @@ def compare(
     return Outcome(comparison.to_json(), render(comparison), (f"{out}: compare.json and compare.html",))
 
 
-@recipe_options("method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
+@recipe_options(*VOCABULARY, "method", "retention", "max_bytes", "bits_per_weight", "max_prefill_flops")
 @export_options("type")
 @running_options("measured")
 @evaluation_options("speed")
@@ -201,6 +202,38 @@ def sweep(
     )
     line = f"{out}: sweep.json and sweep.html; now `lowrank-export recommend {out} --max-bytes ...`"
     return Outcome(found.to_json(), render(found), (line,))
+
+
+def trim(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model with fewer tokens.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Hugging Face folder, hub id, .gguf file, `demo`.")],
+    keep_vocabulary: Annotated[
+        list[str], typer.Option(help="Text whose tokens are kept, as for --calibration; repeatable.", metavar="TEXT")
+    ],
+    vocabulary_size: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that are kept, most frequent first. Default: all that occur.")
+    ] = None,
+    evaluate: Annotated[
+        list[str] | None, typer.Option(help="Text on which the cost is measured; repeatable. Default: python-docs.")
+    ] = None,
+    passages: Annotated[int, typer.Option(min=2, help="Of each text.", metavar="N")] = 16,
+    passage_length: Annotated[int, typer.Option(min=16, help="Characters of a passage.", metavar="N")] = 2000,
+    force: Force = False,
+) -> Outcome:
+    """A smaller vocabulary: drop the tokens that texts do not use, and measure what that costs."""
+    from ..converter.core.progress import ConsoleProgress
+    from ..converter.model.source import open_source
+    from ..converter.storage.files import check_output
+    from ..converter.vocabulary.trim import trim as run_trim
+    from .trimming import trim_cost
+
+    check_output(out, force)
+    progress = ConsoleProgress()
+    source = open_source(model, progress)
+    made = run_trim(source, out, texts=keep_vocabulary, size=vocabulary_size, force=force, progress=progress)
+    texts = evaluate or ["python-docs"]
+    cost = trim_cost(source, made, texts, count=passages, characters=passage_length, progress=progress)
+    return Outcome(cost.to_json(), None, tuple(cost.lines()))
 
 
 def recommend(

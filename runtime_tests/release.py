@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..converter.checkpoint.reader import read_json
 from ..converter.core.errors import UsageError
@@ -15,8 +16,10 @@ from ..converter.core.recipe import RECIPE_FILE, Recipe, read_recipe
 from ..converter.model.source import Source, open_source
 from ..converter.pipeline import compress
 from ..converter.planning.disk_forecast import bytes_at, check_disk, checkpoint_bytes, factored_shapes
+from ..converter.planning.experts_check import check_experts
 from ..converter.storage.byte_size import NO_LIMITS, MemoryLimits
 from ..converter.storage.files import check_output, remove
+from ..converter.texts.pairs import names_pairs
 from ..exporters.artifact import Artifact
 from ..exporters.budget.sized import CHECKPOINT
 from ..exporters.chosen import CHOSEN
@@ -34,6 +37,7 @@ from .report.markdown import card_path
 from .report.outputs import OUTPUTS, write_cards, write_outputs
 from .report.report import Report
 from .sized_release import HELD_OUT_FILE, SIZE_FILE, STATISTICS, settle
+from .trimmed_release import TRIMMED, fewer_tokens, trimmed_first
 from .validate import DenseModel, validate
 
 DENSE = "dense"
@@ -75,22 +79,32 @@ def release(
         out: the folder to make.
         evaluation: text and size of the measurement.
         placement: of the compression.
-        force: start over, replacing what is there.
+        force: start over, replacing what is there; but for the model with fewer tokens, if it is the one asked for.
 
     Raises:
         UsageError: `out` holds a finished job or one of another recipe, and `force` is not set.
         InputError, ResourceError: from the stages.
     """
     device, limits, statistics = placement.device, placement.limits, placement.statistics
+    vocabulary: dict[str, Any] = {}
     for request in exports:
         request.check()
         if request.quantization == CHOSEN:
             request.check_choice(recipe.forms)
     of_dense = [request.of_dense(recipe.calibration) for request in exports]
+    if names_pairs(recipe.calibration) and (recipe.sized or any(request.reads_calibration for request in exports)):
+        raise UsageError(f"--calibration {recipe.calibration}: sizes and aware rounding run texts, without pictures")
+    if recipe.keep_vocabulary:
+        _check_place(fewer_tokens(recipe, out), out, force)
+        whole = open_source(recipe.model, progress)
+        check_exports(whole.reader(), exports)
+        load_windows(evaluation, whole.path)
+        recipe, vocabulary = trimmed_first(recipe, out, evaluation.text, force=force, progress=progress)
     _check_place(recipe, out, force)
     for format in dict.fromkeys(request.format for request in exports):
         TARGETS[format].check_tools()
     source = open_source(recipe.model, progress)
+    check_experts(recipe, source.family)
     check_measurable(source.reader(), MemoryLimits(limits.process))
     check_exports(source.reader(), exports)
     windows = load_windows(evaluation, source.path, progress)
@@ -152,6 +166,7 @@ def release(
             "calibration": read_json(checkpoint / "calibration.json"),
             "evaluation": evaluation.facts(),
             **({} if size is None else {"size": size.facts}),
+            **({"vocabulary": vocabulary} if vocabulary else {}),
         }
     )
     write_cards(report, factored)
@@ -187,7 +202,7 @@ def _check_place(recipe: Recipe, out: Path, force: bool) -> None:
     if not out.is_dir():
         return
     made = out / CHECKPOINT / RECIPE_FILE
-    foreign = [entry for entry in out.iterdir() if not entry.name.startswith(".")]
+    foreign = [entry for entry in out.iterdir() if not entry.name.startswith(".") and entry.name != TRIMMED]
     if foreign and not made.is_file():
         hint = "it is not a folder this tool made" if force else "or add --force"
         raise UsageError(f"{out}: exists and is not empty; choose another --out{', ' if force else ' '}{hint}")

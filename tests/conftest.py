@@ -141,6 +141,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def tiny_vision() -> ModuleType:
+    """tests/tiny_vision.py: tiny random vision-language models."""
+    return _load("tiny_vision")
+
+
+@pytest.fixture(scope="session")
 def greedy() -> ModuleType:
     """tests/greedy.py: greedy text of a runtime, held against torch."""
     return _load("greedy")

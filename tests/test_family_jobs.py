@@ -25,9 +25,9 @@ def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def save(folder: Path, family: str, tiny: ModuleType) -> None:
-    """Shards in bfloat16, rows to spare, a token that begins a text and another that ends a turn, a chat template."""
-    tiny.model(family, vocab_size=352).to(torch.bfloat16).save_pretrained(folder, max_shard_size="100KB")
+def save(folder: Path, built: Any, tiny: ModuleType) -> None:
+    """Shards in bfloat16, a token that begins a text and another that ends a turn, a chat template."""
+    built.to(torch.bfloat16).save_pretrained(folder, max_shard_size="100KB")
     tokenizer = deepcopy(tiny.tokenizer())
     tokenizer.add_tokens(["<|begin|>", "<|turn|>"], special_tokens=True)
     tokenizer.bos_token, tokenizer.chat_template = "<|begin|>", TEMPLATE
@@ -41,17 +41,31 @@ def save(folder: Path, family: str, tiny: ModuleType) -> None:
 
 @pytest.mark.parametrize("family", compressed())
 def test_every_gate_passes(family: str, tiny: ModuleType, tmp_path: Path) -> None:
-    save(tmp_path / "m", family, tiny)
+    save(tmp_path / "m", tiny.model(family, vocab_size=352), tiny)
+    check_job(tmp_path, tiny, gguf=FAMILIES[family].gguf is not None)
+
+
+@pytest.mark.parametrize(("name", "text"), [("llava", "mistral"), ("gemma3", "gemma3_text"), ("smolvlm", "llama")])
+def test_every_gate_passes_of_a_language_model_that_sees(
+    name: str, text: str, tiny: ModuleType, tiny_vision: ModuleType, tmp_path: Path
+) -> None:
+    save(tmp_path / "m", tiny_vision.model(tiny, name, text, vocab_size=352), tiny)
+    check_job(tmp_path, tiny, gguf=True)
+    assert tiny_vision.caption(tiny_vision.load(tmp_path / "out" / "checkpoint"), tiny, name)
+
+
+def check_job(tmp_path: Path, tiny: ModuleType, *, gguf: bool) -> None:
+    """The main job on the folder "m", rows of the embedding to spare; calibrated on conversations."""
     talks = [{"messages": [{"role": "user", "content": line}]} for line in tiny.TEXT.splitlines() if line]
     (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
     words = tiny.job_options(tmp_path / "m", tmp_path / "out", f"{tmp_path / 'talks.jsonl'}#messages")
     words += ["--json", "--format", "onnx"]
-    words += [] if FAMILIES[family].gguf is None else ["--format", "gguf"]
+    words += ["--format", "gguf"] if gguf else []
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     formats = {row["format"] for row in report["rows"]}
-    assert formats == {"checkpoint", "onnx", *([] if FAMILIES[family].gguf is None else ["gguf"])}
+    assert formats == {"checkpoint", "onnx", *(["gguf"] if gguf else [])}
     gates = {(row["backend"], gate["name"]) for row in report["rows"] for gate in row["gates"] if gate["passed"]}
     backends = {row["backend"] for row in report["rows"]} - {"torch"}
     assert {(name, "artifact.tokenizer") for name in backends} <= gates

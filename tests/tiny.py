@@ -128,9 +128,11 @@ def factored(
 
     At full rank the factored model computes what `model(family, **options)` computes, up to rounding.
     """
+    from lowrank_export.converter.checkpoint.expert_modules import separate_experts
     from lowrank_export.converter.checkpoint.lowrank_linear import LowRankLinear, replace_linears
 
     built = model(family, **options)
+    separate_experts(built, KNOWN[family])
     weights = {
         name: module.weight.detach().double()
         for name, module in built.named_modules()

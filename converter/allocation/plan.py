@@ -12,18 +12,22 @@ from ..checkpoint.layouts import Layout
 
 @dataclass(frozen=True)
 class LinearShape:
-    """One linear of the model: full name, block index, out x in, and how it is stored once it is factored."""
+    """One linear of the model: full name, block index, out x in, and how it is stored once it is factored.
+
+    `copies` linears of the shape, a stack (stacks.py), have one rank.
+    """
 
     name: str
     block: int
     out_features: int
     in_features: int
     layout: Layout = "two-factor"
+    copies: int = 1
 
     @property
     def parameters(self) -> int:
-        """m n, the bias not counted."""
-        return self.out_features * self.in_features
+        """m n of each copy, the bias not counted."""
+        return self.copies * self.out_features * self.in_features
 
     @property
     def break_even_rank(self) -> float:
@@ -32,7 +36,7 @@ class LinearShape:
 
     def parameters_at(self, rank: int) -> int:
         """Parameters of the linear at a rank."""
-        return layouts.parameters(self.layout, self.out_features, self.in_features, rank)
+        return self.copies * layouts.parameters(self.layout, self.out_features, self.in_features, rank)
 
     def rank_for(self, retention: float) -> float:
         """The rank, not rounded, at which a share of the parameters is kept."""

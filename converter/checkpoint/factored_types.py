@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
 from ..families.table import FAMILIES
+from ..families.vision.table import VISION_LANGUAGE
 from .factored_config import METHOD, QUANT_METHOD, QUANTIZATION, TYPE_PREFIX, factored_config, plain_config
 
 
@@ -64,7 +65,7 @@ def _restored(family: Any, state: dict[str, Any]) -> Any:
 
 
 def _register_families() -> None:
-    for name in FAMILIES:
+    for name in (*FAMILIES, *VISION_LANGUAGE):
         kind = TYPE_PREFIX + name
         AutoConfig.register(kind, type(f"Factored_{name}", (FactoredConfig,), {"model_type": kind}), exist_ok=True)
 

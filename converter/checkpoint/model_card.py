@@ -9,8 +9,9 @@ from ..methods import METHODS
 from ..model.source import Source
 
 
-def model_card(recipe: Recipe, source: Source, plan: dict[str, Any]) -> str:
+def model_card(recipe: Recipe, source: Source, plan: dict[str, Any], *, images: bool = False) -> str:
     """Markdown with the hub's front matter: source, licence carried over, recipe, sizes, how to load."""
+    auto = "AutoModelForImageTextToText" if images else "AutoModelForCausalLM"
     retention = plan["retention"]
     return f"""---
 license: {source.licence}
@@ -25,9 +26,9 @@ Retention ratio of the linears {retention:.4f} (compression {1 - retention:.1%})
 
 ```python
 import lowrank_export  # registers the format
-from transformers import AutoModelForCausalLM
+from transformers import {auto}
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+model = {auto}.from_pretrained("path/to/this/folder")
 ```
 
 ## Recipe

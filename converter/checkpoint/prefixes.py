@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..families.family import Family
@@ -46,8 +46,16 @@ def foreign_prefixes(names: Iterable[str], family: Family | None) -> tuple[Prefi
     return prefixes if covered else ()
 
 
-def plain_name(name: str, prefixes: tuple[Prefix, ...]) -> str:
-    """A tensor's name in the model."""
+def plain_name(name: str, prefixes: tuple[Prefix, ...], renamed: Mapping[str, str]) -> str:
+    """A tensor's name in the model.
+
+    Args:
+        name: in the files.
+        prefixes: of the checkpoint.
+        renamed: parts of names in files -> what the model says in their place.
+    """
+    for stored, plain in renamed.items():
+        name = name.replace(stored, plain)
     for prefix in prefixes:
         if name.startswith(prefix.stored):
             return prefix.plain + name.removeprefix(prefix.stored)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from ..families.table import FAMILIES, completed
+from ..families.vision.table import vision_language
+from ..families.vision.vision_language import VisionLanguage
 from ..storage.documents import MAX_JSON_BYTES, parse_json, read_text_file, shown
 from ..storage.links import check_links
 from ..storage.safetensors_header import read_header
 from .factored_config import plain_config
+from .language_part import language_config, language_prefixes, lies_beside, whole_config, whole_name
 from .layouts import C_SUFFIX, LAYOUTS, P_SUFFIX, PERM_SUFFIX, U_SUFFIX, V_SUFFIX
 from .prefixes import Prefix, foreign_prefixes, plain_name
 
@@ -29,6 +33,8 @@ class CheckpointReader:
     Names are those of the family's table, whatever prefix all names of the files share. `config` is config.json with
     the sizes that transformers assumes filled in, and `tie_word_embeddings` as the tensors have it.
 
+    Of a vision-language model it gives the language model, as if that were alone; `beside` names the other tensors.
+
     Raises:
         InputError: the directory is not a checkpoint, a shard is damaged, or a factor disagrees with its rank.
     """
@@ -40,7 +46,10 @@ class CheckpointReader:
         check_links(self.path)
         if (self.path / "adapter_config.json").exists():  # transformers would look for the model that it names
             raise InputError(f"{path}: holds an adapter (adapter_config.json); merge it into its model first")
-        self.config: dict[str, Any] = completed(plain_config(read_json(self.path / "config.json")))
+        self._whole = plain_config(read_json(self.path / "config.json"))
+        self.around: VisionLanguage | None = vision_language(self._whole)
+        inner = self._whole if self.around is None else language_config(self._whole, self.around, str(self.path))
+        self.config: dict[str, Any] = completed(inner)
         self.lowrank: dict[str, Any] = _lowrank_config(self.config, self.path)
         self.ranks: dict[str, int] = self.lowrank.get("ranks", {})
         shards: dict[str, Path] = {}
@@ -49,8 +58,16 @@ class CheckpointReader:
                 if name in shards:
                     raise InputError(f"{shard}: holds {shown(name)}, and so does {shards[name].name}")
                 shards[name] = shard
-        self.prefixes: tuple[Prefix, ...] = foreign_prefixes(shards, FAMILIES.get(str(self.config.get("model_type"))))
-        self._stored = {plain_name(name, self.prefixes): name for name in shards}
+        self._beside = {} if self.around is None else _taken_beside(shards, self.around)
+        family = FAMILIES.get(str(self.config.get("model_type")))
+        self.prefixes: tuple[Prefix, ...] = (
+            foreign_prefixes(shards, family) if self.around is None else language_prefixes(self.around)
+        )
+        renamed = {} if family is None else family.stored_names
+        self._stored = {plain_name(name, self.prefixes, renamed): name for name in shards}
+        if len(self._stored) < len(shards):
+            twice = min(set(shards) - set(self._stored.values()))
+            raise InputError(f"{self.path}: holds {shown(twice)} under another name too")
         self._shards = {plain: shards[name] for plain, name in self._stored.items()}
         self._check_factors()
         self._settle_tied()
@@ -61,8 +78,31 @@ class CheckpointReader:
         return tuple(sorted(self._shards))
 
     @cached_property
+    def beside(self) -> Mapping[str, tuple[int, ...]]:
+        """Name in the files -> shape of every tensor of a vision-language model outside its language model."""
+        return {name: tuple(self._headers[shard][name]["shape"]) for name, shard in sorted(self._beside.items())}
+
+    @cached_property
+    def beside_bytes(self) -> int:
+        """Of the tensors that `beside` names."""
+        places = (self._headers[shard][name]["data_offsets"] for name, shard in self._beside.items())
+        return sum(end - begin for begin, end in places)
+
+    def tensor_beside(self, name: str) -> Tensor:
+        """Read one of the tensors that `beside` names, see `tensor`."""
+        return _read(self._beside[name], name)
+
+    def whole_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What config.json says with another configuration in place of `config`; unchanged where nothing is around."""
+        return dict(config) if self.around is None else whole_config(self._whole, config, self.around)
+
+    def whole_name(self, name: str) -> str:
+        """What transformers' model of the folder calls a module or tensor that has this name here."""
+        return name if self.around is None else whole_name(name, self.around)
+
+    @cached_property
     def _headers(self) -> dict[Path, dict[str, Any]]:
-        return {shard: read_header(shard) for shard in set(self._shards.values())}
+        return {shard: read_header(shard) for shard in {*self._shards.values(), *self._beside.values()}}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, from the file header.
@@ -82,15 +122,8 @@ class CheckpointReader:
         Raises:
             InputError: no such tensor, or not one of PyTorch's.
         """
-        from safetensors import SafetensorError, safe_open
-
         self._header(name)
-        try:
-            with safe_open(self._shards[name], framework="pt") as shard:
-                tensor: Tensor = shard.get_tensor(self._stored[name])
-        except (SafetensorError, AttributeError, KeyError, TypeError) as error:
-            raise InputError(f"{self._shards[name]}: tensor {name!r} cannot be read ({error})") from None
-        return tensor
+        return _read(self._shards[name], self._stored[name])
 
     @property
     def recipe_text(self) -> str:
@@ -105,7 +138,7 @@ class CheckpointReader:
         return header
 
     def _shard_files(self) -> list[Path]:
-        named = self.config.get("transformers_weights")  # transformers would read these, and no other file
+        named = self._whole.get("transformers_weights")  # transformers would read these, and no other file
         if named not in (None, SAFETENSORS_INDEX, SINGLE):
             raise InputError(
                 f"{self.path}: config.json says transformers_weights is {shown(named)}; call the weights {SINGLE}, or "
@@ -186,6 +219,22 @@ class CheckpointReader:
                 f"{self.path}: {linear} has pivot rows {p} and coefficients {c}, but rank {rank} in config.json"
             )
         self.permutation(linear)
+
+
+def _read(shard: Path, name: str) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(shard, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+    except (SafetensorError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{shard}: tensor {name!r} cannot be read ({error})") from None
+    return tensor
+
+
+def _taken_beside(shards: dict[str, Path], around: VisionLanguage) -> dict[str, Path]:
+    """Take what lies beside the language model out of the names of a checkpoint."""
+    return {name: shards.pop(name) for name in sorted(shards) if lies_beside(name, around)}
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

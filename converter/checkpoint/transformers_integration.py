@@ -16,7 +16,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..families.table import FAMILIES
 from ..storage.safetensors_header import read_header
+from .expert_modules import separate_experts
 from .factored_config import METHOD
 from .layouts import LAYOUTS, PERM_SUFFIX
 from .lowrank_linear import replace_linears
@@ -62,12 +64,20 @@ class LowRankQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config: Any = self.quantization_config
         files = kwargs.get("checkpoint_files") or ()
+        if model.config.model_type in FAMILIES:
+            separate_experts(model, FAMILIES[model.config.model_type])
         in_order = _in_order(config.ranks, files) if config.layout == "pivot" else frozenset()
         try:
             replace_linears(model, config.ranks, config.layout, in_order)
         except KeyError as error:
             raise ValueError(f"factored checkpoint names a linear that the model does not have: {error}") from error
         return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """No experts are stacked: names are changed, tensors are not."""
+        from transformers.core_model_loading import WeightRenaming
+
+        return [step for step in weight_conversions if isinstance(step, WeightRenaming)]
 
     def is_serializable(self) -> bool:
         """`save_pretrained` writes the factors."""
@@ -80,6 +90,11 @@ class LowRankQuantizer(HfQuantizer):
 
 
 def _in_order(linears: Iterable[str], files: Iterable[str]) -> frozenset[str]:
-    """The linears for which the files hold no permutation: it is the identity."""
-    stored = {name for file in files for name in read_header(Path(file))}
-    return frozenset(name for name in linears if name + PERM_SUFFIX not in stored)
+    """The linears for which the files hold no permutation, under whatever prefix: it is the identity."""
+    stored = {_tail(name) for file in files for name in read_header(Path(file)) if name.endswith(PERM_SUFFIX)}
+    return frozenset(name for name in linears if _tail(name + PERM_SUFFIX) not in stored)
+
+
+def _tail(name: str) -> str:
+    """A tensor's name from the number of its block on."""
+    return name.rpartition(".layers.")[2].rpartition("lm_head")[2]

@@ -25,8 +25,15 @@ SIDE_FILES = (
     "*.jinja",
     f"{TEMPLATES}/*.jinja",
     "generation_config.json",
+    "processor_config.json",
+    "*preprocessor_config.json",
+    "chat_template.json",
     "LICENSE*",
 )
+
+
+AT_ONCE = 1 << 26
+"""Bytes of tensors that are copied together."""
 
 
 class CheckpointWriter:
@@ -36,6 +43,7 @@ class CheckpointWriter:
         self._folder = folder
         self._weight_map: dict[str, str] = {}
         self._total_bytes = 0
+        self._beside = 0
 
     def write_shard(self, label: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors as `model-LABEL.safetensors`.
@@ -54,6 +62,21 @@ class CheckpointWriter:
         save_file(stored, self._folder / shard, metadata={"format": "pt"})
         self._weight_map.update(dict.fromkeys(stored, shard))
         self._total_bytes += sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+
+    def copy_beside(self, source: CheckpointReader) -> None:
+        """Copy what a vision-language checkpoint holds beside its language model, byte for byte."""
+        taken: dict[str, Tensor] = {}
+        for name in source.beside:
+            taken[name] = source.tensor_beside(name)
+            if sum(tensor.numel() * tensor.element_size() for tensor in taken.values()) > AT_ONCE:
+                self._write_beside(taken)
+        self._write_beside(taken)
+
+    def _write_beside(self, taken: dict[str, Tensor]) -> None:
+        if taken:
+            self._beside += 1
+            self.write_shard(f"beside-{self._beside:05d}", taken)
+            taken.clear()
 
     def finish(self, source: CheckpointReader, config: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         """Write index, config, texts (file name -> content) and the source's tokenizer files."""

@@ -53,6 +53,8 @@ class Recipe(BaseModel):
     held_out: int = Field(2, ge=0, le=LARGEST)
     calibration_reduction: Literal["moments", "stack-of-batch"] = "moments"
     buckets: int = Field(16, ge=1, le=LARGEST)
+    keep_vocabulary: tuple[str, ...] = ()
+    vocabulary_size: int | None = Field(None, ge=1, le=10**8)
     refine: Refine = "none"
     refine_epochs: int = Field(8, ge=1, le=LARGEST)
     refine_rate: float = Field(0.003, gt=0, le=1)
@@ -116,6 +118,8 @@ class Recipe(BaseModel):
             raise ValueError(f"method: {self.method} does not see the loss; a size is met with {SIZED_METHOD}")
         if self.sized and self.layout != "two-factor":
             raise ValueError(f"layout: a size is met with two factors, not with {self.layout}")
+        if self.vocabulary_size is not None and not self.keep_vocabulary:
+            raise ValueError("vocabulary_size: of which tokens? give keep_vocabulary, a text whose tokens are kept")
         if self.max_bytes is not None and self.bits_per_weight is not None:
             raise ValueError("bits_per_weight: is a size, and so is max_bytes; give one of the two")
         if self.max_prefill_flops is not None and not (self.sized or self.choice):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 RANKS, TEXT, REFINEMENT, ARITHMETIC = "Ranks and factors", "Calibration", "Refinement", "Arithmetic"  # panels of --help
+VOCABULARY = ("keep_vocabulary", "vocabulary_size")  # a stage of the whole job alone
 
 
 METHOD_HELP = (
@@ -25,6 +26,10 @@ METHOD_HELP = (
 # Recipe key -> its option. The one place where they are stated: `recipe_options` adds them to a command.
 RECIPE_OPTIONS: dict[str, Any] = {
     "model": option(str | None, "Hugging Face folder, hub id, .gguf file, `demo`.", "--model", "-m"),
+    "keep_vocabulary": option(
+        list[str] | None, "First drop the tokens that texts do not use; repeatable. See docs/vocabulary.md.", panel=TEXT
+    ),
+    "vocabulary_size": option(int | None, "Of them the most frequent, as many.", panel=TEXT),
     "method": option(str | None, METHOD_HELP),
     "retention": option(float | None, "Kept / original parameters of the linears, in (0, 1]. Default 0.8."),
     "max_bytes": option(

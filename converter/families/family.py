@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
+
+from .experts import Experts, InputGroup
+
+__all__ = ["Experts", "Family", "Gguf", "InputGroup", "Onnx", "Setting", "SharedOrder"]
 
 Value = bool | int | float | list[bool]
 """Of a key of a GGUF file."""
@@ -21,14 +25,6 @@ def _nothing() -> Mapping[str, Any]:
 
 def _no_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
     return MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class InputGroup:
-    """Linears that read the same activations, so that one second moment serves them all."""
-
-    name: str
-    linears: tuple[str, ...]  # module paths inside a block, in the order the block calls them
 
 
 @dataclass(frozen=True)
@@ -135,13 +131,15 @@ class Family:
         blocks: path of the list of transformer blocks.
         embedding, rotary, norm, head: paths of the token embedding, the rotary embedding, the final norm, the head.
         groups: the linears of a block, in the order a block's forward reaches them; none where only transformers
-            knows them.
+            knows them. Those of experts follow in what `of` gives.
+        experts: of a block, where it is a mixture of experts.
         shared_orders: linears whose features may be put into another order.
         compressed: the converter compresses it; others are loaded and exported.
         positions: path of the learned embedding of positions, which is added to that of tokens; "" where there is none.
-        norms: paths inside a block of what has a weight and is no linear.
+        norms: paths inside a block of what has a weight and is no linear, routers included.
         norm_biases: norms have a bias too.
         switched_norms: path of a further norm -> the key of config.json that puts it there.
+        stored_names: part of a tensor's name in files -> what it is called here and in transformers.
         biases: path of a linear -> the key of config.json that gives it a bias; "" for one that always has one.
         inner: key of config.json for the width between the linears of the MLP.
         embedding_scale: configuration -> what embeddings are multiplied by.
@@ -150,6 +148,7 @@ class Family:
         no_gguf: why not.
         onnx: how it is written to ONNX.
         settings: keys of config.json that change what the model computes.
+        aliases: other names of keys of config.json -> the names here.
         defaults: sizes that transformers assumes where config.json is silent, and that do not follow from others.
         tiny: settings of the tiny random model that tests are made of, where they are not those of all families.
     """
@@ -161,12 +160,14 @@ class Family:
     norm: str
     head: str
     groups: tuple[InputGroup, ...] = ()
+    experts: Experts | None = None
     shared_orders: tuple[SharedOrder, ...] = ()
     compressed: bool = False
     positions: str = ""
     norms: tuple[str, ...] = ()
     norm_biases: bool = False
     switched_norms: Mapping[str, str] = field(default_factory=_nothing)
+    stored_names: Mapping[str, str] = field(default_factory=_nothing)
     biases: Mapping[str, str] = field(default_factory=_nothing)
     inner: str = "intermediate_size"
     embedding_scale: Callable[[Any], float] = _one
@@ -175,8 +176,23 @@ class Family:
     no_gguf: str = ""
     onnx: Onnx = Onnx()
     settings: Mapping[str, Setting] = field(default_factory=_nothing)
+    aliases: Mapping[str, str] = field(default_factory=_nothing)
     defaults: Mapping[str, int] = field(default_factory=_nothing)
     tiny: Mapping[str, Any] = field(default_factory=_nothing)
+
+    def of(self, config: Mapping[str, Any]) -> Family:
+        """The family of one model: with the linears of as many experts as its config.json says.
+
+        Raises:
+            InputError: it does not say, or no such number.
+        """
+        if self.experts is None:
+            return self
+        return replace(self, groups=(*self.groups, *self.experts.groups(self.experts.number(config))))
+
+    def stack(self, linear: str) -> str:
+        """What a linear is called together with those of other experts; a linear of no expert stands alone."""
+        return linear if self.experts is None else self.experts.stack(linear)
 
     @property
     def linears(self) -> tuple[str, ...]:

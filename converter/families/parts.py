@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .family import Gguf, InputGroup, Setting, SharedOrder
+from .family import Experts, Gguf, InputGroup, Setting, SharedOrder
 
 PLACES = ("model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
 """Blocks, embedding, rotary embedding, final norm and head, where most families have them."""
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 GATED_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+ATTENTION_GROUPS = (InputGroup("attention in", ATTENTION[:3]), InputGroup("attention out", ATTENTION[3:]))
 GATED = (
-    InputGroup("attention in", ATTENTION[:3]),
-    InputGroup("attention out", ATTENTION[3:]),
+    *ATTENTION_GROUPS,
     InputGroup("mlp in", GATED_MLP[:2]),
     InputGroup("mlp out", GATED_MLP[2:]),
 )
@@ -64,6 +64,33 @@ def verified_gguf(architecture: str, *, interleaved: bool = False, more: Mapping
     """A family of gated blocks whose factored files, and files as input, were compared with torch."""
     return Gguf(
         architecture, {**GGUF_BLOCK, **(more or {})}, GGUF_OUTSIDE, interleaved=interleaved, factored=True, read=True
+    )
+
+
+def expert_gguf(
+    architecture: str,
+    experts: Experts,
+    *,
+    interleaved: bool = False,
+    rope_base: float = 10000.0,
+    more: Mapping[str, str] | None = None,
+) -> Gguf:
+    """A family of experts whose factored files were compared with torch: one tensor for a linear of all experts."""
+    attention = {path: name for path, name in GGUF_BLOCK.items() if not path.startswith("mlp.")}
+    stacks = {
+        experts.router: "ffn_gate_inp",
+        experts.linear("*", experts.gate): "ffn_gate_exps",
+        experts.linear("*", experts.up): "ffn_up_exps",
+        experts.linear("*", experts.down): "ffn_down_exps",
+    }
+    return Gguf(
+        architecture,
+        {**attention, **stacks, **(more or {})},
+        GGUF_OUTSIDE,
+        interleaved=interleaved,
+        rope_base=rope_base,
+        keys=experts.gguf_keys,
+        factored=True,
     )
 
 

@@ -215,7 +215,7 @@ def _allowed(setting: Setting, target: Target) -> tuple[Any, ...] | None:
 def _neutral(key: str, value: Any) -> bool:
     """Whether a value changes nothing whatever it is of: none, off, empty, zero, a factor of one, a remark."""
     if isinstance(value, str):
-        return SPOKEN.search(key) is None
+        return not value or SPOKEN.search(key) is None
     if isinstance(value, bool):
         return not value
     return not value or value == 1

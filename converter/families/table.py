@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..core.errors import InputError
+from ..core.errors import InputError, naming
 from ..storage.documents import shown
 from . import (
     cohere,
@@ -16,16 +16,19 @@ from . import (
     granite,
     llama,
     mistral,
+    mixtral,
     olmo2,
     opt,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
     stablelm,
     starcoder2,
 )
 from .family import Family, Gguf, Onnx
+from .vision.table import VISION_LANGUAGE
 
 FAMILIES: Mapping[str, Family] = {
     module.FAMILY.model_type: module.FAMILY
@@ -34,6 +37,8 @@ FAMILIES: Mapping[str, Family] = {
         mistral,
         qwen2,
         qwen3,
+        qwen3_moe,
+        mixtral,
         gemma,
         gemma2,
         gemma3_text,
@@ -88,33 +93,44 @@ def traced_onnx() -> tuple[str, ...]:
 
 
 def family_to_load(config: Mapping[str, Any], where: str) -> Family:
-    """The family named by a config's `model_type`, of all that can be loaded.
+    """The family named by a config's `model_type`, of all that can be loaded, with the experts that it says.
 
     Raises:
-        InputError: the family is not supported.
+        InputError: the family is not supported, or its experts have no number.
     """
     model_type = str(config.get("model_type", ""))
-    return FAMILIES[model_type] if model_type in FAMILIES else family_of(config, where)
+    if model_type not in FAMILIES:
+        return family_of(config, where)
+    with naming(f"{where}:"):
+        return FAMILIES[model_type].of(config)
 
 
 def family_of(config: Mapping[str, Any], where: str) -> Family:
-    """The family named by a config's `model_type`, of those that can be compressed.
+    """The family named by a config's `model_type`, of those that can be compressed, with the experts that it says.
 
     Raises:
-        InputError: the family is not supported; the message lists those that are.
+        InputError: the family is not supported; the message lists those that are. Or its experts have no number.
     """
     model_type = str(config.get("model_type", ""))
     known = compressed()
     if model_type not in known:
         found = shown(model_type or "unknown")
-        raise InputError(f"{where}: model family {found} is not supported; supported: {', '.join(known)}")
-    return known[model_type]
+        names = ", ".join((*known, *VISION_LANGUAGE))
+        raise InputError(f"{where}: model family {found} is not supported; supported: {names}")
+    with naming(f"{where}:"):
+        return known[model_type].of(config)
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A parsed config.json with the sizes that transformers assumes where it is silent."""
+    """A parsed config.json with the sizes that transformers assumes where it is silent, and one name for each key."""
     family = FAMILIES.get(str(config.get("model_type")))
-    return {**config} if family is None else {**family.defaults, **config}
+    if family is None:
+        return {**config}
+    said = {**config}
+    for other, key in family.aliases.items():
+        if other in said and said.get(key, said[other]) == said[other]:  # else nobody reads it, which is refused
+            said[key] = said.pop(other)
+    return {**family.defaults, **said}
 
 
 def gguf_of(config: Mapping[str, Any]) -> Gguf:

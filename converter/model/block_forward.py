@@ -14,6 +14,7 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
+from ..checkpoint.expert_modules import Shown, experts_of
 from ..families.family import Family
 
 
@@ -35,10 +36,22 @@ class _Tap(nn.Module):
 
 
 class TappedBlock:
-    """A block whose linears can be read at each group and replaced at any moment."""
+    """A block whose linears can be read at each group and replaced at any moment.
 
-    def __init__(self, block: nn.Module, family: Family) -> None:
-        self.block = block
+    Args:
+        block: of the model.
+        family: its architecture.
+        share: of the tokens that each expert is shown at least, see `Shown`.
+        beside: a block whose forward stops at each group before this one's does. Experts here are shown the same tokens
+            first: the first rows of an input are the rows of its input.
+    """
+
+    def __init__(
+        self, block: nn.Module, family: Family, *, share: float = 0.0, beside: TappedBlock | None = None
+    ) -> None:
+        self.block, self.experts = block, experts_of(block, family)
+        if self.experts is not None:
+            self.experts.shown = Shown(share, None if beside is None else beside.experts)
         self._taps: dict[str, _Tap] = {}
         for group in family.groups:
             for index, name in enumerate(group.linears):
@@ -57,6 +70,8 @@ class TappedBlock:
         """Put the linears themselves back into the block."""
         for name, tap in self._taps.items():
             self.block.set_submodule(name, tap.linear)
+        if self.experts is not None:
+            self.experts.shown = None
 
 
 class StoppedForward:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.expert_modules import separate_experts
 from ..checkpoint.layouts import PERM_SUFFIX, Layout
 from ..checkpoint.lowrank_linear import replace_linears
 from ..checkpoint.reader import CheckpointReader
@@ -19,7 +20,7 @@ from . import attention
 from .block_arguments import BlockArguments
 from .config_check import check_config
 from .head import Head
-from .loading import quiet_transformers, refusing
+from .loading import quiet_transformers, refusing, transformers_config
 
 INDEX = "index_in_model"  # attribute of a block: its number
 
@@ -46,17 +47,17 @@ class BlockSource:
         dtype: torch.dtype,
         bfloat16: bool = False,
     ) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         self.reader, self.family, self.device, self.dtype = reader, family, device, dtype
         self.bfloat16 = bfloat16
         check_config(reader, family)
-        with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
-            config: Any = AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
+        config: Any = transformers_config(reader)
         self.attention = attention.register(device, bfloat16, config)
         with refusing(reader.path, "transformers cannot build this model"), quiet_transformers(), torch.device("meta"):
             factory: Any = AutoModelForCausalLM
             self._skeleton: nn.Module = factory.from_config(config, dtype=dtype, attn_implementation=self.attention)
+        separate_experts(self._skeleton, family)
         in_order = [linear for linear in reader.ranks if linear + PERM_SUFFIX not in reader.names]
         layout: Layout = "pivot" if reader.layout == "pivot" else "two-factor"
         try:
@@ -71,13 +72,33 @@ class BlockSource:
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = int(config.max_position_embeddings)
+        self._pictures: Tensor | None = None
+
+    def see(self, features: Tensor) -> None:
+        """Give features of pictures (K, d) the numbers that follow those of the vocabulary and of features before."""
+        self._pictures = features if self._pictures is None else torch.cat([self._pictures, features])
+
+    @property
+    def seen(self) -> int:
+        """How many features of pictures have numbers."""
+        return 0 if self._pictures is None else len(self._pictures)
 
     def embed(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is mapped in once, and let go."""
+        """Token ids, (B, T) each -> residual streams (B, T, d). The embedding is mapped in once, and let go.
+
+        Ids beyond the vocabulary are features of pictures, see `see`.
+        """
         name = self.family.embedding + ".weight"
         weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
         for tokens in chunks:
-            yield self.entered(nn.functional.embedding(tokens.cpu().long(), weight).to(self.device, self.dtype))
+            ids = tokens.cpu().long()
+            embedded = nn.functional.embedding(ids.clamp(max=len(weight) - 1), weight)
+            stream = self.entered(embedded.to(self.device, self.dtype))
+            if self._pictures is not None:
+                pictured = ids >= len(weight)
+                seen = self._pictures[ids[pictured] - len(weight)]
+                stream[pictured.to(self.device)] = seen.to(self.device, self.dtype)
+            yield stream
 
     def entered(self, embedded: Tensor) -> Tensor:
         """Embeddings of windows (B, T, d), as stored -> what the first block reads: scaled, with learned positions."""

@@ -95,10 +95,18 @@ def check_sizes(
         "inner": inner,
         "twice inner": 2 * inner,
     }
+    linears = dict(LINEAR_SIZES)
+    if (experts := family.experts) is not None:
+        sizes["of an expert"] = size(experts.inner)
+        linears |= dict.fromkeys((experts.gate, experts.up), ("of an expert", "hidden"))
+        linears[experts.down] = ("hidden", "of an expert")
+        experts.used_per_token(config)
     for block in range(count):
         for linear in family.linears:
-            rows, columns = LINEAR_SIZES[linear.rpartition(".")[2]]
+            rows, columns = linears[linear.rpartition(".")[2]]
             compare(family.linear_name(block, linear), (sizes[rows], sizes[columns]))
+        if experts is not None:
+            compare(family.linear_name(block, experts.router), (experts.number(config), hidden))
 
 
 def _stored(reader: CheckpointReader, module: str) -> Shape:

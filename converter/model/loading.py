@@ -63,8 +63,26 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def transformers_config(reader: CheckpointReader) -> Any:
+    """A checkpoint's configuration as transformers has it; of a vision-language model that of its language model.
+
+    Raises:
+        InputError: transformers refuses config.json.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
+        if reader.around is None:
+            return AutoConfig.from_pretrained(str(reader.path), local_files_only=True, trust_remote_code=False)
+        family: Any = CONFIG_MAPPING[reader.config["model_type"]]
+        return family.from_dict(reader.config)
+
+
 def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a checkpoint (factored or dense) as a transformers model in evaluation mode.
+
+    Of a vision-language model this is the language model; `AutoModelForImageTextToText` loads the whole.
 
     Args:
         path: the checkpoint directory.
@@ -95,6 +113,7 @@ def load(path: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = N
             ignore_mismatched_sizes=True,  # reported in `found`, and refused below
             output_loading_info=True,
             **({"key_mapping": renamed} if renamed else {}),
+            **({} if reader.around is None else {"config": transformers_config(reader)}),
         )
     check_complete(Path(path), found)
     if strange := [] if family.groups else sorted(n for n in found["unexpected_keys"] if not DERIVED.search(n)):

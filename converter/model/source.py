@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +15,10 @@ from ..families.family import Family
 from ..families.table import family_of
 from ..storage.documents import shown
 from .demo import DEMO_LICENSE, demo_gguf
+from .fingerprint import model_sha256
 from .gguf_conversion import from_gguf
 from .places import is_gguf, model_place
+from .vision_check import check_beside
 
 if TYPE_CHECKING:
     from ..distributed.workers import Workers
@@ -52,12 +53,7 @@ class Source:
 
     @cached_property
     def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        for file in sorted([self.path / "config.json", *self.path.glob("*.safetensors")]):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return model_sha256(self.path)
 
 
 def open_source(spec: str, progress: Progress, option: str = "--model") -> Source:
@@ -146,6 +142,7 @@ def _from_directory(spec: str, path: Path, licence: str | None = None) -> Source
     if reader.ranks:
         raise InputError(f"{spec}: is a factored checkpoint already; start from the dense model")
     family = family_of(reader.config, spec)
+    check_beside(reader)
     return Source(spec, path, family, licence or _licence(path))
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 GENERATION, CONFIG = "generation_config.json", "config.json"
+LANGUAGE = "text_config"  # key of config.json: the language model's part of a vision-language model's
 PROBE = "a"
 DEFAULT = "default"
 ROLES = ("bos", "eos", "pad", "unk")
@@ -68,7 +69,9 @@ def read_tokens(folder: Path, *, find: Find | None = None, rows: int | None = No
     vocabulary = _json(folder / TOKENIZER)
     added = _added(vocabulary)
     texts = [_json(folder / TOKENIZER_CONFIG), _json(folder / SPECIAL_MAP)]
-    stated = [_json(folder / GENERATION), _json(folder / CONFIG)]
+    config = _json(folder / CONFIG)
+    inner = config.get(LANGUAGE)
+    stated = [_json(folder / GENERATION), config, inner if isinstance(inner, dict) else {}]
     look = find or _finder(vocabulary, added, texts[0])
 
     def valid(value: Any) -> TypeGuard[int]:

@@ -30,7 +30,7 @@ def factored_shapes(recipe: Recipe, source: Source) -> dict[str, tuple[int, ...]
         for block in range(int(reader.config["num_hidden_layers"]))
         for linear in family.linears
     ]
-    kept, unsettled = kept_dense(recipe.keep_dense, linears), recipe.sized and not recipe.choice
+    kept, unsettled = kept_dense(recipe.keep_dense, linears, family), recipe.sized and not recipe.choice
     for name in linears:
         m, n = shapes[name + ".weight"]
         rank = 1 if unsettled else max(1, int(layouts.rank_for(recipe.layout, m, n, recipe.retention)))
@@ -52,7 +52,8 @@ def compression_bytes(recipe: Recipe, source: Source) -> int:
     """What a compression has on the disk at its end: the checkpoint, and every block once more in the journal."""
     shapes = factored_shapes(recipe, source)
     inside = {name: shape for name, shape in shapes.items() if name.startswith(source.family.blocks + ".")}
-    return checkpoint_bytes(recipe, shapes) + checkpoint_bytes(recipe, inside)
+    beside = source.reader().beside_bytes
+    return checkpoint_bytes(recipe, shapes) + checkpoint_bytes(recipe, inside) + beside
 
 
 def bytes_at(*places: Path) -> int:

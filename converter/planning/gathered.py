@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import naming
+from ..core.errors import InputError, naming
 from ..core.progress import Progress
 from ..core.recipe import Recipe
 from ..distributed.workers import ALONE, Workers
@@ -27,9 +27,11 @@ from ..statistics.mixture import samples
 from ..statistics.store import IDENTITY, Statistics, open_statistics
 from ..statistics.truncation_sensitivity import Alone
 from ..statistics.window_chunks import draw_windows, held_out_chunks, window_chunks, window_sizes
+from ..texts.pairs import names_pairs
+from .experts_check import check_experts
 from .memory_plan import MemoryPlan, Room, check_by_trial, gigabytes, plan_memory
 from .model_shape import WindowSizes
-from .ranks import kept_dense, losses_alone, method_of, statistics_kinds
+from .ranks import check_whole_vocabulary, kept_dense, losses_alone, method_of, statistics_kinds
 
 ADVICE = "add a lower --max-device-memory, use fewer or shorter --windows, or --device cpu; finished work is kept"
 """Where a GPU's memory was too little in spite of the plan."""
@@ -90,17 +92,20 @@ def gathered(context: Context, folder: Path | None, kinds: Sequence[str] | None 
         UsageError, InputError, ResourceError: as the stages say.
     """
     recipe, source, device = context.recipe, context.source, context.device
+    check_whole_vocabulary(recipe)
     progress, workers = context.progress, context.workers
+    check_experts(recipe, source.family)
     with device_errors(device, ADVICE), float32_products(device, fast=True):
         method = method_of(recipe)
         blocks = BlockSource(source.reader(), source.family, device, DTYPES[recipe.dtype], _in_bfloat16(recipe, device))
         exempt_loaded()
-        kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))  # refused before any work
+        kept_dense(recipe.keep_dense, list(blocks.linear_shapes()), blocks.family)  # refused before any work
         with naming("--calibration"):
             sampling = samples(recipe.calibration)
         if sampling:  # the model is sampled as a whole: refused before that
             sampled = WindowSizes(recipe.windows, recipe.held_out, recipe.window_length, 1)
             plan_memory(recipe, method, blocks, sampled, context.room)
+        _check_labels(recipe, method)
         calibration = update = None
         if method.needs_calibration or recipe.refine != "none":
             calibration = draw_windows("calibration", recipe, source, blocks, progress, workers)
@@ -151,6 +156,14 @@ def _gather(context: Context, found: Gathered, calibration: Calibration, kinds: 
     for kind in alone:
         if kind in kinds:
             losses_alone(recipe, kind, blocks, calibration, statistics, progress, workers)
+
+
+def _check_labels(recipe: Recipe, method: Method) -> None:
+    """Refuse pictures where a loss is taken against the next token of the text, which a picture's feature is not."""
+    kinds = (method.needs_fisher, method.allocation in ("perplexity", "block-error"), recipe.refine == "model")
+    if any(kinds) and names_pairs(recipe.calibration):
+        what = "--refine model predicts" if kinds[2] else f"method {recipe.method} predicts"
+        raise InputError(f"--calibration {recipe.calibration}: {what} its tokens; give a text without pictures")
 
 
 def _in_bfloat16(recipe: Recipe, device: torch.device) -> bool:

@@ -16,6 +16,7 @@ from ..core.errors import InputError, UsageError
 from ..storage.documents import shown
 from ..texts.corpus import Counts, is_windows, read_corpus
 from ..texts.corpus import text_sha256 as sha256_of_text
+from ..texts.pairs import names_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ class Calibration:
         seed: that they were drawn with.
         drawn_from: how much the text was; None of windows that were given, or sampled.
         sampled: those of the windows that the model wrote itself, (n, T); None if there are none.
+        features: of pictures in the windows, (K, d) float32; None if there are none. See pictures.py.
     """
 
     windows: Tokens
@@ -44,11 +46,13 @@ class Calibration:
     seed: int
     drawn_from: Counts | None = None
     sampled: Tokens | None = None
+    features: NDArray[np.float32] | None = None
 
     @property
     def sha256(self) -> str:
-        """Hash of every token id, calibration and held-out."""
-        return hashlib.sha256(self.windows.tobytes() + self.held_out.tobytes()).hexdigest()
+        """Hash of every token id, calibration and held-out, and of what pictures became."""
+        seen = b"" if self.features is None else self.features.tobytes()
+        return hashlib.sha256(self.windows.tobytes() + self.held_out.tobytes() + seen).hexdigest()
 
     def record(self) -> dict[str, Any]:
         """What calibration.json holds."""
@@ -82,6 +86,11 @@ def calibrate(
         InputError: the text cannot be read, is shorter than one window, or holds a token that has no row.
     """
     rows = len(tokenizer) if rows is None else rows
+    if names_pairs(spec):
+        raise InputError(
+            f"{spec}: pictures are seen while a vision-language model is compressed, and no other texts beside them; "
+            "give a text"
+        )
     if is_windows(spec):
         given = read_token_windows(Path(spec), rows)
         return Calibration(given, given[:0], spec, seed)

@@ -14,6 +14,7 @@ from ..machine.memory import release_freed
 from ..model.activations import Keep, in_memory
 from ..model.block_forward import StoppedForward, TappedBlock
 from ..model.blocks import BlockSource
+from .few_visits import VISITS, Visits, least_share
 from .gradients import backward_blocks
 from .moments import Moment
 from .store import Kind, Statistics
@@ -48,11 +49,12 @@ def gather_dense(
     streams = keep(blocks.embed([*chunks, *held_out]))
     (tokens,) = workers.totals([sum(chunk.numel() for chunk in chunks)])
     shapes = _shapes(blocks)
+    share = least_share(blocks, int(tokens))
     features = {group.name: shapes[group.linears[0]][1] for group in blocks.family.groups}
     with progress.stage("activations of the dense model", blocks.block_count) as advance:
         for index in range(blocks.block_count):
             block = blocks.block(index)
-            TappedBlock(block, blocks.family)
+            tapped, visits = TappedBlock(block, blocks.family, share=share), Visits(blocks)
             fitted = {group.name: Moment() for group in blocks.family.groups}
             kept = {group.name: Moment() for group in blocks.family.groups}
             mean_abs = {name: torch.zeros(size, device=blocks.device) for name, size in features.items()}
@@ -64,15 +66,18 @@ def gather_dense(
                     if chunk < len(chunks):
                         mean_abs[group.name] += x.abs().float().sum(dim=0)
                 streams[chunk] = forward.finish()
+                if chunk < len(chunks):
+                    visits.add(tapped.experts)
             for name, size in features.items():
                 workers.all_reduce_(mean_abs[name])
                 for moment in (fitted[name], kept[name]):
                     moment.all_reduce_((size, size), workers, blocks.device)
             del moment  # the largest, which would stay beside the next block's
+            seen = {name: max(1, moment.tokens) for name, moment in fitted.items()}
             found = _means(fitted, SIGMA) | _means(kept, HELD_OUT)
-            found |= {MEAN_ABS + name: total / tokens for name, total in mean_abs.items()}
-            store.save("dense", index, found)
-            del block, forward, found
+            found |= {MEAN_ABS + name: total / seen[name] for name, total in mean_abs.items()}
+            store.save("dense", index, found | visits.total(workers))
+            del block, tapped, forward, found
             release_freed()
             advance(1)
 
@@ -106,17 +111,22 @@ def gather_gradients(
     sizes = {GRADIENT + name: out for name, (out, _) in shapes.items()}
     sizes |= {SIGMA + group: shapes[linear][1] for linear, group in groups.items()}
     moments: dict[str, Moment] = {}
+    visits = Visits(blocks)
 
     def observe(linear: str, x: Tensor, gradient: Tensor) -> None:
         moments.setdefault(GRADIENT + linear, Moment()).add(gradient.flatten(0, -2))
         if linear in groups:
             moments.setdefault(SIGMA + groups[linear], Moment()).add(x.flatten(0, -2))
 
-    with closing(backward_blocks(blocks, windows, "sampled", seed, observe, progress, keep, workers)) as passed:
+    passed_blocks = backward_blocks(
+        blocks, windows, seed, observe, progress, keep, workers, lambda experts: visits.add(experts)
+    )
+    with closing(passed_blocks) as passed:
         for index in passed:
             for name, size in sizes.items():
                 moments.setdefault(name, Moment()).all_reduce_((size, size), workers, blocks.device)
-            store.save("gradients", index, _means(moments))
+            store.save("gradients", index, _means(moments) | visits.total(workers))
+            visits = Visits(blocks)
             release_freed()
 
 
@@ -148,10 +158,12 @@ def gather_fisher(
     }
 
     def observe(linear: str, x: Tensor, gradient: Tensor) -> None:
+        if x.ndim == 2:  # tokens of an expert, which come of one window at a time
+            x, gradient = x[None], gradient[None]
         for inputs, outputs in zip(x.float(), gradient.float(), strict=True):  # one window's weight gradient at a time
             rows[linear] += (outputs.T @ inputs).square().mean(dim=0).double()
 
-    with closing(backward_blocks(blocks, windows, "data", 0, observe, progress, keep, workers)) as passed:
+    with closing(backward_blocks(blocks, windows, None, observe, progress, keep, workers)) as passed:
         for index in passed:
             for total in rows.values():
                 workers.all_reduce_(total)
@@ -188,6 +200,8 @@ def _kept(kind: Kind, blocks: BlockSource, store: Statistics) -> bool:
                     expected[GRADIENT + linear] = (rows, rows)
                 else:
                     expected[ROWS + linear] = (columns,)
+        if blocks.family.experts is not None and kind != "fisher":
+            expected[VISITS] = (blocks.family.experts.number(blocks.reader.config), 2)
         store.check(kind, index, expected)
     return True
 

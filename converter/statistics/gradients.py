@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.expert_modules import ExpertList, Shown, experts_of
 from ..core.progress import Progress
 from ..distributed.workers import ALONE, Workers
 from ..model.activations import Activations, Keep, in_memory
 from ..model.blocks import BlockSource
 from ..model.head import Head
+from .few_visits import least_share
 
-Labels = Literal["sampled", "data"]
 Observer = Callable[[str, Tensor, Tensor], None]
 """Called with a linear's path inside the block, its inputs and the loss gradient at its outputs, (B, T, n or m)."""
 
@@ -26,18 +26,18 @@ HEAD_ROWS = 128  # tokens whose logits are in memory at once
 def backward_blocks(
     blocks: BlockSource,
     windows: Tensor,
-    labels: Labels,
-    seed: int,
+    seed: int | None,
     observe: Observer,
     progress: Progress,
     keep: Keep = in_memory,
     workers: Workers = ALONE,
+    visited: Callable[[ExpertList], None] = lambda experts: None,
 ) -> Generator[int]:
     """Run the dense model forwards, then backwards; yields each block's index once `observe` has seen all of it.
 
-    The loss is the cross-entropy summed over the positions of a window. Labels "sampled" are drawn from the model's own
-    distribution, which makes E[g g^T] a block of the true Fisher information (KFAC, Martens & Grosse 2015); labels
-    "data" are the next tokens of the text.
+    The loss is the cross-entropy summed over the positions of a window. With a seed labels are drawn from the model's
+    own distribution, which makes E[g g^T] a block of the true Fisher information (KFAC, Martens & Grosse 2015); without
+    one they are the next tokens of the text.
 
     One block is in memory. The residual stream of every window at every block (in bfloat16 where the forward is) lies
     where `keep` puts it. Each block runs forwards twice.
@@ -45,19 +45,21 @@ def backward_blocks(
     Args:
         blocks: the dense model; parameters get no gradient.
         windows: token ids (N, T).
-        labels: what the loss is taken against.
-        seed: of the drawn labels, which are drawn on the CPU: the same numbers on every device.
+        seed: of the drawn labels, which are drawn on the CPU: the same numbers on every device; None for the text's.
         observe: sees every linear of every chunk of windows; of this process's windows where there are several.
         progress: receives blocks.
         keep: where the residual streams of all blocks, and the gradients at one, lie.
+        visited: sees the experts of a block after each forward.
         workers: of the job: each runs its part of the windows, with the labels that one process would draw.
     """
     draws = None
-    if labels == "sampled":
+    if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         draws = list(workers.part([_draws(windows.shape[1], generator) for _ in windows]))
+    share = least_share(blocks, windows.numel())
     windows = windows[list(workers.part(range(len(windows))))]
-    chunks = [windows[i : i + CHUNK_WINDOWS] for i in range(0, len(windows), CHUNK_WINDOWS)]
+    size = CHUNK_WINDOWS if blocks.family.experts is None else 1  # an expert's tokens are not told apart by window
+    chunks = [windows[i : i + size] for i in range(0, len(windows), size)]
     with progress.stage("gradients of the dense model", 2 * blocks.block_count) as advance:
         kept, storage = list[Activations](), torch.bfloat16 if blocks.bfloat16 else blocks.dtype
         stream = keep(blocks.embed(chunks))
@@ -73,24 +75,30 @@ def backward_blocks(
         gradients = stream
         for index in reversed(range(blocks.block_count)):
             block = blocks.block(index)
+            length = windows.shape[1] if blocks.family.experts is None else None
             for name in blocks.family.linears:
-                block.get_submodule(name).register_forward_hook(_watch(name, windows.shape[1], observe))
+                block.get_submodule(name).register_forward_hook(_watch(name, length, observe))
+            experts = experts_of(block, blocks.family)
+            if experts is not None:
+                experts.shown = Shown(share)
             for chunk, x in enumerate(kept.pop()):
                 x = x.to(blocks.dtype).requires_grad_(True)
                 with torch.enable_grad():
                     y = blocks.run(block, x)
+                if experts is not None:
+                    visited(experts)
                 (gradients[chunk],) = torch.autograd.grad(y, x, gradients[chunk])
                 del x, y
-            del block
+            del block, experts
             advance(1)
             yield index
 
 
-def _watch(name: str, length: int, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    """A hook of a linear that observes it in windows of `length` tokens; some blocks flatten them on the way."""
+def _watch(name: str, length: int | None, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """A hook of a linear that observes it in windows of `length` tokens, which some blocks flatten; None leaves all."""
 
     def in_windows(x: Tensor) -> Tensor:
-        return x.reshape(-1, length, x.shape[-1])
+        return x if length is None else x.reshape(-1, length, x.shape[-1])
 
     def hook(module: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> None:
         x = in_windows(arguments[0].detach())

@@ -13,6 +13,7 @@ from ..families.family import InputGroup
 from ..machine.memory import release_freed
 from ..model.block_forward import StoppedForward, TappedBlock
 from ..model.blocks import BlockSource
+from .few_visits import least_share
 from .moments import Moment
 
 
@@ -51,14 +52,15 @@ def input_moments(
         beside: whether the model as it was runs beside the one whose linears are replaced: two forwards then.
     """
     streams = list(blocks.embed(chunks))
+    share = least_share(blocks, sum(chunk.numel() for chunk in chunks))
     originals = list(streams) if beside else []
     with progress.stage(label, blocks.block_count) as advance:
         for index in range(blocks.block_count):
-            tapped = TappedBlock(blocks.block(index), blocks.family)
+            tapped = TappedBlock(blocks.block(index), blocks.family, share=share)
             forwards = [StoppedForward(partial(blocks.run, tapped.block, stream)) for stream in streams]
             others: list[StoppedForward] = []
             if beside:
-                original = TappedBlock(blocks.block(index), blocks.family)
+                original = TappedBlock(blocks.block(index), blocks.family, beside=tapped)
                 others = [StoppedForward(partial(blocks.run, original.block, stream)) for stream in originals]
             for group in blocks.family.groups:
                 moment, cross_moment = Moment(), Moment()
@@ -66,7 +68,7 @@ def input_moments(
                     y = forward.next_input()
                     moment.add(y)
                     if beside:
-                        cross_moment.add_cross(others[chunk].next_input() - y, y)
+                        cross_moment.add_cross(others[chunk].next_input()[: len(y)] - y, y)
                 yield GroupStop(index, group, tapped, moment.mean(), cross_moment.mean() if beside else None)
             streams = [forward.finish() for forward in forwards]
             originals = [other.finish() for other in others]

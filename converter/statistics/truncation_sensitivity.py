@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..allocation.stacks import members_of
 from ..checkpoint.layouts import Layout, rank_for
 from ..core.progress import Progress
 from ..distributed.workers import ALONE, Workers
@@ -85,7 +86,7 @@ def truncation_losses(
             ranks = _ranks(blocks, block, index, truncated)
             stored = _stored(store, alone, index, blocks, ranks)
             if stored is None:
-                together = [tuple(ranks)] if alone == "block-error" else [(name,) for name in ranks]
+                together = [tuple(ranks)] if alone == "block-error" else _stacks(ranks, blocks)
                 mine = workers.part([(names, k) for names in together for k in range(len(truncated.retentions))])
                 streams = _variants(blocks, block, index, stream, mine, ranks, store, alone)
                 advance(1)
@@ -111,6 +112,11 @@ def truncation_losses(
             stream = blocks.run(block, stream)
             del block
     return result, _mean_loss(blocks, stream, windows)
+
+
+def _stacks(names: Collection[str], blocks: BlockSource) -> list[tuple[str, ...]]:
+    """Linears of a block that have one rank, together."""
+    return [tuple(members) for members in members_of(names, blocks.family.stack).values()]
 
 
 def _ranks(blocks: BlockSource, block: nn.Module, index: int, truncated: Truncated) -> dict[str, list[int]]:

@@ -17,8 +17,10 @@ from ..model.blocks import BlockSource
 from ..model.loading import load_tokenizer
 from ..model.source import Source
 from ..planning.model_shape import WindowSizes
+from ..texts.pairs import names_pairs
 from .calibration import Calibration, hold_out
 from .mixture import draw
+from .pictures import calibrate_on_pairs
 from .sampling import Sampler
 
 CHUNK_TOKENS = 4096  # tokens per forward: large enough for the matmuls, small enough for memory
@@ -38,24 +40,29 @@ def draw_windows(
         InputError: the text does not give them, or the model attends over fewer tokens.
     """
     text, option = str(getattr(recipe, key)), "--" + key.replace("_", "-")
-    return workers.broadcast_object(lambda: _drawn(text, option, recipe, source, blocks, progress))
+    found = workers.broadcast_object(lambda: _drawn(text, option, recipe, source, blocks, progress))
+    if found.features is not None:
+        blocks.see(torch.from_numpy(found.features))
+    return found
 
 
 def _drawn(
     text: str, option: str, recipe: Recipe, source: Source, blocks: BlockSource, progress: Progress
 ) -> Calibration:
     sample = Sampler(source.path, str(blocks.device), blocks.dtype, progress)
+    rows = int(blocks.reader.config["vocab_size"])
+    sizes = {
+        "windows": recipe.windows,
+        "length": recipe.window_length,
+        "held_out": recipe.held_out,
+        "seed": recipe.seed,
+    }
     with naming(option):
-        drawn = draw(
-            text,
-            load_tokenizer(source.path),
-            sample,
-            windows=recipe.windows,
-            length=recipe.window_length,
-            held_out=recipe.held_out,
-            seed=recipe.seed,
-            rows=int(blocks.reader.config["vocab_size"]),
-        )
+        if blocks.reader.around is not None and names_pairs(text):
+            first = rows + blocks.seen
+            drawn = calibrate_on_pairs(text, blocks.reader, first=first, device=blocks.device, **sizes)
+        else:
+            drawn = draw(text, load_tokenizer(source.path), sample, rows=rows, **sizes)
     if drawn.drawn_from is not None:
         progress.note(drawn.drawn_from.said(text))
     if drawn.windows.shape[1] > blocks.window_limit:

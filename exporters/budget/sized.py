@@ -15,6 +15,7 @@ from ...converter.core.errors import UsageError
 from ...converter.core.progress import Progress
 from ...converter.core.recipe import Recipe
 from ...converter.model.source import Source
+from ...converter.planning.experts_check import check_experts
 from ...converter.planning.preparation import dense_statistics
 from ...converter.planning.ranks import kept_dense
 from ...converter.statistics.calibration import Tokens
@@ -88,6 +89,7 @@ def sized(
         UsageError: nothing is that small; names the smallest.
         InputError, ResourceError: as the stages say.
     """
+    check_experts(recipe, source.family)
     reader = source.reader()
     format = request.budget(progress)
     size, budget = format.size(reader, name, recipe.method), budget_of(recipe, reader)
@@ -101,7 +103,7 @@ def sized(
         progress=progress,
     ) as (blocks, calibration, store):
         costs = gathered_costs(blocks, torch.from_numpy(calibration.windows), store, format, progress)
-        kept = kept_dense(recipe.keep_dense, list(blocks.linear_shapes()))
+        kept = kept_dense(recipe.keep_dense, list(blocks.linear_shapes()), blocks.family)
     candidates = model_candidates(costs, source, format, size, kept)
     found = search(recipe, budget, candidates, size)
     plain = best_plain(recipe, budget, candidates, format, size, _outside(source))
@@ -195,7 +197,7 @@ def check_possible(recipe: Recipe, source: Source, format: Format, size: FileSiz
         UsageError: names the smallest file there is.
     """
     shapes = _matrices(source)
-    kept = kept_dense(recipe.keep_dense, [name for name in shapes if name not in _outside(source)])
+    kept = kept_dense(recipe.keep_dense, [name for name in shapes if name not in _outside(source)], source.family)
     candidates: dict[str, list[Candidate]] = {}
     for name, shape in shapes.items():
         types = [type for type in format.types if format.fits(type, shape[1])]

@@ -20,7 +20,7 @@ from ...converter.core.errors import InputError, UsageError
 from ...converter.core.nearest import nearest
 from ...converter.core.progress import Progress
 from ...converter.families.family import Gguf
-from ...converter.families.table import gguf_of
+from ...converter.families.table import family_to_load, gguf_of
 from ...converter.model.source import Source
 from ...converter.storage.files import file_sha256, replacing
 from ...converter.storage.gguf_header import Header, StoredTensor, read_header
@@ -149,6 +149,8 @@ def check_adapter(
         raise UsageError(f"a residual in {residual} is of the dense model: give --dense, or --gguf-residual-type zero")
     if reader.layout != "two-factor":
         raise InputError(f"{reader.path}: layout {reader.layout}; an adapter holds two factors")
+    if family_to_load(reader.config, str(reader.path)).experts is not None:
+        raise InputError(f"{reader.path}: a mixture of experts, which an adapter has no factors for")
     return residual, None if dense is None or residual == NOTHING else _checked(dense, reader)
 
 

@@ -67,8 +67,9 @@ def _check_factors(shapes: Shapes, types: Mapping[str, str], metadata: Mapping[s
             if "lowrank.version" not in metadata:
                 raise InputError(f"{name!r} is a factor, but there is no lowrank.version")
             other = shapes[module + partner]
-            inner, outer = (shape[-1], other[0]) if suffix in (U_SUFFIX, C_SUFFIX) else (shape[0], other[-1])
-            if len(shape) != 2 or len(other) != 2 or inner != outer:
+            inner, outer = (shape[-1], other[-2:][0]) if suffix in (U_SUFFIX, C_SUFFIX) else (shape[-2:][0], other[-1])
+            ordered = len(shape) in (2, 3) and shape[:-2] == other[:-2] and len(shape) == len(other)
+            if not ordered or inner != outer:
                 raise InputError(f"{name!r} {shape} and {module + partner!r} {other} are of different ranks")
         if name.endswith(PERM_SUFFIX):
             module = name.removesuffix(PERM_SUFFIX)

@@ -37,7 +37,7 @@ def rounded_files(
     progress: Progress,
     *,
     aligned: bool,
-) -> Iterator[Mapping[str, Path]]:
+) -> Iterator[Mapping[str, Sequence[Path]]]:
     """Round the linears of a checkpoint's blocks, see `round_linears`; their files are removed when the context ends.
 
     Args:
@@ -66,7 +66,7 @@ def round_linears(
     folder: Path,
     progress: Progress,
     alpha: float = 0.0,
-) -> dict[str, Path]:
+) -> dict[str, list[Path]]:
     """Round the linears of a model's blocks, see `exporters.rounding.gptq_linears.round_linears`.
 
     Args:
@@ -81,8 +81,8 @@ def round_linears(
         alpha: see `rounding.gptq_linears.round_linears`.
 
     Returns:
-        GGUF name -> file of encoded rows, uint8 (m, bytes per row), in the checkpoint's order of rows. Linears none of
-        whose types has blocks are not among them.
+        GGUF name -> file of encoded rows, uint8 (m, bytes per row), in the checkpoint's order of rows; of a stack one
+        per expert, in their order. Linears none of whose types has blocks are not among them.
 
     Raises:
         InputError: a weight does not fit its type.
@@ -93,11 +93,11 @@ def round_linears(
         found = {part: types[name] for part, name in stored.items() if name in types}
         return {} if all(type in PLAIN for type in found.values()) else found
 
-    files: dict[str, Path] = {}
+    files: dict[str, list[Path]] = {}
     for name, rows in gptq_linears.round_linears(blocks, chunks, wanted, rounder(library), progress, alpha):
-        stored = gguf_name(name, of) or name
-        files[stored] = folder / f"{stored}.npy"
-        np.save(files[stored], rows)
+        of_tensor = files.setdefault(gguf_name(name, of) or name, [])
+        of_tensor.append(folder / f"{name}.npy")
+        np.save(of_tensor[-1], rows)
     return files
 
 

@@ -21,7 +21,7 @@ class Importance:
     """What an importance matrix is made of.
 
     Attributes:
-        squares: GGUF name -> mean square of each input of that matrix (n,) float32.
+        squares: GGUF name -> mean square of each input of that matrix (n,) float32, of a stack (experts, n).
         tokens: that they are means over.
     """
 
@@ -53,8 +53,10 @@ def write_imatrix(
         writer.add_uint32("imatrix.chunk_count", windows)
         writer.add_uint32("imatrix.chunk_size", window_length)
         for name in sorted(found.squares):
-            writer.add_tensor(name + SUMS, found.squares[name] * np.float32(found.tokens))
-            writer.add_tensor(name + COUNTS, np.array([found.tokens], dtype=np.float32))
+            squares = found.squares[name]
+            writer.add_tensor(name + SUMS, squares * np.float32(found.tokens))
+            counts = (1,) if squares.ndim == 1 else (len(squares), 1)
+            writer.add_tensor(name + COUNTS, np.full(counts, found.tokens, dtype=np.float32))
         try:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -67,7 +69,8 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     """Read an importance matrix of this project or of llama-imatrix.
 
     Returns:
-        GGUF name -> mean square of each input (n,) float32. A matrix that met no token has ones, as in llama-quantize.
+        GGUF name -> mean square of each input (n,) float32, of a stack (experts, n). A matrix that met no token has
+        ones, as in llama-quantize.
 
     Raises:
         InputError: missing, damaged, not an importance matrix, or a value that none can be.
@@ -81,10 +84,14 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
         if name + COUNTS not in stored:
             raise InputError(f"{path}: {name} has sums but no counts")
         sums, counts = (_values(path, stored[name + part]) for part in (SUMS, COUNTS))
-        if counts.size != 1 or not (np.isfinite(sums).all() and np.isfinite(counts).all() and sums.min(initial=0) >= 0):
+        matrices = max(1, counts.size)
+        sound = np.isfinite(sums).all() and np.isfinite(counts).all() and sums.min(initial=0) >= 0
+        if not counts.size or sums.size % matrices or not sound:
             raise InputError(f"{path}: {name} holds no importance of one matrix")
-        with np.errstate(over="ignore"):
-            found[name] = sums / counts if counts[0] > 0 else np.ones_like(sums)
+        rows = sums.reshape(matrices, -1)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            means = np.where(counts[:, None] > 0, rows / counts[:, None], np.float32(1))
+        found[name] = means[0] if matrices == 1 else means
         if not np.isfinite(found[name]).all():
             raise InputError(f"{path}: {name} holds no importance of one matrix")
     if not found:

@@ -22,7 +22,7 @@ from ...converter.statistics.input_moments import input_moments
 from ...converter.storage.files import check_output
 from ..rounding.calibrated import open_calibrated
 from .imatrix import Importance, write_imatrix
-from .names import gguf_name
+from .names import gguf_name, is_stack
 
 LABEL = "importance of every input"
 
@@ -69,7 +69,7 @@ def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Gguf, 
         of: the model's family.
         progress: receives blocks.
     """
-    squares: dict[str, NDArray[np.float32]] = {}
+    squares: dict[str, list[NDArray[np.float32]]] = {}
     for stop in input_moments(blocks, chunks, progress, LABEL):
         inputs = stop.moment.diagonal()
         for path in stop.group.linears:
@@ -80,8 +80,9 @@ def measure_importance(blocks: BlockSource, chunks: Sequence[Tensor], of: Gguf, 
             elif isinstance(linear, PivotLinear):
                 found |= {P_SUFFIX: inputs, C_SUFFIX: _latent(linear.lowrank_p.weight, stop.moment)}
             for suffix, square in found.items():
-                squares[gguf_name(name + suffix, of) or name] = square.float().cpu().numpy()
-    return Importance(squares, sum(chunk.numel() for chunk in chunks))
+                squares.setdefault(gguf_name(name + suffix, of) or name, []).append(square.float().cpu().numpy())
+    stacked = {name: np.stack(rows) if is_stack(name) else rows[0] for name, rows in squares.items()}
+    return Importance(stacked, sum(chunk.numel() for chunk in chunks))
 
 
 def _latent(v: Tensor, moment: Tensor) -> Tensor:

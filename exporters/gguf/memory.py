@@ -12,7 +12,7 @@ from .metadata import read_hyperparameters
 from .mixes import Quantization
 from .mixes import records as tensor_records
 from .names import rotary_heads
-from .tensors import plan_tensors
+from .tensors import PlannedTensor, plan_tensors
 
 FLOAT = 4
 
@@ -26,12 +26,16 @@ def largest_tensor(checkpoint: Path, asked: Quantization, layout: str) -> int:
     records = tensor_records({source.name: source.shape for source in sources}, asked)
     found = [0]
     for source, record in zip(sources, records, strict=True):
-        widths = [WIDTHS[reader.dtype(part)] for part in source.parts]
-        read = sum(
-            prod(reader.shape(part)) * (width if width == FLOAT else width + FLOAT)
-            for part, width in zip(source.parts, widths, strict=True)
-        )
         reordered = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads) is not None
-        copies = int(len(source.parts) > 1) + int(reordered)
-        found.append(read + copies * FLOAT * prod(source.shape) + 2 * record.bytes)
+        inside = max(_matrix(reader, matrix, reordered=reordered) for matrix in source.matrices)
+        found.append(inside + (3 if source.experts else 2) * record.bytes)
     return max(found)
+
+
+def _matrix(reader: CheckpointReader, source: PlannedTensor, *, reordered: bool) -> int:
+    """Bytes of one matrix: its parts as stored and in float32, their product, and rows in another order."""
+    read = 0
+    for part in source.parts:
+        width = WIDTHS[reader.dtype(part)]
+        read += prod(reader.shape(part)) * (width if width == FLOAT else width + FLOAT)
+    return read + (int(len(source.parts) > 1) + int(reordered)) * FLOAT * prod(source.shape)

@@ -15,6 +15,7 @@ from .metadata import EXPORTED_AS
 from .types import INTEGERS, TYPES, fitting_type, padded, storage_type, tensor_bytes
 
 EMBEDDING, HEAD = "token_embd", "output"
+ROUTER = "ffn_gate_inp"  # a few rows that decide where tokens go: in float32, as llama.cpp's quantizer leaves it
 FACTORS = (U_SUFFIX, V_SUFFIX, P_SUFFIX, C_SUFFIX)
 HEAD_BITS = 6.5  # below, head and tied embedding are stored in q6_k, as llama.cpp's quantizer does
 # Rounding gate and up costs least per byte: docs/gguf.md has the figures.
@@ -179,7 +180,7 @@ def _wanted(name: str, shape: tuple[int, ...], asked: Quantization, *, tied: boo
         raise InputError(f"tensor {name!r} has no dimensions")
     if name.endswith(PERM_SUFFIX):
         return INTEGERS
-    if len(shape) == 1:
+    if len(shape) == 1 or f".{ROUTER}." in name:
         return "f32"
     if asked.mix == CHOSEN:
         if asked.chosen is None or name not in asked.chosen:
@@ -196,7 +197,7 @@ def _wanted(name: str, shape: tuple[int, ...], asked: Quantization, *, tied: boo
         return asked.embedding or mix.embedding or mix.base
     if parts[0] == HEAD:
         return asked.head or mix.head
-    module = parts[2] if parts[0] == "blk" else ""
+    module = parts[2].removesuffix("_exps") if parts[0] == "blk" else ""
     if name.endswith(FACTORS):
         return mix.sensitive if module in SENSITIVE else mix.base
     return next((type for holds, type in mix.dense.get(module, ()) if holds(int(parts[1]), blocks)), mix.base)

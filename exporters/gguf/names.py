@@ -15,14 +15,16 @@ from ...converter.families.family import Gguf
 Number = TypeVar("Number", bound=np.generic)
 
 UNSTORED = re.compile(r"\.rotary_emb\.inv_freq$")  # derived from the configuration
-IN_BLOCK = re.compile(r"(\d+)\.(\w+(?:\.\w+)?)\.((?:lowrank_[uvpc]\.)?weight|bias|lowrank_perm)")
+IN_BLOCK = re.compile(r"(\d+)\.([\w.]+?)\.((?:lowrank_[uvpc]\.)?weight|bias|lowrank_perm)")
+EXPERT = re.compile(r"(?<=[a-z]\.)\d+(?=\.)")  # its number, inside a block
 OUTSIDE_BLOCK = re.compile(r"([\w.]+?)\.((?:lowrank_[uvpc]\.)?weight|bias|lowrank_perm)")
 
 
 def gguf_name(name: str, of: Gguf) -> str | None:
     """The GGUF name of a Hugging Face tensor; None for one that is not stored.
 
-    `model.layers.3.self_attn.q_proj.lowrank_u.weight` becomes `blk.3.attn_q.lowrank_u.weight`.
+    `model.layers.3.self_attn.q_proj.lowrank_u.weight` becomes `blk.3.attn_q.lowrank_u.weight`. Those of all experts of
+    a block become one: `model.layers.3.mlp.experts.5.up_proj.weight` is in `blk.3.ffn_up_exps.weight`.
 
     Raises:
         InputError: the family has no such tensor.
@@ -30,11 +32,16 @@ def gguf_name(name: str, of: Gguf) -> str | None:
     if UNSTORED.search(name):
         return None
     inside = name.removeprefix(of.blocks + ".")
-    if inside != name and (match := IN_BLOCK.fullmatch(inside)) and match[2] in of.block:
-        return f"blk.{match[1]}.{of.block[match[2]]}.{match[3]}"
+    if inside != name and (match := IN_BLOCK.fullmatch(inside)) and (module := EXPERT.sub("*", match[2])) in of.block:
+        return f"blk.{match[1]}.{of.block[module]}.{match[3]}"
     if (match := OUTSIDE_BLOCK.fullmatch(name)) and match[1] in of.outside:
         return f"{of.outside[match[1]]}.{match[2]}"
     raise InputError(f"tensor {name!r} has no place in a GGUF file of architecture {of.architecture!r}")
+
+
+def is_stack(name: str) -> bool:
+    """Whether a GGUF name is of a tensor with a matrix per expert."""
+    return "_exps." in name
 
 
 def rotary_heads(name: str, of: Gguf, heads: int, key_value_heads: int) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -86,7 +87,8 @@ class Rounding:
                     f"{tensor.type} needs the importance of the inputs of {tensor.name}: add --gguf-rounding aware, or "
                     "an importance matrix with --gguf-imatrix"
                 )
-            if tensor.name in found and found[tensor.name].shape != tensor.shape[-1:]:
+            inputs = (*tensor.shape[:-2], *tensor.shape[-1:])
+            if tensor.name in found and found[tensor.name].shape != inputs:
                 count = found[tensor.name].size
-                raise InputError(f"{self.imatrix}: {tensor.name} has {count} inputs there, {tensor.shape[-1]} here")
+                raise InputError(f"{self.imatrix}: {tensor.name} has {count} inputs there, {prod(inputs)} here")
         return found

@@ -44,6 +44,9 @@ def check_shapes(
 
 
 def _full_shapes(of: Gguf, hyper: Hyperparameters) -> dict[str, tuple[int, ...]]:
+    experts, inner = hyper.keys.get("expert_count"), hyper.keys.get("expert_feed_forward_length", hyper.intermediate)
+    assert not isinstance(experts, list) and not isinstance(inner, list)
+    lead, within = int(experts or 0), int(inner)
     queries, keys = hyper.heads * hyper.head_dim, hyper.key_value_heads * hyper.head_dim
     return {
         "token_embd": (hyper.vocabulary, hyper.hidden),
@@ -63,18 +66,23 @@ def _full_shapes(of: Gguf, hyper: Hyperparameters) -> dict[str, tuple[int, ...]]
         "ffn_gate": (hyper.intermediate, hyper.hidden),
         "ffn_up": (hyper.intermediate * (2 if of.fused_gate else 1), hyper.hidden),
         "ffn_down": (hyper.hidden, hyper.intermediate),
+        "ffn_gate_inp": (lead, hyper.hidden),
+        "ffn_gate_exps": (lead, within, hyper.hidden),
+        "ffn_up_exps": (lead, within, hyper.hidden),
+        "ffn_down_exps": (lead, hyper.hidden, within),
     }
 
 
 def _expected(kind: str, full: tuple[int, ...]) -> tuple[int | None, ...]:
     """Shape of a weight, bias or factor of a module; None stands for the rank, or what it leaves of the rows."""
+    experts, rows = full[:-2], full[-2:-1] or full
     return {
-        "bias": full[:1],
-        "lowrank_perm": full[:1],
-        "lowrank_u.weight": (full[0], None),
-        "lowrank_v.weight": (None, full[-1]),
-        "lowrank_p.weight": (None, full[-1]),
-        "lowrank_c.weight": (None, None),
+        "bias": rows,
+        "lowrank_perm": rows,
+        "lowrank_u.weight": (*experts, *rows, None),
+        "lowrank_v.weight": (*experts, None, full[-1]),
+        "lowrank_p.weight": (*experts, None, full[-1]),
+        "lowrank_c.weight": (*experts, None, None),
     }.get(kind, full)
 
 

@@ -15,7 +15,7 @@ from ...converter.families.settings import check_settings
 from ...converter.families.table import family_to_load
 from ...converter.model.config_check import check_config
 from .metadata import Hyperparameters, rope_factors
-from .names import gguf_name, interleave_rows, rotary_heads
+from .names import EXPERT, gguf_name, interleave_rows, rotary_heads
 
 NORM, ROPE = "norm.weight", "rope_"
 
@@ -25,12 +25,18 @@ class PlannedTensor:
     """One tensor to write: its GGUF name and shape, and the checkpoint tensors it is made of.
 
     Several parts are multiplied out. A tensor without parts is derived: rope frequencies, or the order of rows that
-    were in order in the checkpoint but are not in llama.cpp's rotary order.
+    were in order in the checkpoint but are not in llama.cpp's rotary order. Or it is a stack, of one matrix per expert.
     """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[str, ...]
+    experts: tuple[PlannedTensor, ...] = ()
+
+    @property
+    def matrices(self) -> tuple[PlannedTensor, ...]:
+        """Those of a stack, or itself."""
+        return self.experts or (self,)
 
 
 def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, native: bool) -> list[PlannedTensor]:
@@ -59,7 +65,39 @@ def plan_tensors(reader: CheckpointReader, of: Gguf, hyper: Hyperparameters, *, 
     if "token_embd" not in names:
         raise InputError(f"{reader.path}: no {family.embedding}.weight")
     sources += [PlannedTensor(name, factors.shape, ()) for name, factors in rope_factors(hyper).items()]
-    return sorted(sources, key=_file_order)
+    return sorted(_stacked(sources), key=_file_order)
+
+
+def _stacked(sources: list[PlannedTensor]) -> list[PlannedTensor]:
+    """One tensor for those of all experts, in the order of the experts.
+
+    Raises:
+        InputError: they are not of one shape.
+    """
+    found: dict[str, list[PlannedTensor]] = {}
+    for source in sources:
+        found.setdefault(source.name, []).append(source)
+    return [_stack(name, members) for name, members in found.items()]
+
+
+def _stack(name: str, members: list[PlannedTensor]) -> PlannedTensor:
+    number = _expert(members[0])
+    if number is None:
+        return members[0]
+    shape = members[0].shape
+    for member in members:
+        if member.shape != shape:
+            found = f"{member.parts[0]} is {member.shape}, not {shape}"
+            raise InputError(f"{name!r}: experts of a block have one rank in a GGUF file, and {found}")
+    experts = sorted(members, key=lambda member: _expert(member) or 0)
+    return PlannedTensor(name, (len(experts), *shape), (), tuple(experts))
+
+
+def _expert(source: PlannedTensor) -> int | None:
+    """Which expert's matrix it is; None for one of none."""
+    inside = source.parts[0].partition(".layers.")[2].partition(".")[2] if source.parts else ""
+    match = EXPERT.search(inside)
+    return None if match is None else int(match[0])
 
 
 def _source(name: str, reader: CheckpointReader, of: Gguf, *, native: bool) -> PlannedTensor | None:
@@ -103,7 +141,7 @@ def _file_order(source: PlannedTensor) -> tuple[int, int, str]:
 def tensor_values(
     source: PlannedTensor, reader: CheckpointReader, of: Gguf, hyper: Hyperparameters
 ) -> NDArray[np.float32] | NDArray[np.int32]:
-    """One tensor's values, factors multiplied out where there are two parts, rows in llama.cpp's order."""
+    """One matrix's values, factors multiplied out where there are two parts, rows in llama.cpp's order."""
     heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
     if source.name.endswith(PERM_SUFFIX):
         order: NDArray[np.int32] = (

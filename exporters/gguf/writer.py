@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
@@ -47,12 +47,12 @@ class Encoding:
     """What tensors are encoded with.
 
     Attributes:
-        rounded: GGUF name -> file of rows that are encoded already.
+        rounded: GGUF name -> file of rows that are encoded already, of a stack one per expert.
         importance: GGUF name -> importance of its columns.
         library: of ggml, where a type needs it.
     """
 
-    rounded: Mapping[str, Path]
+    rounded: Mapping[str, Sequence[Path]]
     importance: Mapping[str, NDArray[np.float32]]
     library: Path | None
 
@@ -228,11 +228,22 @@ def _encoded(
     hyper: Hyperparameters,
     encoding: Encoding,
 ) -> NDArray[np.generic]:
-    """One tensor as the file holds it."""
+    """One tensor as the file holds it; of a stack one matrix at a time is there in float32."""
     if source.name not in encoding.rounded:
-        values = tensor_values(source, reader, of, hyper)
-        return encode(record.name, values, record.type, encoding.library, encoding.importance.get(record.name))
-    rows: NDArray[np.uint8] = np.load(encoding.rounded[source.name])
+        weighed = encoding.importance.get(record.name)
+        found = [
+            encode(
+                record.name,
+                tensor_values(matrix, reader, of, hyper),
+                record.type,
+                encoding.library,
+                weighed[number] if source.experts and weighed is not None else weighed,
+            )
+            for number, matrix in enumerate(source.matrices)
+        ]
+        return np.stack(found) if source.experts else found[0]
+    files = encoding.rounded[source.name]
+    rows: NDArray[np.uint8] = np.stack([np.load(file) for file in files]) if source.experts else np.load(files[0])
     heads = rotary_heads(source.name, of, hyper.heads, hyper.key_value_heads)
     return rows if heads is None else interleave_rows(rows, heads)
 
@@ -245,7 +256,7 @@ def _rounded_linears(
     progress: Progress,
     *,
     aligned: bool,
-) -> AbstractContextManager[Mapping[str, Path]]:
+) -> AbstractContextManager[Mapping[str, Sequence[Path]]]:
     """Files of the linears that GPTQ encodes, see `gptq_tensors.rounded_files`; none where the rounding is plain."""
     if library is None or calibrated is None:
         return nullcontext({})

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...converter.checkpoint.expert_modules import separate_experts
 from ...converter.checkpoint.reader import CheckpointReader
 from ...converter.core.errors import InputError, UsageError
 from ...converter.families.settings import check_settings
 from ...converter.families.table import family_to_load, onnx_of
-from ...converter.model.loading import load, load_tokenizer, quiet_transformers, refusing
+from ...converter.model.loading import load, load_tokenizer, transformers_config
 from ...converter.model.tokens import read_tokens
 from ...converter.storage.documents import shown
 from ...converter.storage.files import replacing
@@ -83,7 +84,7 @@ def export_onnx(
     merged = multiplied_out({name: reader.shape(name) for name in sorted(reader.names)}, quantization, options)
     rounded = gptq_matrices(reader, quantization, options, merged, progress)
     with progress.stage(f"ONNX {quantization}", 3) as advance, replacing(out, force=force, folder=True) as folder:
-        model = _load_float32(checkpoint)
+        model = _load_float32(reader)
         multiply_out(model, merged)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         weights = StoredWeights(
@@ -131,13 +132,10 @@ def check_acceptable(reader: CheckpointReader) -> None:
         InputError: the family, a setting, the rotary embedding, the size of a head or the tokenizer cannot be exported.
         ResourceError: a package that traces the model is missing.
     """
-    from transformers import AutoConfig
-
     where = str(reader.path)
     family = onnx_of(reader.config)
     check_settings(reader.config, family_to_load(reader.config, where), where, "onnx")
-    with refusing(reader.path, "transformers cannot read config.json"), quiet_transformers():
-        config = AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+    config = transformers_config(reader)
     if family.builder is not None:
         check_rotary(config, where)
         check_head_size(config, where)
@@ -161,10 +159,12 @@ def check_token_ids(reader: CheckpointReader, tokenizer: PreTrainedTokenizerBase
         )
 
 
-def _load_float32(checkpoint: Path) -> PreTrainedModel:
+def _load_float32(reader: CheckpointReader) -> PreTrainedModel:
     import torch
 
-    return load(checkpoint, dtype=torch.float32)
+    model = load(reader.path, dtype=torch.float32)
+    separate_experts(model, family_to_load(reader.config, str(reader.path)))  # what is stored in a type is a matrix
+    return model
 
 
 def _metadata(

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 GENAI_TYPE = "llama"
 """GenAI runs every decoder with a KV cache through one class, and looks its name up in a list that lacks these."""
 
-_SAMPLE = (4, 3)  # cached tokens and new ones of the trace; no length stays fixed in the graph
-TEXTS = 2  # of the sample: torch.export takes a size of one for one that is always so
+_SAMPLE = (2, 4, 3)  # texts, cached tokens and new ones of the trace: none stays fixed in the graph, as one text would
 _INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -88,11 +87,11 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
     from torch.export import Dim
 
     exporters = torch_exporter()
-    cached, new = _SAMPLE
-    cache = _cache(model, cached)
-    ids = torch.arange(1, 1 + new).repeat(TEXTS, 1)
-    positions = torch.arange(cached, cached + new).repeat(TEXTS, 1)
-    mask = torch.ones(TEXTS, cached + new, dtype=torch.long)
+    texts, cached, new = _SAMPLE
+    cache = _cache(model, texts, cached)
+    ids = torch.arange(1, 1 + new).repeat(texts, 1)
+    positions = torch.arange(cached, cached + new).repeat(texts, 1)
+    mask = torch.ones(texts, cached + new, dtype=torch.long)
     inputs = {**dict(zip(_INPUTS, (ids, mask, positions), strict=True)), "past_key_values": cache}
     free = Dim.AUTO
     shapes: dict[str, Any] = {name: {0: free, 1: free} for name in _INPUTS}
@@ -109,14 +108,14 @@ def _traced(model: PreTrainedModel, checkpoint: Path) -> Any:
         raise LowRankError(f"{checkpoint}: transformers' ONNX exporter failed: {one_line(error)}") from error
 
 
-def _cache(model: PreTrainedModel, length: int) -> Any:
-    """A KV cache of `length` tokens, as the model itself fills it."""
+def _cache(model: PreTrainedModel, texts: int, length: int) -> Any:
+    """A KV cache of `length` tokens of each of some texts, as the model itself fills it."""
     import torch
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
     with torch.inference_mode(mode=False), torch.no_grad():
-        model(input_ids=torch.arange(1, 1 + length).repeat(TEXTS, 1), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.arange(1, 1 + length).repeat(texts, 1), past_key_values=cache, use_cache=True)
     return cache
 
 

@@ -37,7 +37,7 @@ def test_names_come_out_plain(kind: str, tied: bool) -> None:
     names = NAMES[: 3 if tied else 4]
     stored = [RENAMES[kind](name) for name in names]
     prefixes = foreign_prefixes(stored, FAMILIES["llama"])
-    assert [plain_name(name, prefixes) for name in stored] == list(names)
+    assert [plain_name(name, prefixes, {}) for name in stored] == list(names)
 
 
 @pytest.mark.parametrize(

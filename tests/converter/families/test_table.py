@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lowrank_export
+from lowrank_export.converter.checkpoint.expert_modules import separate_experts
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.families.table import (
     FAMILIES,
@@ -39,7 +40,7 @@ ELSEWHERE = {  # names of other things that are spelled like a family
 
 
 def test_each_family_has_a_file_of_its_name() -> None:
-    shared = {"__init__", "family", "parts", "table", "settings"}
+    shared = {"__init__", "experts", "family", "parts", "table", "settings"}
     files = {path.stem for path in (PACKAGE / "converter" / "families").glob("*.py")} - shared
     assert files == set(FAMILIES)
     assert all(name == family.model_type for name, family in FAMILIES.items())
@@ -62,11 +63,12 @@ def test_no_other_file_names_a_family() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_places_are_those_of_transformers(name: str, tiny: ModuleType) -> None:
     """Every path of the table is a module of the model, and every linear and norm of a block is in the table."""
-    family = FAMILIES[name]
+    family = FAMILIES[name].of(tiny.config(name).to_dict())
     with torch.device("meta"):
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_config(tiny.config(name))
+    separate_experts(model, family)
     for path in (family.blocks, family.embedding, family.norm, family.head, family.rotary):
         if path:
             model.get_submodule(path)
@@ -124,8 +126,9 @@ def test_lookups() -> None:
     assert completed({"model_type": "bloom"}) == {"model_type": "bloom"}
     assert of_architecture("qwen3") is gguf_of({"model_type": "qwen3"})
     for name, family in FAMILIES.items():
-        config = {"model_type": name}
-        assert family_to_load(config, "here") is family
+        config = completed({"model_type": name})
+        found = family_to_load(config, "here")
+        assert found is family if family.experts is None else found == family.of(config)
         assert onnx_of(config) is family.onnx
         if not family.compressed:
             with pytest.raises(InputError, match="not supported; supported: llama, mistral"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
-from lowrank_export.converter.families.table import FAMILIES, compressed
+from lowrank_export.converter.families.table import compressed, family_of
 from lowrank_export.converter.model.blocks import BlockSource
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -26,11 +26,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def opened(folder: Path) -> BlockSource:
+    reader = CheckpointReader(folder)
+    return BlockSource(reader, family_of(reader.config, "here"), torch.device("cpu"), torch.float32)
+
+
 @pytest.mark.parametrize("family", compressed())
 def test_embedding_blocks_and_head_make_the_logits(tmp_path: Path, tiny: ModuleType, family: str) -> None:
     model = tiny.save_dense(tmp_path, family, tied=family != "phi3", **OPTIONS.get(family, {}))
     tokens = torch.randint(0, tiny.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(1))
-    blocks = BlockSource(CheckpointReader(tmp_path), FAMILIES[family], torch.device("cpu"), torch.float32)
+    blocks = opened(tmp_path)
     with torch.no_grad():
         (x,) = blocks.embed([tokens])
         for index in range(blocks.block_count):
@@ -43,7 +48,7 @@ def test_embedding_blocks_and_head_make_the_logits(tmp_path: Path, tiny: ModuleT
 def test_windows_longer_than_the_attention(tmp_path: Path, tiny: ModuleType, family: str) -> None:
     """Masks and rotary embeddings are those of the whole model for every length, one after another."""
     model = tiny.save_dense(tmp_path, family, blocks=3, sliding_window=8)
-    blocks = BlockSource(CheckpointReader(tmp_path), FAMILIES[family], torch.device("cpu"), torch.float32)
+    blocks = opened(tmp_path)
     for length in (5, 30, 17):
         tokens = torch.randint(0, tiny.VOCABULARY, (2, length), generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
@@ -55,7 +60,7 @@ def test_windows_longer_than_the_attention(tmp_path: Path, tiny: ModuleType, fam
 
 
 def test_every_linear_of_a_family_is_there(tmp_path: Path, tiny: ModuleType) -> None:
-    for family, known in compressed().items():
+    for family in compressed():
         tiny.save_dense(tmp_path / family, family, blocks=1)
-        blocks = BlockSource(CheckpointReader(tmp_path / family), known, torch.device("cpu"), torch.float32)
-        assert len(blocks.linear_shapes()) == len(known.linears)
+        blocks = opened(tmp_path / family)
+        assert len(blocks.linear_shapes()) == len(blocks.family.linears)

@@ -64,7 +64,7 @@ def test_is_autograd_through_the_whole_model(tiny: ModuleType, tmp_path: Path, f
     def observe(linear: str, x: torch.Tensor, gradient: torch.Tensor) -> None:
         observed.setdefault(linear, []).append((x, gradient.detach().clone()))
 
-    for index in backward_blocks(blocks_of(tmp_path / "m"), windows(), "data", 0, observe, SilentProgress()):
+    for index in backward_blocks(blocks_of(tmp_path / "m"), windows(), None, observe, SilentProgress()):
         order.append(index)
         found.update({FAMILIES[family].linear_name(index, name): pairs for name, pairs in observed.items()})
         observed.clear()
