@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,9 @@ PATCHES = 4
 
 def config(tiny: ModuleType, name: str, text: str, *, tied: bool = True, **options: Any) -> Any:
     """A configuration around one of `tiny.config`."""
-    inner = tiny.config(text, tied=tied, **options).to_dict()
-    return AutoConfig.for_model(name, text_config=inner, tie_word_embeddings=tied, **VISION_LANGUAGE[name].tiny)
+    of, inner = VISION_LANGUAGE[name], tiny.config(text, tied=tied, **options).to_dict()
+    inner |= {"model_type": of.assumed or text, **of.tiny_text}
+    return AutoConfig.for_model(name, text_config=inner, tie_word_embeddings=tied, **deepcopy(dict(of.tiny)))
 
 
 def model(tiny: ModuleType, name: str, text: str, *, rank: int | None = None, **options: Any) -> PreTrainedModel:
@@ -53,6 +55,45 @@ def save(folder: Path, tiny: ModuleType, name: str, text: str, **options: Any) -
     return built
 
 
+def processor(tiny: ModuleType, name: str) -> Any:
+    """A processor for pictures of 32 x 32 pixels, which become four tokens."""
+    import transformers as t
+
+    named = (
+        {"image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+        if name == "gemma3"
+        else {}
+    )
+    others = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
+    tokenizer = t.PreTrainedTokenizerFast(
+        tokenizer_object=deepcopy(tiny.tokenizer().backend_tokenizer),
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=named or list(others),
+    )
+    square = {"height": 32, "width": 32}
+    if name == "llava":
+        pictures: Any = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square)
+        clip = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+        return t.LlavaProcessor(pictures, tokenizer, patch_size=16, **clip)
+    if name == "gemma3":
+        return t.Gemma3Processor(t.Gemma3ImageProcessor(size=square), tokenizer, image_seq_length=4)
+    edge = {"longest_edge": 32}
+    pictures = t.Idefics3ImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False)
+    return t.Idefics3Processor(pictures, tokenizer, image_seq_len=4)
+
+
+def save_seeing(folder: Path, tiny: ModuleType, name: str, text: str) -> PreTrainedModel:
+    """Write a model with its processor, which needs Pillow; return the model."""
+    built, seeing = model(tiny, name, text, vocab_size=352), processor(tiny, name)
+    number = seeing.tokenizer.convert_tokens_to_ids("<image>")
+    built.config.image_token_id = number  # type: ignore[attr-defined]
+    built.model.image_token_id = number
+    built.save_pretrained(folder)
+    seeing.save_pretrained(folder)
+    return built
+
+
 def load(folder: Path) -> PreTrainedModel:
     """The whole model of a folder in float32, as a user of transformers loads it; every weight is there."""
     found, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -70,6 +111,10 @@ def question(name: str, seed: int = 1) -> dict[str, torch.Tensor]:
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     if "connector" in VISION_LANGUAGE[name].beside:
         found["pixel_values"] = pixels[:, None]  # several pictures to a text
+    if name.startswith("qwen"):
+        found["pixel_values"] = torch.randn(16, 3 * 2 * 8 * 8, generator=generator)
+        found["image_grid_thw"] = torch.tensor([[1, 4, 4]])
+        found["mm_token_type_ids"] = (ids == IMAGE).int()
     if name == "gemma3":
         found["token_type_ids"] = (ids == IMAGE).long()
     return found

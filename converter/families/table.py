@@ -17,11 +17,13 @@ from . import (
     llama,
     mistral,
     mixtral,
+    olmo2,
     opt,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
+    smollm3,
     stablelm,
     starcoder2,
 )
@@ -42,14 +44,20 @@ FAMILIES: Mapping[str, Family] = {
         gemma3_text,
         granite,
         phi3,
-        opt,
+        smollm3,
+        olmo2,
+        starcoder2,
         cohere,
+        opt,
         gpt_neox,
         stablelm,
-        starcoder2,
     )
 }
 """config.json's `model_type` -> family, in the order in which messages name them."""
+
+
+INSIDE = "_inside"
+"""Key of a language model's configuration: the `model_type` of the vision-language model that it was taken out of."""
 
 
 def compressed() -> dict[str, Family]:
@@ -69,8 +77,7 @@ def gguf_inputs() -> tuple[str, ...]:
 
 def factored_architectures() -> tuple[str, ...]:
     """The GGUF architectures whose factored files llama.cpp, patched, computes."""
-    found = (family.gguf for family in FAMILIES.values() if family.gguf is not None)
-    return tuple(dict.fromkeys(gguf.architecture for gguf in found if gguf.factored))
+    return tuple(dict.fromkeys(gguf.architecture for gguf in _all_gguf() if gguf.factored))
 
 
 def of_architecture(architecture: str) -> Gguf | None:
@@ -135,10 +142,13 @@ def gguf_of(config: Mapping[str, Any]) -> Gguf:
     Raises:
         InputError: it cannot be.
     """
-    model_type = str(config.get("model_type"))
+    model_type, around = str(config.get("model_type")), VISION_LANGUAGE.get(str(config.get(INSIDE)))
     found = FAMILIES[model_type].gguf if model_type in FAMILIES else None
+    if around is not None and around.gguf is not None:
+        return around.gguf
     if found is None:
-        raise InputError(f"GGUF export supports {', '.join(gguf_families())}; this checkpoint is {model_type!r}")
+        why = f": {FAMILIES[model_type].no_gguf}" if model_type in FAMILIES else ""
+        raise InputError(f"GGUF export supports {', '.join(gguf_families())}; this checkpoint is {model_type!r}{why}")
     return found
 
 
@@ -156,4 +166,6 @@ def onnx_of(config: Mapping[str, Any]) -> Onnx:
 
 
 def _all_gguf() -> Iterator[Gguf]:
-    return (family.gguf for family in FAMILIES.values() if family.gguf is not None)
+    own = [family.gguf for family in FAMILIES.values()]
+    inside = [around.gguf for around in VISION_LANGUAGE.values()]
+    return (gguf for gguf in (*own, *inside) if gguf is not None)

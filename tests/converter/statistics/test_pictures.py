@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,43 +36,9 @@ def pictured(folder: Path) -> str:
     return f"{folder / 'pairs.jsonl'}#image+text"
 
 
-def processor_of(name: str, tiny: ModuleType) -> Any:
-    """A processor for pictures of 32 x 32 pixels, which become four tokens."""
-    import transformers as t
-
-    named = {"image_token": "<image>", "boi_token": "<begin>", "eoi_token": "<end>"} if name == "gemma3" else {}
-    others = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
-    tokenizer = t.PreTrainedTokenizerFast(
-        tokenizer_object=deepcopy(tiny.tokenizer().backend_tokenizer),
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=named or list(others),
-    )
-    square = {"height": 32, "width": 32}
-    if name == "llava":
-        pictures: Any = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square)
-        clip = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-        return t.LlavaProcessor(pictures, tokenizer, patch_size=16, **clip)
-    if name == "gemma3":
-        return t.Gemma3Processor(t.Gemma3ImageProcessor(size=square), tokenizer, image_seq_length=4)
-    edge = {"longest_edge": 32}
-    pictures = t.Idefics3ImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False)
-    return t.Idefics3Processor(pictures, tokenizer, image_seq_len=4)
-
-
-def save(folder: Path, tiny: ModuleType, tiny_vision: ModuleType, name: str = "llava", text: str = "llama") -> Any:
-    """Write a model with its processor; return the model."""
-    built, processor = tiny_vision.model(tiny, name, text, vocab_size=352), processor_of(name, tiny)
-    number = processor.tokenizer.convert_tokens_to_ids("<image>")
-    built.config.image_token_id = built.model.image_token_id = number
-    built.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return built
-
-
 @pytest.fixture
 def dense(tmp_path: Path, tiny: ModuleType, tiny_vision: ModuleType) -> Any:
-    return save(tmp_path / "dense", tiny, tiny_vision)
+    return tiny_vision.save_seeing(tmp_path / "dense", tiny, "llava", "llama")
 
 
 def drawn(folder: Path, spec: str, **sizes: int) -> Any:
@@ -85,9 +50,9 @@ def drawn(folder: Path, spec: str, **sizes: int) -> Any:
 def test_blocks_see_what_the_whole_model_sees(
     name: str, text: str, tmp_path: Path, tiny: ModuleType, tiny_vision: ModuleType
 ) -> None:
-    dense, spec = save(tmp_path / "dense", tiny, tiny_vision, name, text), pictured(tmp_path)
+    dense, spec = tiny_vision.save_seeing(tmp_path / "dense", tiny, name, text), pictured(tmp_path)
     (tmp_path / "pairs.jsonl").write_text((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
-    given = processor_of(name, tiny)(
+    given = tiny_vision.processor(tiny, name)(
         images=[PIL.open(tmp_path / "0.png").convert("RGB")], text=[f"<image>\n{TEXTS[0]}"], return_tensors="pt"
     )
     with torch.no_grad():
@@ -120,7 +85,7 @@ def test_windows_keep_the_features_that_they_hold(dense: Any, tmp_path: Path) ->
 
 def test_embeddings_are_scaled_and_pictures_are_not(tmp_path: Path, tiny: ModuleType, tiny_vision: ModuleType) -> None:
     """Gemma's; its processor calls a picture by the token that it begins with."""
-    save(tmp_path / "dense", tiny, tiny_vision, "gemma3", "gemma3_text")
+    tiny_vision.save_seeing(tmp_path / "dense", tiny, "gemma3", "gemma3_text")
     found = drawn(tmp_path / "dense", pictured(tmp_path), windows=4, length=12)
     reader = CheckpointReader(tmp_path / "dense")
     blocks = BlockSource(reader, family_of(reader.config, "here"), CPU, torch.float32)
@@ -167,6 +132,12 @@ def test_refused(dense: Any, tmp_path: Path) -> None:
         (tmp_path / "dense" / file).unlink(missing_ok=True)
     with pytest.raises(InputError, match="no usable processor of pictures"):
         drawn(tmp_path / "dense", spec)
+
+
+def test_places_of_pictures_that_are_none_of_text(tmp_path: Path, tiny: ModuleType, tiny_vision: ModuleType) -> None:
+    tiny_vision.save(tmp_path / "dense", tiny, "qwen2_5_vl", "qwen2")
+    with pytest.raises(InputError, match="places of pictures are no places of text"):
+        drawn(tmp_path / "dense", pictured(tmp_path))
 
 
 def test_sizes_and_aware_rounding_take_no_pictures(dense: Any, tmp_path: Path, tiny: ModuleType) -> None:
