@@ -40,7 +40,12 @@ class StatisticsMemory:
         halves = 2 if self.windows.held_out else 1
         moments = sum(halves * self.shape.moment(group) for group in self.shape.inputs)
         product = self.shape.product(max(self.shape.inputs.values()), self.windows.chunk_tokens)
-        return self.shape.block + moments + max(product, self.shape.forward(self.windows.chunk_tokens))
+        return (
+            self.shape.block
+            + moments
+            + self._kept(moments)
+            + max(product, self.shape.forward(self.windows.chunk_tokens))
+        )
 
     def gradients(self) -> int:
         """One block's backward and the moments of its gradients, or the head."""
@@ -48,12 +53,22 @@ class StatisticsMemory:
         tokens = min(CHUNK_WINDOWS, self.recipe.gradient_windows) * self.windows.length
         moments = sum(DOUBLE * out**2 for out in shape.outputs.values()) + sum(map(self.shape.moment, shape.inputs))
         widest = max(*shape.outputs.values(), *shape.inputs.values())
-        inside = shape.block + moments + self.shape.backward(tokens) + self.shape.product(widest, tokens)
+        inside = (
+            shape.block
+            + moments
+            + self._kept(moments)
+            + self.shape.backward(tokens)
+            + self.shape.product(widest, tokens)
+        )
         if not self.method.needs_gradients and self.recipe.refine == "none":  # Fisher's rows only
             inside = shape.block + self.shape.backward(tokens) + 3 * FLOAT * shape.largest_linear
         head = shape.vocabulary * shape.hidden * (shape.weight_bytes + (2 if shape.bfloat16 else 0))
         logits = 5 * FLOAT * GRADIENT_ROWS * shape.vocabulary
         return max(inside, head + logits + 4 * tokens * shape.hidden * FLOAT)
+
+    def _kept(self, moments: int) -> int:
+        """What the allocator keeps of the many moments of experts when they are freed; measured: docs/experts.md."""
+        return moments // 2 if self.shape.experts else 0
 
     def spectra(self) -> int:
         """Both metrics and three copies of the largest linear of each group."""
