@@ -45,7 +45,9 @@ def test_every_gate_passes(family: str, tiny: ModuleType, tmp_path: Path) -> Non
     check_job(tmp_path, tiny, gguf=FAMILIES[family].gguf is not None)
 
 
-@pytest.mark.parametrize(("name", "text"), [("llava", "mistral"), ("gemma3", "gemma3_text"), ("smolvlm", "llama")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("llava", "mistral"), ("gemma3", "gemma3_text"), ("qwen2_5_vl", "qwen2"), ("smolvlm", "llama")]
+)
 def test_every_gate_passes_of_a_language_model_that_sees(
     name: str, text: str, tiny: ModuleType, tiny_vision: ModuleType, tmp_path: Path
 ) -> None:

@@ -22,8 +22,9 @@ PATCHES = 4
 
 def config(tiny: ModuleType, name: str, text: str, *, tied: bool = True, **options: Any) -> Any:
     """A configuration around one of `tiny.config`."""
-    inner = tiny.config(text, tied=tied, **options).to_dict()
-    return AutoConfig.for_model(name, text_config=inner, tie_word_embeddings=tied, **VISION_LANGUAGE[name].tiny)
+    of, inner = VISION_LANGUAGE[name], tiny.config(text, tied=tied, **options).to_dict()
+    inner |= {"model_type": of.assumed or text, **of.tiny_text}
+    return AutoConfig.for_model(name, text_config=inner, tie_word_embeddings=tied, **deepcopy(dict(of.tiny)))
 
 
 def model(tiny: ModuleType, name: str, text: str, *, rank: int | None = None, **options: Any) -> PreTrainedModel:
@@ -110,6 +111,10 @@ def question(name: str, seed: int = 1) -> dict[str, torch.Tensor]:
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     if "connector" in VISION_LANGUAGE[name].beside:
         found["pixel_values"] = pixels[:, None]  # several pictures to a text
+    if name == "qwen2_5_vl":
+        found["pixel_values"] = torch.randn(16, 3 * 2 * 8 * 8, generator=generator)
+        found["image_grid_thw"] = torch.tensor([[1, 4, 4]])
+        found["mm_token_type_ids"] = (ids == IMAGE).int()
     if name == "gemma3":
         found["token_type_ids"] = (ids == IMAGE).long()
     return found

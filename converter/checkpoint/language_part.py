@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..families.family import Family
-from ..families.table import FAMILIES
+from ..families.table import FAMILIES, INSIDE
 from ..families.vision.vision_language import VisionLanguage
 from ..storage.documents import shown
 from .factored_config import QUANTIZATION
@@ -35,17 +35,21 @@ def language_config(whole: Mapping[str, Any], of: VisionLanguage, where: str) ->
     Raises:
         InputError: it describes no language model, or one that is not read inside such a model.
     """
-    found = whole.get(TEXT)
+    found = of.language(whole)
     if not isinstance(found, dict):
         raise InputError(f"{where}: config.json says {TEXT} is {shown(found)}, no configuration of a language model")
-    text = {"model_type": of.texts[0], **{key: value for key, value in found.items() if key not in of.idle}}
+    text = {
+        "model_type": of.texts[0],
+        INSIDE: of.model_type,
+        **{key: value for key, value in found.items() if key not in of.idle},
+    }
     if text["model_type"] not in of.texts:
         raise InputError(
             f"{where}: a {of.model_type} model around a language model of family {shown(text['model_type'])} is not "
             f"supported; supported: {', '.join(of.texts)}"
         )
     tied = bool(whole.get(TIED, of.tied)) or (of.tied_by_text and bool(text.get(TIED)))
-    text = {**_assumed(FAMILIES[text["model_type"]]), **text, TIED: tied}
+    text = {**_assumed(FAMILIES[text["model_type"]], of.assumed), **text, TIED: tied}
     text |= {key: whole[key] for key in CARRIED if key in whole}
     if isinstance(held := text.get(QUANTIZATION), dict) and isinstance(ranks := held.get(RANKS), dict):
         text[QUANTIZATION] = {**held, RANKS: {_inner_name(str(name), of): rank for name, rank in ranks.items()}}
@@ -95,10 +99,10 @@ def _body(of: VisionLanguage) -> str:
     return FAMILIES[of.texts[0]].embedding.rpartition(".")[0]
 
 
-def _assumed(family: Family) -> dict[str, Any]:
+def _assumed(family: Family, name: str | None) -> dict[str, Any]:
     """What transformers assumes of a language model where `text_config` is silent, of the keys that matter here."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    known: Any = CONFIG_MAPPING[family.model_type]
+    known: Any = CONFIG_MAPPING[name or family.model_type]
     values = {key: getattr(known, key, None) for key in family.settings}
     return {key: value for key, value in values.items() if isinstance(value, (bool, int, float, str))}

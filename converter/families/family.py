@@ -11,7 +11,7 @@ from .experts import Experts, InputGroup
 
 __all__ = ["Experts", "Family", "Gguf", "InputGroup", "Onnx", "Setting", "SharedOrder"]
 
-Value = bool | int | float | list[bool]
+Value = bool | int | float | list[bool] | list[int]
 """Of a key of a GGUF file."""
 
 

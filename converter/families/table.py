@@ -52,6 +52,10 @@ FAMILIES: Mapping[str, Family] = {
 """config.json's `model_type` -> family, in the order in which messages name them."""
 
 
+INSIDE = "_inside"
+"""Key of a language model's configuration: the `model_type` of the vision-language model that it was taken out of."""
+
+
 def compressed() -> dict[str, Family]:
     """The families that the converter compresses."""
     return {name: family for name, family in FAMILIES.items() if family.compressed}
@@ -69,8 +73,7 @@ def gguf_inputs() -> tuple[str, ...]:
 
 def factored_architectures() -> tuple[str, ...]:
     """The GGUF architectures whose factored files llama.cpp, patched, computes."""
-    found = (family.gguf for family in FAMILIES.values() if family.gguf is not None)
-    return tuple(dict.fromkeys(gguf.architecture for gguf in found if gguf.factored))
+    return tuple(dict.fromkeys(gguf.architecture for gguf in _all_gguf() if gguf.factored))
 
 
 def of_architecture(architecture: str) -> Gguf | None:
@@ -135,8 +138,10 @@ def gguf_of(config: Mapping[str, Any]) -> Gguf:
     Raises:
         InputError: it cannot be.
     """
-    model_type = str(config.get("model_type"))
+    model_type, around = str(config.get("model_type")), VISION_LANGUAGE.get(str(config.get(INSIDE)))
     found = FAMILIES[model_type].gguf if model_type in FAMILIES else None
+    if around is not None and around.gguf is not None:
+        return around.gguf
     if found is None:
         raise InputError(f"GGUF export supports {', '.join(gguf_families())}; this checkpoint is {model_type!r}")
     return found
@@ -156,4 +161,6 @@ def onnx_of(config: Mapping[str, Any]) -> Onnx:
 
 
 def _all_gguf() -> Iterator[Gguf]:
-    return (family.gguf for family in FAMILIES.values() if family.gguf is not None)
+    own = [family.gguf for family in FAMILIES.values()]
+    inside = [around.gguf for around in VISION_LANGUAGE.values()]
+    return (gguf for gguf in (*own, *inside) if gguf is not None)

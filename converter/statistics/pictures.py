@@ -53,6 +53,8 @@ def calibrate_on_pairs(
         InputError: a record, a picture or the processor is not readable, the pairs are shorter than one window, or a
             token has no row.
     """
+    if reader.around is None or not reader.around.as_text:
+        raise InputError(f"{spec}: places of pictures are no places of text for {reader.path}; give a text")
     pairs, processor = read_pairs(spec), _processor(reader)
     model = _seeing(reader, device)
     streams, features, count = list[Tokens](), list[NDArray[np.float32]](), first

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ..family import Gguf
+
 
 def _nothing() -> Mapping[str, Any]:
     return MappingProxyType({})
+
+
+def _text_config(whole: Mapping[str, Any]) -> Any:
+    return whole.get("text_config")
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,11 @@ class VisionLanguage:
         tied: whether transformers ties the head where config.json is silent.
         tied_by_text: whether a language model that ties its head ties it here too.
         idle: keys of `text_config` that nothing of transformers' language model reads.
+        language: config.json -> the configuration of the language model as its family has it.
+        assumed: transformers' name of the configuration whose values hold where it is silent; its family's by default.
+        gguf: how the language model is written to GGUF, where that is not as its family is.
+        as_text: whether a picture's features have positions as tokens of text do.
+        tiny_text: settings of the language model of the tiny model, beside those of its family.
         tiny: settings of the tiny random model that tests are made of, without those of the language model.
     """
 
@@ -38,6 +49,11 @@ class VisionLanguage:
     tied: bool = False
     tied_by_text: bool = False
     idle: frozenset[str] = frozenset()
+    language: Callable[[Mapping[str, Any]], Any] = _text_config
+    assumed: str | None = None
+    gguf: Gguf | None = None
+    as_text: bool = True
+    tiny_text: Mapping[str, Any] = field(default_factory=_nothing)
     tiny: Mapping[str, Any] = field(default_factory=_nothing)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,15 +11,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from lowrank_export.converter.checkpoint.language_part import language_config, whole_config, whole_name
 from lowrank_export.converter.checkpoint.reader import CheckpointReader
 from lowrank_export.converter.core.errors import InputError
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.families.settings import check_settings
+from lowrank_export.converter.families.table import FAMILIES, gguf_of
 from lowrank_export.converter.families.vision.table import VISION_LANGUAGE
 from lowrank_export.converter.model.loading import load
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.model.tokens import read_tokens
+from lowrank_export.exporters.gguf.metadata import read_hyperparameters
 
 WEIGHTS = "model.safetensors"
 TOKENS = torch.arange(1, 20)[None]
@@ -182,3 +187,103 @@ def test_configurations_lead_back() -> None:
     assert (back["dtype"], back["image_seq_length"], back["tie_word_embeddings"]) == ("float16", 4, False)
     assert whole_name("model.norm.weight", of) == "model.language_model.norm.weight"
     assert whole_name("lm_head.weight", of) == "lm_head.weight"
+
+
+REAL = {
+    "llava": {
+        "model_type": "llava",
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "rms_norm_eps": 1e-05,
+            "torch_dtype": "float16",
+            "vocab_size": 32064,
+        },
+    },
+    "gemma3": {
+        "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+    },
+    "idefics3": {
+        "model_type": "idefics3",
+        "text_config": {
+            "architectures": ["VLlama3ForCausalLM"],
+            "head_dim": 64,
+            "hidden_size": 576,
+            "is_llama_config": True,
+            "max_position_embeddings": 8192,
+            "model_type": "llama",
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "perceiver_config": {"model_type": "vllama3", "resampler_depth": 6},
+            "pixel_shuffle_factor": 4,
+            "rope_scaling": None,
+            "rope_theta": 100000,
+        },
+        "tie_word_embeddings": False,
+    },
+    "qwen2_5_vl": {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        "eos_token_id": 151645,
+        "vision_token_id": 151654,
+        "image_token_id": 151655,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 70,
+        "model_type": "qwen2_5_vl",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vision_config": {"model_type": "qwen2_5_vl", "out_hidden_size": 2048},
+        "vocab_size": 151936,
+    },
+}
+"""As the hub's folders say it, for the most part."""
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_silent_configurations_are_those_of_transformers(name: str) -> None:
+    of, where = VISION_LANGUAGE[name], "here"
+    found = language_config(REAL[name], of, where)
+    whole = AutoConfig.for_model(**deepcopy(REAL[name]))
+    family = FAMILIES[found["model_type"]]
+    check_settings(found, family, where)
+    assert found["tie_word_embeddings"] == whole.tie_word_embeddings
+    for key in family.settings:
+        if found.get(key) is not None and not any(word in key for word in ("rope", "tie_", "sliding_window")):
+            assert found[key] == getattr(whole.text_config, key), key
+    hyper, text = read_hyperparameters(found), whole.text_config
+    assert (hyper.blocks, hyper.sliding_window) == (text.num_hidden_layers, getattr(text, "sliding_window", None))
+
+
+def test_a_configuration_that_says_all_in_one(tmp_path: Path, tiny: ModuleType, tiny_vision: ModuleType) -> None:
+    """The hub's of Qwen2.5-VL have no `text_config`; positions of text are those of a Qwen 2."""
+    tiny_vision.save(tmp_path, tiny, "qwen2_5_vl", "qwen2")
+    before, whole = load(tmp_path)(TOKENS).logits, tiny_vision.load(tmp_path)
+    text = text_config(tmp_path)
+    rewrite(tmp_path, **{**text, "model_type": "qwen2_5_vl", "text_config": None})
+    assert load(tmp_path)(TOKENS).logits.equal(before)
+    torch.testing.assert_close(
+        tiny_vision.answer(tiny_vision.load(tmp_path), "qwen2_5_vl"), tiny_vision.answer(whole, "qwen2_5_vl")
+    )
+    reader = opened(tmp_path)
+    assert gguf_of(reader.config).architecture == "qwen2vl"
+    assert read_hyperparameters(reader.config).keys == {"rope.dimension_sections": [2, 3, 3, 0]}

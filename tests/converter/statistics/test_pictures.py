@@ -134,6 +134,12 @@ def test_refused(dense: Any, tmp_path: Path) -> None:
         drawn(tmp_path / "dense", spec)
 
 
+def test_places_of_pictures_that_are_none_of_text(tmp_path: Path, tiny: ModuleType, tiny_vision: ModuleType) -> None:
+    tiny_vision.save(tmp_path / "dense", tiny, "qwen2_5_vl", "qwen2")
+    with pytest.raises(InputError, match="places of pictures are no places of text"):
+        drawn(tmp_path / "dense", pictured(tmp_path))
+
+
 def test_sizes_and_aware_rounding_take_no_pictures(dense: Any, tmp_path: Path, tiny: ModuleType) -> None:
     from typer.testing import CliRunner
 
