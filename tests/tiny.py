@@ -82,6 +82,35 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@cache
+def sentencepiece(*, space_before: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer like sentencepiece's, of 520 tokens, with bytes for what it does not know.
+
+    With a space before every text it is as Llama 1 had one, without as Gemma has.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    mark = "\u2581"
+    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    replace = normalizers.Replace(" ", mark)
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend(mark), replace]) if space_before else replace
+    raw.decoder = decoders.Sequence([decoders.Replace(mark, " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY + 200,
+        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)],
+        show_progress=False,
+    )
+    raw.train_from_iterator(TEXT.split(), trainer)
+    data = raw.to_str().replace('"special":true', '"special":false')
+    raw = Tokenizer.from_str(data)
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    if not space_before:
+        raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        raw.add_tokens([AddedToken("\n\n", normalized=False)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def save_dense(path: Path, family: str, **options: Any) -> PreTrainedModel:
     """Write a dense checkpoint with tokenizer; return the model."""
     built = model(family, **options)

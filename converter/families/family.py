@@ -66,6 +66,8 @@ class Gguf:
         block: module path inside a block -> name inside a GGUF block.
         outside: module path in the model -> GGUF name, for what lies outside the blocks.
         blocks: path of the list of transformer blocks.
+        layer_norm: key of config.json for the epsilon of norms that subtract the mean; "" where none does.
+        wide_norms: norms of queries and keys are over all heads together.
         fused_gate: `ffn_up` holds the rows of gate, and below them those of up.
         interleaved: llama.cpp rotates neighboring rows (2i, 2i + 1) of q and k instead of the halves of a head, so
             their rows are stored in another order.
@@ -78,6 +80,9 @@ class Gguf:
             InputError where the architecture cannot express it.
         factored: all linears pass llama.cpp's `build_lora_mm`, verified against torch logit by logit; a factored
             weight used elsewhere would end the process inside ggml.
+        restored: what a file says of itself, without the architecture before the names -> settings of the configuration
+            that transformers leaves out when it reads one.
+        tokenizer: `tokenizer.ggml.model` of files that serve as input; "" where transformers reads every kind.
         read: GGUF files of the family were compared with the model they were made from, and serve as input.
     """
 
@@ -85,6 +90,8 @@ class Gguf:
     block: Mapping[str, str]
     outside: Mapping[str, str]
     blocks: str = "model.layers"
+    layer_norm: str = ""
+    wide_norms: bool = False
     fused_gate: bool = False
     interleaved: bool = False
     windows: bool = False
@@ -94,6 +101,8 @@ class Gguf:
     long_rotary: bool = False
     keys: Callable[[Mapping[str, Any]], Mapping[str, Value]] = _no_keys
     factored: bool = False
+    restored: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _no_keys
+    tokenizer: str = ""
     read: bool = False
 
 
@@ -126,12 +135,17 @@ class Family:
         experts: of a block, where it is a mixture of experts.
         shared_orders: linears whose features may be put into another order.
         compressed: the converter compresses it; others are loaded and exported.
+        positions: path of the learned embedding of positions, which is added to that of tokens; "" where there is none.
         norms: paths inside a block of what has a weight and is no linear, routers included.
+        norm_biases: norms have a bias too.
+        switched_norms: path of a further norm -> the key of config.json that puts it there.
         stored_names: part of a tensor's name in files -> what it is called here and in transformers.
         biases: path of a linear -> the key of config.json that gives it a bias; "" for one that always has one.
+        inner: key of config.json for the width between the linears of the MLP.
         embedding_scale: configuration -> what embeddings are multiplied by.
         logit_scale: configuration -> what the head's outputs are multiplied by.
         gguf: how it is written to GGUF; None where it cannot be.
+        no_gguf: why not.
         onnx: how it is written to ONNX.
         settings: keys of config.json that change what the model computes.
         aliases: other names of keys of config.json -> the names here.
@@ -149,12 +163,17 @@ class Family:
     experts: Experts | None = None
     shared_orders: tuple[SharedOrder, ...] = ()
     compressed: bool = False
+    positions: str = ""
     norms: tuple[str, ...] = ()
+    norm_biases: bool = False
+    switched_norms: Mapping[str, str] = field(default_factory=_nothing)
     stored_names: Mapping[str, str] = field(default_factory=_nothing)
     biases: Mapping[str, str] = field(default_factory=_nothing)
+    inner: str = "intermediate_size"
     embedding_scale: Callable[[Any], float] = _one
     logit_scale: Callable[[Any], float] = _one
     gguf: Gguf | None = None
+    no_gguf: str = ""
     onnx: Onnx = Onnx()
     settings: Mapping[str, Setting] = field(default_factory=_nothing)
     aliases: Mapping[str, str] = field(default_factory=_nothing)

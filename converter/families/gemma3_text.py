@@ -21,6 +21,7 @@ from .parts import (
     root_of_width,
 )
 
+PERIOD = 6  # each block of that number attends to everything, where nothing says which do
 LARGEST = 62  # blocks of the 27B model, by which llama.cpp knows it
 
 
@@ -38,12 +39,33 @@ def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
     rotary = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
     base = rotary.get("rope_theta") or config.get("rope_local_base_freq") or 10000.0
     cap = config.get("final_logit_softcapping")
-    period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6
+    period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or PERIOD
     found = windows(config, period)
     return {
         **found,
         "rope.freq_base_swa": float(base),
         **({"final_logit_softcapping": float(cap)} if cap else {}),
+    }
+
+
+def _restored(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Scale of scores, windows, rotary bases and the soft cap, as llama.cpp takes them from a file."""
+    blocks, width = int(said["block_count"]), int(said["embedding_length"]) // int(said["attention.head_count"])
+    scale = width if blocks == LARGEST else int(said.get("attention.key_length", width))
+    pattern, window = said.get("attention.sliding_window_pattern", PERIOD), said.get("attention.sliding_window")
+    if not isinstance(pattern, list):
+        pattern = [bool(block % int(pattern)) for block in range(1, blocks + 1)]
+    everything = {"rope_type": "default", "rope_theta": float(said.get("rope.freq_base", 10000.0))}
+    if said.get("rope.scaling.type") == "linear":
+        everything = {**everything, "rope_type": "linear", "factor": float(said["rope.scaling.factor"])}
+    sliding = {"rope_type": "default", "rope_theta": float(said.get("rope.freq_base_swa", 10000.0))}
+    return {
+        "query_pre_attn_scalar": scale,
+        "layer_types": [
+            "sliding_attention" if windowed and window else "full_attention" for windowed in pattern[:blocks]
+        ],
+        "rope_parameters": {"full_attention": everything, "sliding_attention": sliding},
+        "final_logit_softcapping": said.get("final_logit_softcapping"),
     }
 
 
@@ -65,6 +87,9 @@ FAMILY = Family(
         rope_base=1e6,
         keys=_gguf_keys,
         factored=True,
+        restored=_restored,
+        tokenizer="llama",
+        read=True,
     ),
     onnx=Onnx("Gemma3Model", genai_type="gemma3_text", adapt=_flat_rotary),
     settings={

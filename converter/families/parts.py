@@ -23,6 +23,17 @@ QUERY_KEY_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 ATTENTION_BIAS = dict.fromkeys(ATTENTION, "attention_bias")
 MLP_BIAS = dict.fromkeys(GATED_MLP, "mlp_bias")
 
+LINEAR_SIZES: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("q_proj",), ("queries", "hidden")),
+    **dict.fromkeys(("k_proj", "v_proj"), ("keys", "hidden")),
+    "qkv_proj": ("queries and keys", "hidden"),
+    **dict.fromkeys(("o_proj", "out_proj"), ("hidden", "queries")),
+    **dict.fromkeys(("gate_proj", "up_proj", "c_fc", "fc1"), ("inner", "hidden")),
+    "gate_up_proj": ("twice inner", "hidden"),
+    **dict.fromkeys(("down_proj", "c_proj", "fc2"), ("hidden", "inner")),
+}
+"""Name of a linear -> its outputs and inputs, in the words of `config_check`."""
+
 GGUF_BLOCK: Mapping[str, str] = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",

@@ -17,11 +17,13 @@ from . import (
     llama,
     mistral,
     mixtral,
+    olmo2,
     opt,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
+    smollm3,
     stablelm,
     starcoder2,
 )
@@ -42,11 +44,13 @@ FAMILIES: Mapping[str, Family] = {
         gemma3_text,
         granite,
         phi3,
-        opt,
+        smollm3,
+        olmo2,
+        starcoder2,
         cohere,
+        opt,
         gpt_neox,
         stablelm,
-        starcoder2,
     )
 }
 """config.json's `model_type` -> family, in the order in which messages name them."""
@@ -143,7 +147,8 @@ def gguf_of(config: Mapping[str, Any]) -> Gguf:
     if around is not None and around.gguf is not None:
         return around.gguf
     if found is None:
-        raise InputError(f"GGUF export supports {', '.join(gguf_families())}; this checkpoint is {model_type!r}")
+        why = f": {FAMILIES[model_type].no_gguf}" if model_type in FAMILIES else ""
+        raise InputError(f"GGUF export supports {', '.join(gguf_families())}; this checkpoint is {model_type!r}{why}")
     return found
 
 

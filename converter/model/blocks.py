@@ -66,8 +66,9 @@ class BlockSource:
             raise InputError(f"{reader.path}: config.json names a linear that the model lacks: {name}") from None
         self._skeleton.eval()
         with refusing(reader.path, "transformers cannot build this model"):
-            self._arguments = BlockArguments(self._skeleton, family, config, device, dtype)
-        self.embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
+            positions = self._weight(family.positions) if family.positions else None
+            self._arguments = BlockArguments(self._skeleton, family, config, device, dtype, positions)
+        self._embedding_scale, self._logit_scale = family.embedding_scale(config), family.logit_scale(config)
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.block_count = int(config.num_hidden_layers)
         self.window_limit = int(config.max_position_embeddings)
@@ -91,13 +92,18 @@ class BlockSource:
         weight = self._stored(name, tuple(self._skeleton.get_parameter(name).shape))
         for tokens in chunks:
             ids = tokens.cpu().long()
-            stream = nn.functional.embedding(ids.clamp(max=len(weight) - 1), weight).to(self.device, self.dtype)
-            stream = stream if self.embedding_scale == 1.0 else stream * self.embedding_scale
+            embedded = nn.functional.embedding(ids.clamp(max=len(weight) - 1), weight)
+            stream = self.entered(embedded.to(self.device, self.dtype))
             if self._pictures is not None:
                 pictured = ids >= len(weight)
                 seen = self._pictures[ids[pictured] - len(weight)]
                 stream[pictured.to(self.device)] = seen.to(self.device, self.dtype)
             yield stream
+
+    def entered(self, embedded: Tensor) -> Tensor:
+        """Embeddings of windows (B, T, d), as stored -> what the first block reads: scaled, with learned positions."""
+        stream = embedded if self._embedding_scale == 1.0 else embedded * self._embedding_scale
+        return stream + self._arguments.added(stream.shape[1]) if self.family.positions else stream
 
     def block(self, index: int) -> nn.Module:
         """A fresh copy of block `index` with its weights, on the device, in evaluation mode."""
@@ -142,6 +148,10 @@ class BlockSource:
                 raise InputError(f"{self.reader.path}: {name}.weight has shape {shape}, expected a matrix")
             shapes[name] = (shape[0], shape[1])
         return shapes
+
+    def _weight(self, module: str) -> Tensor:
+        name = module + ".weight"
+        return self._tensor(name, tuple(self._skeleton.get_parameter(name).shape))
 
     def _tensor(self, name: str, expected: tuple[int, ...]) -> Tensor:
         tensor = self._stored(name, expected)

@@ -10,6 +10,7 @@ from ..checkpoint.layouts import C_SUFFIX, P_SUFFIX, U_SUFFIX, V_SUFFIX
 from ..checkpoint.reader import CheckpointReader
 from ..core.errors import InputError
 from ..families.family import Family
+from ..families.parts import LINEAR_SIZES
 from ..families.settings import check_settings
 from ..storage.documents import shown
 from .tensor_check import DERIVED, check_tensors, check_types
@@ -76,7 +77,7 @@ def check_sizes(
         if found != expected:
             raise InputError(f"{where}: {module} has shape {shown(found)}, but {document} says {expected}")
 
-    hidden, inner, count = size("hidden_size"), size("intermediate_size"), size("num_hidden_layers")
+    hidden, inner, count = size("hidden_size"), size(family.inner), size("num_hidden_layers")
     heads = size("num_attention_heads")
     keys, head_dim = size("num_key_value_heads", heads), size("head_dim", max(1, hidden // heads))
     if size("max_position_embeddings") > LONGEST:
@@ -86,24 +87,24 @@ def check_sizes(
     compare(family.embedding, (size("vocab_size"), hidden))
     if len(blocks) != count or set(blocks) != set(range(count)):
         raise InputError(f"{where}: holds {len(blocks)} blocks, but {document} says {count}")
-    shapes = {
-        "q_proj": (heads * head_dim, hidden),
-        "k_proj": (keys * head_dim, hidden),
-        "v_proj": (keys * head_dim, hidden),
-        "qkv_proj": ((heads + 2 * keys) * head_dim, hidden),
-        "o_proj": (hidden, heads * head_dim),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "gate_up_proj": (2 * inner, hidden),
-        "down_proj": (hidden, inner),
+    sizes = {
+        "hidden": hidden,
+        "queries": heads * head_dim,
+        "keys": keys * head_dim,
+        "queries and keys": (heads + 2 * keys) * head_dim,
+        "inner": inner,
+        "twice inner": 2 * inner,
     }
+    linears = dict(LINEAR_SIZES)
     if (experts := family.experts) is not None:
-        inner = size(experts.inner)
-        shapes |= {experts.gate: (inner, hidden), experts.up: (inner, hidden), experts.down: (hidden, inner)}
+        sizes["of an expert"] = size(experts.inner)
+        linears |= dict.fromkeys((experts.gate, experts.up), ("of an expert", "hidden"))
+        linears[experts.down] = ("hidden", "of an expert")
         experts.used_per_token(config)
     for block in range(count):
         for linear in family.linears:
-            compare(family.linear_name(block, linear), shapes[linear.rpartition(".")[2]])
+            rows, columns = linears[linear.rpartition(".")[2]]
+            compare(family.linear_name(block, linear), (sizes[rows], sizes[columns]))
         if experts is not None:
             compare(family.linear_name(block, experts.router), (experts.number(config), hidden))
 

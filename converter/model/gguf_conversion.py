@@ -11,7 +11,8 @@ from typing import Any
 
 from ..core.errors import InputError
 from ..core.progress import Progress
-from ..families.table import family_of
+from ..families.table import FAMILIES, family_of
+from ..storage.documents import shown
 from ..storage.files import cache_folder, file_sha256, replacing, writable_cache
 from ..storage.gguf_header import Header, read_header
 from .config_check import check_sizes
@@ -57,7 +58,7 @@ def _convert_gguf(path: Path, out: Path, named: Path) -> None:
         (alone / "model.gguf").symlink_to(path.resolve())
         here: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
         config: Any = AutoConfig.from_pretrained(str(alone), **here)
-        _restore_head_size(config, header.metadata)
+        _restore(config, header.metadata)
         _check_gguf(named, config.to_dict(), header)
         model, found = factory.from_pretrained(
             str(alone),
@@ -82,11 +83,17 @@ def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
     """The sizes that transformers found in the metadata are those of the tensors."""
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     family = family_of(config, str(path))
-    if family.gguf is None or not family.gguf.read:
-        raise InputError(
-            f"{path}: a GGUF file of family {family.model_type!r} is not read; give the model's Hugging Face folder"
-        )
+    experts = any(name.endswith(".ffn_gate_inp.weight") for name in shapes)
+    if family.gguf is None or not family.gguf.read or experts:
+        what = "experts" if experts else f"family {family.model_type!r}"
+        raise InputError(f"{path}: a GGUF file of {what} is not read; give the model's Hugging Face folder")
 
+    kind = header.metadata.get("tokenizer.ggml.model")
+    if family.gguf.tokenizer not in ("", kind):
+        raise InputError(
+            f"{path}: has a tokenizer of kind {shown(kind)}, of which transformers makes another one in a "
+            f"{family.model_type} model; give the model's Hugging Face folder"
+        )
     names = family.gguf.block
 
     def stored(module: str) -> tuple[int, ...]:
@@ -101,11 +108,17 @@ def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
     check_sizes(config, str(path), family, blocks=blocks, stored=stored, document="its metadata")
 
 
-def _restore_head_size(config: Any, fields: Mapping[str, Any]) -> None:
-    """Put back the size of an attention head; transformers takes the family's default for it."""
-    size = fields.get(f"{fields.get('general.architecture')}.attention.key_length")
+def _restore(config: Any, fields: Mapping[str, Any]) -> None:
+    """Put back what transformers leaves out: the size of a head, for which it takes the default, and the family's."""
+    architecture = f"{fields.get('general.architecture')}."
+    said = {key.removeprefix(architecture): value for key, value in fields.items() if key.startswith(architecture)}
+    size = said.get("attention.key_length")
     if size is not None and hasattr(config, "head_dim"):
         config.head_dim = int(size)
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.gguf is not None:
+        for key, value in family.gguf.restored(said).items():
+            setattr(config, key, value)
 
 
 def _split_digits(tokenizer: Any) -> None:

@@ -66,19 +66,22 @@ def check_types(reader: CheckpointReader, names: Iterable[str]) -> None:
 
 def _places(reader: CheckpointReader, family: Family) -> tuple[list[str], set[str]]:
     """Names that must be there, and all that may."""
-    required = [f"{family.embedding}.weight", f"{family.norm}.weight"]
+    required = [f"{family.embedding}.weight", *_of_norm(family, family.norm)]
+    if family.positions:
+        required.append(f"{family.positions}.weight")
+    switched = [norm for norm, switch in family.switched_norms.items() if _has(reader, switch)]
     head = _stored_as(reader, family.head)
     if not reader.config.get("tie_word_embeddings"):
         required += head
     allowed = {*head, family.head + PERM_SUFFIX}
     for block in range(int(reader.config["num_hidden_layers"])):
-        for norm in family.norms:
-            required.append(f"{family.blocks}.{block}.{norm}.weight")
+        for norm in (*family.norms, *switched):
+            required += _of_norm(family, f"{family.blocks}.{block}.{norm}")
         for linear in family.linears:
             module = family.linear_name(block, linear)
             required += _stored_as(reader, module)
             allowed.add(module + PERM_SUFFIX)
-            if linear in family.biases and _has_bias(reader, family.biases[linear]):
+            if linear in family.biases and _has(reader, family.biases[linear]):
                 required.append(f"{module}.bias")
     return required, allowed | set(required)
 
@@ -90,7 +93,11 @@ def _stored_as(reader: CheckpointReader, module: str) -> list[str]:
     return [module + suffix for suffix in suffixes]
 
 
-def _has_bias(reader: CheckpointReader, switch: str) -> bool:
+def _of_norm(family: Family, norm: str) -> list[str]:
+    return [f"{norm}.weight", *([f"{norm}.bias"] if family.norm_biases else [])]
+
+
+def _has(reader: CheckpointReader, switch: str) -> bool:
     return not switch or bool(reader.config.get(switch))
 
 

@@ -75,8 +75,9 @@ def backward_blocks(
         gradients = stream
         for index in reversed(range(blocks.block_count)):
             block = blocks.block(index)
+            length = windows.shape[1] if blocks.family.experts is None else None
             for name in blocks.family.linears:
-                block.get_submodule(name).register_forward_hook(_watch(name, observe))
+                block.get_submodule(name).register_forward_hook(_watch(name, length, observe))
             experts = experts_of(block, blocks.family)
             if experts is not None:
                 experts.shown = Shown(share)
@@ -93,10 +94,15 @@ def backward_blocks(
             yield index
 
 
-def _watch(name: str, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _watch(name: str, length: int | None, observe: Observer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """A hook of a linear that observes it in windows of `length` tokens, which some blocks flatten; None leaves all."""
+
+    def in_windows(x: Tensor) -> Tensor:
+        return x if length is None else x.reshape(-1, length, x.shape[-1])
+
     def hook(module: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> None:
-        x = arguments[0].detach()
-        y.register_hook(lambda gradient: observe(name, x, gradient))  # type: ignore[no-untyped-call]
+        x = in_windows(arguments[0].detach())
+        y.register_hook(lambda gradient: observe(name, x, in_windows(gradient)))  # type: ignore[no-untyped-call]
 
     return hook
 

@@ -17,6 +17,7 @@ from ..model.head import Head
 from .descent import Objective, Refined, Schedule, descend
 
 BATCH_TOKENS = 1024  # small batches: a step costs as much as its tokens, and more steps go farther
+DROPOUTS = ("dropout", "attention_dropout", "residual_dropout", "embedding_dropout", "layerdrop")
 HEAD_ROWS = 256  # tokens whose logits are in memory at once
 
 
@@ -155,7 +156,8 @@ def refine_model(
             return _mean([compared([i])[0] for i in workers.part(range(fitted, len(windows)))], workers)
 
     student.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    student.train()  # transformers checkpoints in training mode only; these families have no dropout by default
+    student.train()  # transformers checkpoints in training mode only
+    _drop_nothing(student)
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     try:
@@ -164,6 +166,14 @@ def refine_model(
     finally:
         student.eval()
         student.activation_checkpointing_disable()  # type: ignore[operator]
+
+
+def _drop_nothing(student: nn.Module) -> None:
+    """Every probability of dropout to zero, for good."""
+    for module in student.modules():
+        for name in DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _add_up_gradients(trained: Sequence[nn.Parameter], workers: Workers) -> None:

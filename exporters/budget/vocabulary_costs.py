@@ -45,7 +45,7 @@ def vocabulary_costs(
     for type in types:
         rounded = encode(embedding, type, importance if tied else None)
         stream = torch.nn.functional.embedding(windows.long(), rounded).to(dense)
-        streams.append(stream * blocks.embedding_scale)
+        streams.append(blocks.entered(stream))
     with progress.stage("embedding in every type", blocks.block_count) as advance:
         for index in range(blocks.block_count):
             block = blocks.block(index)

@@ -151,6 +151,7 @@ def _hyperparameters(metadata: Mapping[str, Any], architecture: str) -> tuple[Gg
         rotary_dim=0,
         vocabulary=len(tokens) if isinstance(tokens, list) else number("vocab_size"),
         norm_epsilon=0.0,
+        layer_norm=False,
         rope={},
         tied=True,
         sliding_window=None,

@@ -40,6 +40,7 @@ class Hyperparameters:
     rotary_dim: int
     vocabulary: int
     norm_epsilon: float
+    layer_norm: bool
     rope: Mapping[str, Any]
     tied: bool
     sliding_window: int | None
@@ -74,7 +75,8 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
             head_dim=head_dim,
             rotary_dim=int(head_dim * rotated),
             vocabulary=int(config["vocab_size"]),
-            norm_epsilon=float(config["rms_norm_eps"]),
+            norm_epsilon=float(config[of.layer_norm or "rms_norm_eps"]),
+            layer_norm=bool(of.layer_norm),
             rope=rope,
             tied=bool(config.get("tie_word_embeddings", False)),
             sliding_window=_sliding_window(config),
@@ -104,7 +106,7 @@ def add_hyperparameters(writer: GGUFWriter, of: Hyperparameters) -> None:
     writer.add_key_length(of.head_dim)
     writer.add_value_length(of.head_dim)
     writer.add_vocab_size(of.vocabulary)
-    writer.add_layer_norm_rms_eps(of.norm_epsilon)
+    (writer.add_layer_norm_eps if of.layer_norm else writer.add_layer_norm_rms_eps)(of.norm_epsilon)
     writer.add_rope_dimension_count(of.rotary_dim)
     writer.add_rope_freq_base(float(of.rope.get("rope_theta", 10000.0)))
     if of.rope_type == "linear":

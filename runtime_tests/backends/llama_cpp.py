@@ -108,7 +108,7 @@ class LlamaCppBackend:
             special: whether special tokens written out in the text count as such.
         """
         data = text.encode("utf-8")
-        room = len(data) + 8
+        room = 3 * len(data) + 8  # a mark for a space may be three bytes, each a token
         ids = (self._api.llama_token * room)()
         count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, False, special)
         if count < 0:

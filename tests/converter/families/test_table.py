@@ -83,20 +83,20 @@ def test_places_are_those_of_transformers(name: str, tiny: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.groups])
-@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias", None])
-def test_biases_are_those_of_transformers(name: str, key: str | None, tiny: ModuleType) -> None:
-    """With a key switched on, exactly the linears that the table gives a bias have one."""
+@pytest.mark.parametrize("on", [True, False])
+def test_biases_are_those_of_transformers(name: str, on: bool, tiny: ModuleType) -> None:
+    """With the keys of the table switched on, or off, exactly the linears and norms that it gives a bias have one."""
     from transformers import AutoModelForCausalLM
 
     family = FAMILIES[name]
-    if key is not None and key not in family.settings:
-        assert key not in family.biases.values()
-        return
+    switches = {switch for switch in family.biases.values() if switch}
+    assert switches <= set(family.settings)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(tiny.config(name, **({} if key is None else {key: True})))
+        model = AutoModelForCausalLM.from_config(tiny.config(name, **dict.fromkeys(switches, on)))
     block = model.get_submodule(f"{family.blocks}.0")
     biased = {name.removesuffix(".bias") for name, _ in block.named_parameters() if name.endswith(".bias")}
-    assert biased == {linear for linear, switch in family.biases.items() if switch in ("", key)}
+    linears = {linear for linear, switch in family.biases.items() if on or not switch}
+    assert biased == linears | (set(family.norms) if family.norm_biases else set())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -114,7 +114,7 @@ def test_settings_and_defaults_are_keys_of_transformers(name: str, tiny: ModuleT
 def test_lookups() -> None:
     assert set(compressed()) == {name for name, family in FAMILIES.items() if family.compressed}
     assert set(gguf_families()) == {name for name, family in FAMILIES.items() if family.gguf}
-    assert gguf_inputs() == ("llama", "mistral", "qwen2", "qwen3")
+    assert gguf_inputs() == ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
     assert factored_architectures()[:3] == ("llama", "qwen2", "qwen3")
     assert {*built_onnx(), *traced_onnx()} == set(FAMILIES)
     assert of_architecture("bert") is None

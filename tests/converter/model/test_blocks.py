@@ -14,6 +14,8 @@ from lowrank_export.converter.families.table import compressed, family_of
 from lowrank_export.converter.model.blocks import BlockSource
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "smollm3": {"blocks": 4},
+    "cohere": {"use_qk_norm": True},
     "gemma": {"hidden_size": 80},
     "granite": {
         "embedding_multiplier": 3.0,

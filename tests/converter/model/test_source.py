@@ -105,9 +105,14 @@ def test_fingerprint_follows_weights_and_config(tiny: ModuleType, tmp_path: Path
     assert len({first, second, opened(tmp_path / "m").fingerprint()}) == 3
 
 
-@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("family", "tied"), [("llama", True), ("qwen2", False), ("qwen3", True), ("gemma3_text", True)]
+)
 def test_gguf_gives_the_same_logits(tiny: ModuleType, tmp_path: Path, cache: Path, family: str, tied: bool) -> None:
-    tiny.save_factored(tmp_path / "m", family, rank=16, tied=tied)
+    tokenizer = tiny.sentencepiece(space_before=False) if family == "gemma3_text" else tiny.tokenizer()
+    options = {"final_logit_softcapping": 3.0, "blocks": 3} if family == "gemma3_text" else {}
+    tiny.save_factored(tmp_path / "m", family, rank=16, tied=tied, vocab_size=len(tokenizer), **options)
+    tokenizer.save_pretrained(tmp_path / "m")
     gguf = tmp_path / "tiny.gguf"
     export_gguf(tmp_path / "m", gguf, Quantization("f32"), layout="dense", progress=SILENT)
     found = opened(gguf)
@@ -117,7 +122,17 @@ def test_gguf_gives_the_same_logits(tiny: ModuleType, tmp_path: Path, cache: Pat
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     from transformers import AutoTokenizer
 
-    assert AutoTokenizer.from_pretrained(found.path).encode("a rank 31") == tiny.tokenizer().encode("a rank 31")
+    text = "a rank 31,\n\nand more"
+    expected = tokenizer.encode(text, add_special_tokens=False)
+    assert AutoTokenizer.from_pretrained(found.path).encode(text, add_special_tokens=False) == expected
+
+
+def test_a_tokenizer_that_transformers_does_not_expect(tiny: ModuleType, tmp_path: Path, cache: Path) -> None:
+    tiny.save_dense(tmp_path / "m", "gemma3_text", blocks=1)
+    export_gguf(tmp_path / "m", tmp_path / "m.gguf", Quantization("f32"), progress=SILENT)
+    with pytest.raises(InputError, match=r"m\.gguf: has a tokenizer of kind 'gpt2'"):
+        opened(tmp_path / "m.gguf")
+    assert not list(cache.glob("models/*"))
 
 
 def test_gguf_is_converted_once_and_again_when_it_changes(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lowrank_export.converter.core.progress import SilentProgress
+from lowrank_export.converter.families.table import FAMILIES
 from lowrank_export.converter.model.blocks import BlockSource
 from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.statistics.gathering import GRADIENT, ROWS, SIGMA, gather_fisher, gather_gradients
@@ -39,7 +40,7 @@ def whole_model_gradients(model: torch.nn.Module, tokens: torch.Tensor) -> dict[
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.startswith("model.layers."):
+        if isinstance(module, torch.nn.Linear) and ".layers." in name:
             module.register_forward_hook(watch(name))
     with torch.enable_grad():
         logits = model(tokens.long()).logits
@@ -47,11 +48,12 @@ def whole_model_gradients(model: torch.nn.Module, tokens: torch.Tensor) -> dict[
             logits[:, :-1].flatten(0, 1), tokens[:, 1:].long().flatten(), reduction="sum"
         )
         losses.backward()
-    return {name: (x, y.grad) for name, (x, y) in seen.items()}
+    count, length = tokens.shape
+    return {name: tuple(t.reshape(count, length, -1) for t in (x, y.grad)) for name, (x, y) in seen.items()}
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "opt"])
 def test_is_autograd_through_the_whole_model(tiny: ModuleType, tmp_path: Path, family: str, tied: bool) -> None:
     model = tiny.save_dense(tmp_path / "m", family, tied=tied)
     expected = whole_model_gradients(model, windows())
@@ -64,7 +66,7 @@ def test_is_autograd_through_the_whole_model(tiny: ModuleType, tmp_path: Path, f
 
     for index in backward_blocks(blocks_of(tmp_path / "m"), windows(), None, observe, SilentProgress()):
         order.append(index)
-        found.update({f"model.layers.{index}.{name}": pairs for name, pairs in observed.items()})
+        found.update({FAMILIES[family].linear_name(index, name): pairs for name, pairs in observed.items()})
         observed.clear()
     assert order == [1, 0] and found.keys() == expected.keys()
     for name, pairs in found.items():

@@ -93,6 +93,19 @@ def test_model_comes_closer_to_its_teacher(tiny: ModuleType) -> None:
     assert not student.training and all(parameter.grad is None for parameter in student.parameters())
 
 
+def test_nothing_is_dropped(tiny: ModuleType) -> None:
+    """A student that is its teacher is as far from it as their arithmetic, in a family with dropout."""
+    student, teacher = tiny.model("opt", seed=1), tiny.model("opt", seed=1)
+    assert student.config.dropout == 0.1
+    windows = torch.randint(0, 320, (3, 24), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        wanted = [teacher.model(w[None]).last_hidden_state for w in windows]
+    trained = [parameter for name, parameter in student.named_parameters() if "fc1" in name]
+    head = Head(nn.Identity(), teacher.lm_head.weight.detach())
+    done = refine_model(student, Teacher(head, windows, wanted, 2), trained=trained, schedule=Schedule(1, 1e-6, 0))
+    assert abs(done.before) < 1e-6
+
+
 @pytest.fixture(scope="module")
 def dense(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dense")

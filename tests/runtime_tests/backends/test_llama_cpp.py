@@ -147,6 +147,7 @@ LONG = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama: biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "granite: biases": ("granite", {"attention_bias": True, "mlp_bias": True}),
+    "smollm3: a block without rotary embedding": ("smollm3", {"blocks": 4}),
     "phi3: half of each head rotated": ("phi3", {"rope_parameters": PARTS}),
     "phi3: longrope": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 64}),
     "phi3: longrope, short texts": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 256}),

@@ -75,25 +75,10 @@ def test_byte_level_tokenizers(tiny: ModuleType, tmp_path: Path, name: str) -> N
     same_tokens(tmp_path / "model", tmp_path / "m.gguf", tokenizer)
 
 
-def test_sentencepiece_style(tiny: ModuleType, tmp_path: Path) -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=tiny.VOCABULARY + 200,
-        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)],
-        show_progress=False,
-    )
-    raw.train_from_iterator(tiny.TEXT.split(), trainer)
-    data = raw.to_str().replace('"special":true', '"special":false')
-    raw = Tokenizer.from_str(data)
-    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    tiny.save_dense(tmp_path / "model", "llama", vocab_size=tiny.VOCABULARY + 200)
+@pytest.mark.parametrize(("family", "space_before"), [("llama", True), ("gemma3_text", False)])
+def test_sentencepiece_style(tiny: ModuleType, tmp_path: Path, family: str, space_before: bool) -> None:
+    tokenizer = tiny.sentencepiece(space_before=space_before)
+    tiny.save_dense(tmp_path / "model", family, vocab_size=len(tokenizer))
     tokenizer.save_pretrained(tmp_path / "model")
     same_tokens(tmp_path / "model", tmp_path / "m.gguf", tokenizer)
 

@@ -50,6 +50,8 @@ def test_opt(tmp_path: Path, tiny: ModuleType, factored: bool) -> None:
         logits = np.concatenate([first, last])
         if quantization == "fp32":
             np.testing.assert_allclose(logits, reference, atol=1e-4)
+            several, _ = decoder.run(np.stack([TOKENS, TOKENS]), decoder.empty_cache, keep_cache=False)
+            np.testing.assert_allclose(several, np.stack([reference, reference]), atol=1e-4)
         else:  # rounded weights; what the graph adds to them was compared by the export itself
             assert np.median(kld(reference, logits)) < {"fp16": 1e-5, "int4-mix": 0.5, "int8": 0.005}[quantization]
         assert artifact.facts["exporter"].startswith("transformers ")
