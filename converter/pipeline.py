@@ -134,6 +134,8 @@ def _execute(job: Job, out: Path, journal: Journal, *, force: bool, progress: Pr
         journal.claim_calibration({name: found.record() for name, found in drawn.items() if found is not None})
     if job.recipe.refine != "none":
         progress.note(f"refining blocks: about {_refinement_bytes(job) / 1e9:.1f} GB beside the library and one block")
+    if job.plan.few_tokens:
+        progress.note(job.plan.few_tokens_line)
     started = time.perf_counter()
     losses: dict[str, FitLoss] = {}
     with (

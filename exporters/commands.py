@@ -130,7 +130,9 @@ def plan(
         forecasts = forecast_exports(job.blocks.reader, job.plan)
         sizes = {"predicted_bytes": bytes_json(forecasts), "storage": storage_json(forecasts)}
         document = {**job.plan.to_json(), **sizes, "memory": job.memory.to_json()}
-        return Outcome(document, plan_table(job.plan, forecasts), tuple(job.memory.lines()), with_cost=True)
+        return Outcome(
+            document, plan_table(job.plan, forecasts, source.family.stack), tuple(job.memory.lines()), with_cost=True
+        )
 
 
 @export_options("artifact")

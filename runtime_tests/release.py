@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -166,6 +166,7 @@ def release(
             "calibration": read_json(checkpoint / "calibration.json"),
             "evaluation": evaluation.facts(),
             **({} if size is None else {"size": size.facts}),
+            **_experts(read_json(checkpoint / "plan.json")),
             **({"vocabulary": vocabulary} if vocabulary else {}),
         }
     )
@@ -176,6 +177,12 @@ def release(
     for file in (SIZE_FILE, HELD_OUT_FILE):
         remove(out / file)
     return report
+
+
+def _experts(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Experts that are fitted on tokens of others too, as plan.json names them: tokens sent to each and shown."""
+    few = [f"{one['block']}.{one['expert']}: {one['sent']} of {one['shown']}" for one in plan.get("few_tokens", ())]
+    return {"experts": {"few_tokens": ", ".join(few)}} if few else {}
 
 
 def _check_disk(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..checkpoint import layouts
 from ..checkpoint.layouts import Layout
+
+NAMED = 4  # experts that a line names
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,22 @@ class LinearPlan:
 
 
 @dataclass(frozen=True)
+class FewTokens:
+    """An expert that the calibration text sends fewer tokens than its linears have inputs.
+
+    Attributes:
+        block, expert: which.
+        sent: tokens that the router sends to it.
+        shown: tokens that it is fitted on, those of others included, see `statistics/few_visits.py`.
+    """
+
+    block: int
+    expert: int
+    sent: int
+    shown: int
+
+
+@dataclass(frozen=True)
 class RankPlan:
     """Ranks of every linear of the blocks.
 
@@ -74,12 +92,14 @@ class RankPlan:
         target: retention ratio asked for.
         rank_multiple: every rank is a multiple of this.
         importance: relative importance per block (mean 1) where the allocation used one.
+        few_tokens: experts that are fitted on tokens of others too.
     """
 
     linears: tuple[LinearPlan, ...]
     target: float
     rank_multiple: int
     importance: tuple[float, ...] = ()
+    few_tokens: tuple[FewTokens, ...] = ()
 
     @property
     def original_parameters(self) -> int:
@@ -106,6 +126,19 @@ class RankPlan:
         """Linear name -> rank, factored linears only."""
         return {linear.shape.name: linear.rank for linear in self.linears if linear.rank is not None}
 
+    @property
+    def few_tokens_line(self) -> str:
+        """In words, which experts and why; empty where there are none."""
+        found = sorted(self.few_tokens, key=lambda one: one.sent)
+        if not found:
+            return ""
+        named = [f"block {one.block}: {one.expert} ({one.sent} of {one.shown})" for one in found[:NAMED]]
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        return (
+            "experts that are sent fewer tokens than their linears have inputs, fitted on tokens of others too: "
+            f"{', '.join(named)}{more}; more --windows send them more"
+        )
+
     def shapes(self, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Tensor shapes of the factored checkpoint, given those of the dense one; no permutation is taken as absent.
 
@@ -130,6 +163,7 @@ class RankPlan:
             "original_parameters": self.original_parameters,
             "kept_parameters": self.kept_parameters,
             "block_importance": list(self.importance),
+            **({"few_tokens": [asdict(one) for one in self.few_tokens]} if self.few_tokens else {}),
             "linears": {
                 linear.shape.name: {
                     "shape": [linear.shape.out_features, linear.shape.in_features],

@@ -83,10 +83,10 @@ def _check_gguf(path: Path, config: Mapping[str, Any], header: Header) -> None:
     """The sizes that transformers found in the metadata are those of the tensors."""
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     family = family_of(config, str(path))
-    if family.gguf is None or not family.gguf.read:
-        raise InputError(
-            f"{path}: a GGUF file of family {family.model_type!r} is not read; give the model's Hugging Face folder"
-        )
+    experts = any(name.endswith(".ffn_gate_inp.weight") for name in shapes)
+    if family.gguf is None or not family.gguf.read or experts:
+        what = "experts" if experts else f"family {family.model_type!r}"
+        raise InputError(f"{path}: a GGUF file of {what} is not read; give the model's Hugging Face folder")
 
     kind = header.metadata.get("tokenizer.ggml.model")
     if family.gguf.tokenizer not in ("", kind):

@@ -102,7 +102,7 @@ class CompressionMemory:
         outputs = DOUBLE * m * m if self.method.two_sided else 0
         whitener = 0
         if (m > n or self.method.alpha == "adaptive") and self.method.metric != "none":
-            whitener = self.shape.moment(group) * (4 if self.windows.singular(n) else 1)
+            whitener = self.shape.moment(group) * (4 if self.shape.singular(group, self.windows) else 1)
         eigen, basis = 5 * min(m, n) ** 2, (4 if m > n else 2) * m * rank + 2 * n * rank
         if self._only_truncates():  # one after the other: eigenvectors, factors of them, the loss that they leave
             found, left = 2 * min(m, n) ** 2 + basis, m * n + 2 * (m + n) * rank

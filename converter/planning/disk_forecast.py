@@ -32,7 +32,7 @@ def factored_shapes(recipe: Recipe, source: Source) -> dict[str, tuple[int, ...]
     ]
     kept, unsettled = kept_dense(recipe.keep_dense, linears, family), recipe.sized and not recipe.choice
     for name in linears:
-        m, n = shapes[name + ".weight"]
+        m, n = reader.shape(name + ".weight")
         rank = 1 if unsettled else max(1, int(layouts.rank_for(recipe.layout, m, n, recipe.retention)))
         if recipe.choice:
             form = recipe.forms.get(name)

@@ -161,9 +161,10 @@ def _gather(context: Context, found: Gathered, calibration: Calibration, kinds: 
 def _check_labels(recipe: Recipe, method: Method) -> None:
     """Refuse pictures where a loss is taken against the next token of the text, which a picture's feature is not."""
     kinds = (method.needs_fisher, method.allocation in ("perplexity", "block-error"), recipe.refine == "model")
-    if any(kinds) and names_pairs(recipe.calibration):
-        what = "--refine model predicts" if kinds[2] else f"method {recipe.method} predicts"
-        raise InputError(f"--calibration {recipe.calibration}: {what} its tokens; give a text without pictures")
+    what = "--refine model predicts" if kinds[2] else f"method {recipe.method} predicts"
+    for option, text in (("calibration", recipe.calibration), ("update-calibration", recipe.update_calibration or "")):
+        if any(kinds) and names_pairs(text):
+            raise InputError(f"--{option} {text}: {what} its tokens; give a text without pictures")
 
 
 def _in_bfloat16(recipe: Recipe, device: torch.device) -> bool:

@@ -30,6 +30,8 @@ class ModelShape:
         weight_bytes: per parameter, in the dtype that is computed in.
         bfloat16: whether forwards multiply in it.
         stored_bytes: per parameter, in the widest dtype of the files.
+        experts: of a block, 0 where its MLP is one, and
+        used: those that see a token.
     """
 
     blocks: int
@@ -44,6 +46,8 @@ class ModelShape:
     weight_bytes: int
     bfloat16: bool
     stored_bytes: int = FLOAT
+    experts: int = 0
+    used: int = 0
 
     @property
     def block(self) -> int:
@@ -70,6 +74,12 @@ class ModelShape:
         """An (n, n) matrix in float64."""
         return DOUBLE * self.inputs[group] ** 2
 
+    def singular(self, group: str, windows: WindowSizes) -> bool:
+        """Whether a group's second moment cannot be regular, or hardly, so that its eigenvectors whiten it."""
+        n, tokens = self.inputs[group], windows.fitted * windows.length
+        routed = self.experts and list(self.inputs).index(group) > 1
+        return tokens * self.used < 2 * n * self.experts if routed else tokens < n
+
     def product(self, features: int, tokens: int) -> int:
         """What adding a chunk to a moment takes: the product, and the inputs or their difference, in float32."""
         return FLOAT * features * (features + tokens * (2 if self.bfloat16 else 1))
@@ -77,13 +87,15 @@ class ModelShape:
     def forward(self, tokens: int) -> int:
         """Activations inside a block's forward at its worst moment, in attention or between gate, up and down."""
         widest = max(self.inputs.values())
-        inside = tokens * FLOAT * max(2 * self.hidden + 8 * self.queries, 2 * self.hidden + 3 * widest)
+        routed = 2 * self.hidden if self.experts else 0  # what an expert is given, and the sum over a token's experts
+        inside = tokens * FLOAT * max(2 * self.hidden + 8 * self.queries, 2 * self.hidden + 3 * widest + routed)
         return inside + (2 * 2 * self.largest_linear if self.bfloat16 else 0)
 
     def backward(self, tokens: int) -> int:
         """Activations that a block's forward keeps for its backward, and the gradients of the largest."""
         widest = max(self.inputs.values())
-        inside = tokens * FLOAT * (8 * self.hidden + 10 * self.queries + 6 * widest)
+        routed = self.used * (3 * self.hidden + 5 * widest)
+        inside = tokens * FLOAT * (8 * self.hidden + 10 * self.queries + 6 * widest + routed)
         return inside + (2 * 2 * self.block_parameters if self.bfloat16 else 0)
 
     def suspended(self, group: int, tokens: int) -> int:
@@ -95,13 +107,15 @@ class ModelShape:
         """
         names = list(self.inputs)
         features = (self.hidden, 2 * self.hidden + 6 * self.queries, 2 * self.hidden)
+        if self.experts and group > 1:  # the sum over experts besides, and the rows of one
+            return tokens * FLOAT * (3 * self.hidden + self.inputs[names[group]])
         held = features[group] if group < len(features) else 2 * self.hidden + self.inputs[names[group]]
         return tokens * FLOAT * held
 
 
 def model_shape(blocks: BlockSource) -> ModelShape:
     """The sizes of a model, read from headers."""
-    family, reader = blocks.family, blocks.reader
+    family, reader, experts = blocks.family, blocks.reader, blocks.family.experts
     shapes = blocks.linear_shapes()
     named = {name: shapes[family.linear_name(0, name)] for name in family.linears}
     parameters, others = [0] * blocks.block_count, []
@@ -128,6 +142,8 @@ def model_shape(blocks: BlockSource) -> ModelShape:
         weight_bytes=blocks.dtype.itemsize,
         bfloat16=blocks.bfloat16,
         stored_bytes=max(WIDTHS[reader.dtype(name)] for name in reader.names),
+        experts=0 if experts is None else experts.number(reader.config),
+        used=0 if experts is None else experts.used_per_token(reader.config),
     )
 
 
@@ -157,7 +173,3 @@ class WindowSizes:
     def chunk_tokens(self) -> int:
         """Of one forward."""
         return min(self.chunk, self.fitted + self.held_out) * self.length
-
-    def singular(self, features: int) -> bool:
-        """Whether a second moment of so many features cannot be regular, so that its eigenvectors whiten it."""
-        return self.fitted * self.length < features

@@ -31,7 +31,7 @@ from ..methods import METHODS, Method
 from ..model.blocks import BlockSource
 from ..model.source import Source
 from ..statistics.calibration import Calibration
-from ..statistics.few_visits import shares_seen
+from ..statistics.few_visits import few_tokens, shares_seen
 from ..statistics.sensitivity import block_similarities, loss_energies, stable_ranks
 from ..statistics.store import Statistics
 from ..statistics.truncation_sensitivity import Alone, Truncated, truncation_losses
@@ -114,7 +114,8 @@ def allocate(
             importance=importance,
         )
     )
-    return unstacked(plan, shapes, stack)
+    few = few_tokens(blocks, store, method.statistics)
+    return replace(unstacked(plan, shapes, stack), few_tokens=few)
 
 
 def check_settled(recipe: Recipe) -> None:

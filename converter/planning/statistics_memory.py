@@ -60,7 +60,7 @@ class StatisticsMemory:
         found = 0
         for group, names in self.shape.groups.items():
             n = self.shape.inputs[group]
-            whitener = self.shape.moment(group) * (5 if self.windows.singular(n) else 2)
+            whitener = self.shape.moment(group) * (5 if self.shape.singular(group, self.windows) else 2)
             for name in names:
                 m = self.shape.outputs[name]
                 outputs = 2 * DOUBLE * m * m if self.method.allocation == "threshold" else 0

@@ -4,17 +4,19 @@ The second moment of fewer tokens than a linear has inputs says of most directio
 truncation would drop them as free. So while inputs are gathered every expert is shown at least as many tokens as its
 linears have inputs: its own, and tokens of the same text that the router sends elsewhere. With t tokens of its own its
 moment is then (t Sigma + (n - t) Sigma_pooled) / n: the pooled moment of the layer where it has none, its own from
-n tokens on. What it makes of the tokens lent to it counts nothing in the residual stream.
+n tokens on. What it makes of the tokens lent to it counts nothing in the residual stream. benchmarks/few_visits.py
+compares this with other rules; docs/methods.md has its table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..allocation.plan import FewTokens
 from ..checkpoint.expert_modules import ExpertList
 from ..distributed.workers import Workers
 from ..families.family import Experts
@@ -82,11 +84,36 @@ def shares_seen(blocks: BlockSource, store: Statistics, kind: Kind) -> dict[str,
     if family.experts is None:
         return found
     used = family.experts.used_per_token(blocks.reader.config)
-    for block in range(blocks.block_count):
-        counts = store.read_one(kind, block, torch.device("cpu"), VISITS)
+    for block, counts in enumerate(_counts(blocks, store, kind)):
         tokens = float(counts[:, 0].sum()) / used
         for group in family.groups:
             if group.expert is not None:
                 share = float(counts[group.expert, 1]) / tokens
                 found |= {family.linear_name(block, linear): share for linear in group.linears}
     return found
+
+
+def few_tokens(blocks: BlockSource, store: Statistics, kinds: Collection[str]) -> tuple[FewTokens, ...]:
+    """Experts that are sent fewer tokens than their linears have inputs, of the statistics with most tokens.
+
+    Args:
+        blocks: the dense model.
+        store: of its statistics.
+        kinds: of those that are there.
+    """
+    experts = blocks.family.experts
+    kind: Kind | None = "dense" if "dense" in kinds else "gradients" if "gradients" in kinds else None
+    if experts is None or kind is None:
+        return ()
+    needed = fewest(blocks.reader.config, experts)
+    return tuple(
+        FewTokens(block, expert, int(sent), int(shown))
+        for block, counts in enumerate(_counts(blocks, store, kind))
+        for expert, (sent, shown) in enumerate(counts.tolist())
+        if sent < needed
+    )
+
+
+def _counts(blocks: BlockSource, store: Statistics, kind: Kind) -> Iterator[Tensor]:
+    """Of every block, (experts, 2)."""
+    return (store.read_one(kind, block, torch.device("cpu"), VISITS) for block in range(blocks.block_count))

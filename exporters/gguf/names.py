@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -42,6 +43,24 @@ def gguf_name(name: str, of: Gguf) -> str | None:
 def is_stack(name: str) -> bool:
     """Whether a GGUF name is of a tensor with a matrix per expert."""
     return "_exps." in name
+
+
+def gguf_shapes(shapes: Mapping[str, tuple[int, ...]], of: Gguf) -> dict[str, tuple[int, ...]]:
+    """GGUF name -> shape of the tensors that a checkpoint's become, those of all experts together.
+
+    Args:
+        shapes: Hugging Face name -> shape.
+        of: the family.
+
+    Raises:
+        InputError: see `gguf_name`.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        new = gguf_name(name, of)
+        if new is not None:
+            found[new] = (found[new][0] + 1 if new in found else 1, *shape) if is_stack(new) else shape
+    return found
 
 
 def rotary_heads(name: str, of: Gguf, heads: int, key_value_heads: int) -> int | None:

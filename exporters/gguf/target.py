@@ -175,10 +175,10 @@ class GgufRequest:
         """From the types of every tensor; metadata and vocabulary come on top."""
         from ...converter.families.table import gguf_of
         from .mixes import fallback_lines, predict_bytes, records
-        from .names import gguf_name
+        from .names import gguf_shapes
 
         of = gguf_of(config)
-        stored = {new: shape for name, shape in shapes.items() if (new := gguf_name(name, of)) is not None}
+        stored = gguf_shapes(shapes, of)
         matrices = [tensor for tensor in records(stored, self.asked) if len(tensor.shape) > 1]
         weights = sum(prod(tensor.shape) for tensor in matrices)
         replaced = sum(prod(tensor.shape) for tensor in matrices if tensor.wanted is not None)

@@ -149,7 +149,7 @@ def _made(report: Report) -> list[str]:
         *(f"- weights of {Path(path).name}: SHA-256 `{sha256}`" for path, sha256 in hashes.items()),
     ]
     parts = ["## How it was made\n\n" + "\n".join(facts)]
-    for title in ("size", "recipe", "calibration"):
+    for title in ("size", "experts", "recipe", "calibration"):
         if title in provenance:
             kept = {key: value for key, value in provenance[title].items() if key != "matrices"}  # the recipe has them
             listed = yaml.safe_dump(kept, sort_keys=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import gemma3, idefics3, llava, qwen2_5_vl, smolvlm
+from . import gemma3, idefics3, llava, qwen2_5_vl, qwen2_vl, smolvlm
 from .vision_language import VisionLanguage
 
 VISION_LANGUAGE: Mapping[str, VisionLanguage] = {
-    module.MODEL.model_type: module.MODEL for module in (llava, gemma3, qwen2_5_vl, smolvlm, idefics3)
+    module.MODEL.model_type: module.MODEL for module in (llava, gemma3, qwen2_5_vl, qwen2_vl, smolvlm, idefics3)
 }
 """config.json's `model_type` -> model, in the order in which messages name them."""
 
