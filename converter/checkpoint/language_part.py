@@ -65,7 +65,7 @@ def whole_config(whole: Mapping[str, Any], text: Mapping[str, Any], of: VisionLa
         of: what `whole` names.
     """
     found = {**whole, **{key: text[key] for key in TAKEN if key in text}}
-    if of.tied_by_text and TIED in found[TEXT]:
+    if of.tied_by_text and isinstance(found.get(TEXT), dict) and TIED in found[TEXT]:
         found[TEXT] = {**found[TEXT], TIED: found[TIED]}
     if isinstance(held := found.get(QUANTIZATION), dict) and isinstance(ranks := held.get(RANKS), dict):
         found[QUANTIZATION] = {**held, RANKS: {whole_name(name, of): rank for name, rank in ranks.items()}}

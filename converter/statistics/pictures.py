@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..checkpoint.reader import CheckpointReader
 from ..core.errors import InputError
 from ..model.loading import quiet_transformers, refusing
+from ..model.vision_check import one_block
 from ..storage.documents import shown
 from ..texts.corpus import Counts
 from ..texts.pairs import Pair, read_pairs
@@ -132,16 +133,16 @@ def _processor(reader: CheckpointReader) -> Any:
 
 def _seeing(reader: CheckpointReader, device: torch.device) -> Any:
     """The model in float32, with one block of its language model: tower, projector, embedding."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     factory: Any = AutoModelForImageTextToText
-    here: Any = {"local_files_only": True, "trust_remote_code": False}
     with refusing(reader.path, "transformers cannot load this checkpoint"), quiet_transformers():
-        config: Any = AutoConfig.from_pretrained(str(reader.path), **here)
-        config.text_config.num_hidden_layers = 1
-        if getattr(config.text_config, "layer_types", None):
-            config.text_config.layer_types = config.text_config.layer_types[:1]
         model = factory.from_pretrained(
-            str(reader.path), config=config, dtype=torch.float32, use_safetensors=True, **here
+            str(reader.path),
+            config=one_block(reader),
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,  # never a pickle
         )
     return model.to(device).eval()

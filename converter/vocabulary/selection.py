@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 from ..core.errors import UsageError
 from .tokenizer_file import TokenizerFile
+
+UNUSUAL = 0.001
+"""Share of a text's characters that may be of another script, in a name or a quotation."""
 
 
 def kept_tokens(
@@ -21,7 +25,8 @@ def kept_tokens(
         counts: how often each id occurs in the texts (rows,).
         needed: ids that stay whatever the texts: what the configuration and chat templates name.
         size: of the new vocabulary; by default everything that the texts use, and no more. What is left over by tokens
-            that occur is filled with other pieces, lowest ids first, which are the first that a tokenizer learns.
+            that occur is filled with other pieces: first those in characters that the texts are written in, of them the
+            lowest ids, which are the first that a tokenizer learns.
         rows: of the embedding; ids beyond have none.
 
     Raises:
@@ -56,8 +61,25 @@ def kept_tokens(
     order = np.lexsort((np.arange(len(counts)), -counts))
     take(int(index) for index in order[: int((counts > 0).sum())])
     if size is not None:
-        take(sorted(pieces.keys() - set(tokenizer.added.values())))
+        usual = _usual_characters(pieces, counts)
+        others = pieces.keys() - set(tokenizer.added.values())
+        take(sorted(others, key=lambda index: (not usual.issuperset(pieces[index]), index)))
     return sorted(kept)
+
+
+def _usual_characters(pieces: Mapping[int, str], counts: NDArray[np.int64]) -> set[str]:
+    """The characters, or letters for bytes, that all but `UNUSUAL` of the texts consist of."""
+    found: Counter[str] = Counter()
+    for index in np.flatnonzero(counts).tolist():
+        for character in pieces.get(index, ""):
+            found[character] += int(counts[index])
+    usual, seen, whole = set(), 0, sum(found.values())
+    for character, count in found.most_common():
+        if seen >= (1 - UNUSUAL) * whole:
+            break
+        usual.add(character)
+        seen += count
+    return usual
 
 
 def count_tokens(ids: NDArray[np.int32], rows: int) -> NDArray[np.int64]:

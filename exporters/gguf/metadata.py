@@ -84,7 +84,7 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
         )
     except KeyError as error:
         raise InputError(f"config.json lacks {error}") from None
-    except (TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"config.json holds something that is not a number: {error}") from None
     if found.rope_type not in (*ROPE_TYPES, *(LONG_ROPE if of.long_rotary else ())):
         raise InputError(f"GGUF export does not support rope type {found.rope_type!r} for this family")

@@ -82,3 +82,18 @@ def test_the_folder_is_whole(tmp_path: Path, tiny: ModuleType, tiny_vision: Modu
     assert reader.dtype("model.norm.weight") == "BF16"
     assert {reader.tensor_beside(name).dtype for name in reader.beside} == {torch.float32}
     assert "AutoModelForImageTextToText.from_pretrained" in (out / "README.md").read_text()
+
+
+def test_a_configuration_that_says_all_in_one(
+    tmp_path: Path, tiny: ModuleType, tiny_vision: ModuleType, small_recipe: Any
+) -> None:
+    """The hub's of Qwen2.5-VL: no `text_config`, and none is made."""
+    dense = tiny_vision.save(tmp_path / "dense", tiny, "qwen2_5_vl", "qwen2", rank=RANK)
+    file = tmp_path / "dense" / "config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said.pop("text_config"), **said}))
+    out = compressed(tmp_path, tiny, small_recipe)
+    assert "text_config" not in json.loads((out / "config.json").read_text())
+    small = tiny_vision.load(out)
+    expected = tiny_vision.answer(dense, "qwen2_5_vl")
+    torch.testing.assert_close(tiny_vision.answer(small, "qwen2_5_vl"), expected, rtol=0, atol=2e-3)

@@ -151,6 +151,8 @@ def with_text(**values: Any) -> Any:
         (without("multi_modal_projector.linear_2"), "'model.multi_modal_projector.linear_2.weight' is missing"),
         (lambda m: rewrite(m, vision_config={"model_type": "clip_vision_model"}), "has shape .*config.json says"),
         (lambda m: rewrite(m, vision_config={"model_type": "nothing"}), "transformers cannot build this model"),
+        (lambda m: rewrite(m, vision_config={"depth": 2**70}), "depth of vision_config is 1180591620717411303424, but"),
+        (with_text(num_hidden_layers=10**9), "num_hidden_layers of text_config is 1000000000, but there are"),
         (lambda m: rewrite(m, vision_config=5), "transformers cannot build this model"),
     ],
 )

@@ -112,6 +112,17 @@ def test_a_compression(
         calibrate(spec, tiny.tokenizer(), windows=1, length=8, held_out=0, seed=0)
 
 
+def test_the_same_on_a_gpu(dense: Any, tmp_path: Path, small_recipe: Any, gpu: Any) -> None:
+    """Nothing is left on the wrong device."""
+    recipe = small_recipe(
+        tmp_path, calibration=pictured(tmp_path), windows=6, window_length=8, activations="float32", method="svd-llm"
+    )
+    for device in ("cpu", "cuda"):
+        compress(recipe, tmp_path / device, device=device)
+    for file in (tmp_path / "cpu").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "cuda" / file.name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("keys", "line"),
     [({"method": "fwsvd"}, "method fwsvd predicts its tokens"), ({"refine": "model"}, "--refine model predicts")],

@@ -227,3 +227,28 @@ def test_lines_cover_the_scripts() -> None:
     assert len(lines) > 2000
     assert lines == script_lines()
     assert len(byte_alphabet()) == len(set(byte_alphabet())) == 256
+
+
+def test_what_is_left_of_a_size_is_of_the_scripts_of_the_texts(tiny: ModuleType, tmp_path: Path) -> None:
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(["мир труд май рука мука рак " * 60, TEXT, OTHER], trainer)  # Cyrillic is learned first
+    folder = folder_of(tiny, tmp_path / "dense", raw)
+    file = read_tokenizer_file(folder)
+    counts = np.zeros(rows_of(folder), dtype=np.int64)
+    for index in ids_of(folder, "the rank of the rank"):
+        counts[index] += 1
+    small = len(kept_tokens(file, counts, (), None, len(counts)))
+    kept = kept_tokens(file, counts, (), small + 20, len(counts))
+    more = {
+        file.pieces[index] for index in kept if len(file.pieces[index]) > 1 and not file.pieces[index].startswith("<")
+    }
+    assert len(more) >= 20
+    assert not any(letter in piece for piece in more for letter in "ÐÑ")  # first bytes of Cyrillic

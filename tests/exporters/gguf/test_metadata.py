@@ -110,3 +110,9 @@ def test_missing_key_is_named() -> None:
 def test_sliding_window_counts_where_it_is_used() -> None:
     assert read_hyperparameters({**CONFIG, "model_type": "mistral", "sliding_window": 4096}).sliding_window == 4096
     assert read_hyperparameters({**CONFIG, "model_type": "qwen2", "sliding_window": 4096}).sliding_window is None
+
+
+@pytest.mark.parametrize("damage", [{"rope_parameters": {"sliding_attention": "x"}}, {"num_hidden_layers": []}])
+def test_what_is_no_number(damage: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="holds something that is not a number"):
+        read_hyperparameters({**CONFIG, "model_type": "gemma3_text", **damage})
