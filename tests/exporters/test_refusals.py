@@ -190,6 +190,16 @@ def adapter(layout: str = "two-factor", **fields: Any) -> Make:
     return make
 
 
+def experts(only: dict[str, int], **fields: Any) -> Make:
+    """A mixture of experts of which some linears are two factors."""
+
+    def make(folder: Path, tiny: ModuleType) -> Any:
+        tiny.save_factored(folder / "m", "mixtral", blocks=1, only=only)
+        return requested("gguf", "q8_0", **fields)
+
+    return make
+
+
 def aware(format: str) -> Make:
     """A checkpoint that records no text, rounded aware of one."""
 
@@ -227,6 +237,10 @@ REFUSALS: dict[str, list[First]] = {
         First(adapter(residual="q9"), "unknown residual type 'q9'"),
         First(adapter(residual="q4_0"), "a residual in q4_0 is of the dense model"),
         First(adapter("pivot"), "layout pivot; an adapter holds two factors"),
+        First(
+            experts({f"model.layers.0.mlp.experts.{e}.w1": 8 for e in range(4)}, layout="adapter"),
+            "a mixture of experts, which an adapter",
+        ),
     ],
     "gguf/adapter.py:_checked": [
         First(adapter(dense="other"), "other: not the model that .*m was made from"),
@@ -237,7 +251,7 @@ REFUSALS: dict[str, list[First]] = {
         First(importance({GATE + ".in_sum2": np.ones((1, 64), np.float32)}), "has sums but no counts"),
         First(
             importance(
-                {GATE + ".in_sum2": np.ones((2, 64), np.float32), GATE + ".counts": np.ones((2, 1), np.float32)}
+                {GATE + ".in_sum2": np.ones((2, 64), np.float32), GATE + ".counts": np.ones((3, 1), np.float32)}
             ),
             "holds no importance of one matrix",
         ),
@@ -330,6 +344,12 @@ REFUSALS: dict[str, list[First]] = {
     "gguf/tensors.py:plan_tensors": [
         First(with_tensors(lambda t: t.pop(HEAD)), "'lm_head.weight' is missing", earlier=True),
         First(with_tensors(lambda t: t.pop(EMBEDDING)), "'model.embed_tokens.weight' is missing", earlier=True),
+    ],
+    "gguf/tensors.py:_stack": [
+        First(
+            experts({f"model.layers.0.mlp.experts.{expert}.w1": 8 + (expert == 1) for expert in range(4)}),
+            "experts of a block have one rank in a GGUF file",
+        )
     ],
     "gguf/types.py:storage_type": [
         First(at_once(lambda: requested("gguf", "q8_0", head_type="q9")), "unknown GGUF type")
