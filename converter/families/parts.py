@@ -73,6 +73,7 @@ def expert_gguf(
     *,
     interleaved: bool = False,
     rope_base: float = 10000.0,
+    wide_norms: bool = False,
     more: Mapping[str, str] | None = None,
 ) -> Gguf:
     """A family of experts whose factored files were compared with torch: one tensor for a linear of all experts."""
@@ -89,6 +90,7 @@ def expert_gguf(
         GGUF_OUTSIDE,
         interleaved=interleaved,
         rope_base=rope_base,
+        wide_norms=wide_norms,
         keys=experts.gguf_keys,
         factored=True,
     )
