@@ -67,7 +67,7 @@ class StatisticsMemory:
         return max(inside, head + logits + 4 * tokens * shape.hidden * FLOAT)
 
     def _kept(self, moments: int) -> int:
-        """What the allocator keeps of the many moments of experts when they are freed; measured: docs/experts.md."""
+        """A margin for models of experts, whose measured peaks in docs/experts.md are above the sum of their tensors."""
         return moments // 2 if self.shape.experts else 0
 
     def spectra(self) -> int:
