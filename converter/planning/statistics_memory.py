@@ -67,7 +67,7 @@ class StatisticsMemory:
         return max(inside, head + logits + 4 * tokens * shape.hidden * FLOAT)
 
     def _kept(self, moments: int) -> int:
-        """A margin for models of experts, whose measured peaks in docs/experts.md are above the sum of their tensors."""
+        """A margin for experts: measured peaks (docs/experts.md) lie above the sum of their tensors."""
         return moments // 2 if self.shape.experts else 0
 
     def spectra(self) -> int:
