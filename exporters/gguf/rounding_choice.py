@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -89,6 +88,6 @@ class Rounding:
                 )
             inputs = (*tensor.shape[:-2], *tensor.shape[-1:])
             if tensor.name in found and found[tensor.name].shape != inputs:
-                count = found[tensor.name].size
-                raise InputError(f"{self.imatrix}: {tensor.name} has {count} inputs there, {prod(inputs)} here")
+                there, here = (" x ".join(map(str, shape)) for shape in (found[tensor.name].shape, inputs))
+                raise InputError(f"{self.imatrix}: {tensor.name} has {there} inputs there, {here} here")
         return found

@@ -33,7 +33,6 @@ CLASSES = (
     "Gemma3Model",
     "GraniteModel",
     "Phi3MiniModel",
-    "SmolLM3Model",
 )
 """Of the module `onnxruntime_genai.models.builders`."""
 

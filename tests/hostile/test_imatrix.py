@@ -23,7 +23,8 @@ NO_IMPORTANCE = "holds no importance of one matrix"
 CASES: dict[str, tuple[Tensors, str]] = {
     "nothing": ({"a": ONES}, "holds no importance of any matrix"),
     "no counts": ({"a.in_sum2": ONES}, "has sums but no counts"),
-    "two counts": (of(counts=np.ones(2, dtype=np.float32)), NO_IMPORTANCE),
+    "two counts": (of(counts=np.ones(2, dtype=np.float32)), "has 2 x 32 inputs there, 64 here"),
+    "three counts": (of(counts=np.ones(3, dtype=np.float32)), NO_IMPORTANCE),
     "NaN sums": (of(ONES * np.float32("nan")), NO_IMPORTANCE),
     "infinite sums": (of(ONES * np.float32("inf")), NO_IMPORTANCE),
     "negative sums": (of(-ONES), NO_IMPORTANCE),

@@ -25,6 +25,19 @@ from lowrank_export.exporters.onnx.weights.types import OnnxOptions
 TOKENS = np.random.default_rng(5).integers(2, 320, 60, dtype=np.int32)
 
 
+def test_smollm3_without_a_rotary_embedding_in_its_fourth_block(tmp_path: Path, tiny: ModuleType) -> None:
+    pytest.importorskip("onnxscript")
+    model = tiny.save_factored(tmp_path / "in", "smollm3", rank=37, blocks=4)
+    with torch.no_grad():
+        reference = model(torch.from_numpy(TOKENS.astype(np.int64))[None]).logits[0].numpy()
+    options = OnnxOptions(factors="all")
+    export_onnx(tmp_path / "in", tmp_path / "out", quantization="fp32", options=options, progress=SilentProgress())
+    decoder = open_decoder(tmp_path / "out", threads=1)
+    first, cache = decoder.run(TOKENS[:50], decoder.empty_cache, keep_cache=True)
+    last, _ = decoder.run(TOKENS[50:], cache, keep_cache=False)
+    np.testing.assert_allclose(np.concatenate([first, last]), reference, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("factored", [True, False], ids=["factored", "dense"])
 def test_opt(tmp_path: Path, tiny: ModuleType, factored: bool) -> None:
