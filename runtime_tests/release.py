@@ -99,7 +99,7 @@ def release(
         whole = open_source(recipe.model, progress)
         check_exports(whole.reader(), exports)
         load_windows(evaluation, whole.path)
-        recipe, vocabulary = trimmed_first(recipe, out, evaluation.text, force=force, progress=progress)
+        recipe, vocabulary = trimmed_first(recipe, whole, out, evaluation.text, force=force, progress=progress)
     _check_place(recipe, out, force)
     for format in dict.fromkeys(request.format for request in exports):
         TARGETS[format].check_tools()

@@ -10,7 +10,7 @@ from ..converter.checkpoint.reader import read_json
 from ..converter.core.errors import UsageError
 from ..converter.core.progress import Progress
 from ..converter.core.recipe import Recipe
-from ..converter.model.source import open_source
+from ..converter.model.source import Source
 from ..converter.statistics.calibration import text_sha256
 from ..converter.storage.files import replacing
 from ..converter.texts.corpus import is_windows
@@ -30,12 +30,13 @@ def fewer_tokens(recipe: Recipe, out: Path) -> Recipe:
 
 
 def trimmed_first(
-    recipe: Recipe, out: Path, text: str, *, force: bool, progress: Progress
+    recipe: Recipe, source: Source, out: Path, text: str, *, force: bool, progress: Progress
 ) -> tuple[Recipe, dict[str, Any]]:
     """Make the trimmed model, unless it is there, and measure it.
 
     Args:
         recipe: with texts whose tokens are kept.
+        source: its model.
         out: the job's folder.
         text: on which the cost is measured.
         force: replace the trimmed model of another recipe.
@@ -51,7 +52,7 @@ def trimmed_first(
     for name in (recipe.calibration, recipe.update_calibration, text):
         if name is not None and is_windows(name):
             raise UsageError(f"{name}: windows are ids of the whole vocabulary; with fewer tokens give a text")
-    source, place = open_source(recipe.model, progress), out / TRIMMED
+    place = out / TRIMMED
     asked = {
         "model": recipe.model,
         "source_sha256": source.fingerprint(),

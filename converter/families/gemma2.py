@@ -73,6 +73,15 @@ def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
     return {**windows(config, 2), **{key: float(cap) for key, cap in caps.items()}}
 
 
+DEFAULTS = {
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
 FAMILY = Family(
     "gemma2",
     *PLACES,
@@ -93,14 +102,7 @@ FAMILY = Family(
     ),
     onnx=Onnx("Gemma2Model"),
     settings={**SETTINGS, **TIED},
-    defaults={
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 8192,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-    },
+    defaults=DEFAULTS,
     tiny={
         "query_pre_attn_scalar": 16,
         "sliding_window": 20,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .family import Family, Gguf, Onnx, Setting, Value
-from .gemma2 import MORE_NORMS, SETTINGS, score_scale, windows
+from .gemma2 import DEFAULTS, MORE_NORMS, SETTINGS, score_scale, windows
 from .parts import (
     ATTENTION_BIAS,
     GATED,
@@ -99,14 +99,7 @@ FAMILY = Family(
         "sliding_window_pattern": Setting(),
         "_sliding_window_pattern": Setting(),
     },
-    defaults={
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "sliding_window": 4096,
-    },
+    defaults={**DEFAULTS, "max_position_embeddings": 131072},
     tiny={
         "query_pre_attn_scalar": 16,
         "sliding_window": 20,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .family import Family, InputGroup, Setting, SharedOrder
+from .family import Family, Setting, SharedOrder
+from .parts import input_groups
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
 MLP = ("fc1", "fc2")
@@ -14,12 +15,7 @@ FAMILY = Family(
     rotary="",
     norm="model.decoder.final_layer_norm",
     head="lm_head",
-    groups=(
-        InputGroup("attention in", ATTENTION[:3]),
-        InputGroup("attention out", ATTENTION[3:]),
-        InputGroup("mlp in", MLP[:1]),
-        InputGroup("mlp out", MLP[1:]),
-    ),
+    groups=input_groups(ATTENTION[:3], ATTENTION[3:], MLP[:1], MLP[1:]),
     shared_orders=(SharedOrder(MLP[:1], MLP[1]),),
     compressed=True,
     positions="model.decoder.embed_positions",

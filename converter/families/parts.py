@@ -11,12 +11,16 @@ PLACES = ("model.layers", "model.embed_tokens", "model.rotary_emb", "model.norm"
 """Blocks, embedding, rotary embedding, final norm and head, where most families have them."""
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 GATED_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-ATTENTION_GROUPS = (InputGroup("attention in", ATTENTION[:3]), InputGroup("attention out", ATTENTION[3:]))
-GATED = (
-    *ATTENTION_GROUPS,
-    InputGroup("mlp in", GATED_MLP[:2]),
-    InputGroup("mlp out", GATED_MLP[2:]),
-)
+
+
+def input_groups(*linears: tuple[str, ...]) -> tuple[InputGroup, ...]:
+    """The groups of a block: linears into attention, out of it, into the MLP, out of it."""
+    names = ("attention in", "attention out", "mlp in", "mlp out")
+    return tuple(InputGroup(name, group) for name, group in zip(names, linears, strict=True))
+
+
+GATED = input_groups(ATTENTION[:3], ATTENTION[3:], GATED_MLP[:2], GATED_MLP[2:])
+ATTENTION_GROUPS = GATED[:2]
 GATED_ORDER = (SharedOrder(GATED_MLP[:2], GATED_MLP[2]),)
 TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 QUERY_KEY_NORMS = ("self_attn.q_norm", "self_attn.k_norm")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import InputError
-from .family import Family, Gguf, InputGroup, Onnx, Setting, Value
-from .parts import GATED_SETTINGS, GGUF_OUTSIDE, PLACES, TWO_NORMS, window_everywhere
+from .family import Family, Gguf, Onnx, Setting, Value
+from .parts import GATED_SETTINGS, GGUF_OUTSIDE, PLACES, TWO_NORMS, input_groups, window_everywhere
 
 
 def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
@@ -21,12 +21,7 @@ def _gguf_keys(config: Mapping[str, Any]) -> Mapping[str, Value]:
 FAMILY = Family(
     "phi3",
     *PLACES,
-    groups=(
-        InputGroup("attention in", ("self_attn.qkv_proj",)),
-        InputGroup("attention out", ("self_attn.o_proj",)),
-        InputGroup("mlp in", ("mlp.gate_up_proj",)),
-        InputGroup("mlp out", ("mlp.down_proj",)),
-    ),
+    groups=input_groups(("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)),
     compressed=True,
     norms=TWO_NORMS,
     gguf=Gguf(

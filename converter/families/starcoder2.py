@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from .family import Family, Gguf, InputGroup, Setting, SharedOrder
-from .parts import ATTENTION, BASE, GGUF_BLOCK, GGUF_OUTSIDE, PLACES, TWO_NORMS
+from .family import Family, Gguf, Setting, SharedOrder
+from .parts import ATTENTION, BASE, GGUF_BLOCK, GGUF_OUTSIDE, PLACES, TWO_NORMS, input_groups
 
 MLP = ("mlp.c_fc", "mlp.c_proj")
 
 FAMILY = Family(
     "starcoder2",
     *PLACES,
-    groups=(
-        InputGroup("attention in", ATTENTION[:3]),
-        InputGroup("attention out", ATTENTION[3:]),
-        InputGroup("mlp in", MLP[:1]),
-        InputGroup("mlp out", MLP[1:]),
-    ),
+    groups=input_groups(ATTENTION[:3], ATTENTION[3:], MLP[:1], MLP[1:]),
     shared_orders=(SharedOrder(MLP[:1], MLP[1]),),
     compressed=True,
     norms=TWO_NORMS,

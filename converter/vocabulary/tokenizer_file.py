@@ -11,9 +11,9 @@ from typing import Any
 
 from ..checkpoint.reader import read_json
 from ..core.errors import InputError
+from ..model.tokens import TOKENIZER
 from ..storage.documents import shown
 
-TOKENIZER = "tokenizer.json"
 KINDS = ("BPE", "Unigram")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,14 +19,17 @@ from ..core.errors import InputError, UsageError
 from ..core.progress import Progress
 from ..model.loading import load_tokenizer
 from ..model.source import Source
-from ..model.tokens import GENERATION, TOKENIZER_CONFIG, chat_templates
+from ..model.tokens import CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, chat_templates
 from ..statistics.calibration import tokenize
 from ..storage.files import replacing
 from ..texts.corpus import read_corpus
 from .rewriting import named_ids, rewritten_config, rewritten_tokenizer, rewritten_tokenizer_config
 from .round_trip import check_round_trip, script_lines
 from .selection import count_tokens, kept_tokens, renumbered
-from .tokenizer_file import TOKENIZER, TokenizerFile, read_tokenizer_file
+from .tokenizer_file import TokenizerFile, read_tokenizer_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KEPT_FILE = "kept_tokens.npy"
 """Of a trimmed folder: the old id of every new one."""
@@ -75,14 +79,15 @@ def trim(
             f"{source.spec}: the vocabulary of a vision-language model is not cut: its processor names ids"
         )
     rows = reader.shape(source.family.embedding + ".weight")[0]
-    counts, needed = _counted(source.path, texts, rows), _named(source.path, tokenizer)
+    whole = load_tokenizer(source.path)
+    counts, needed = _counted(whole, texts, rows), _named(source.path, whole, tokenizer)
     kept = kept_tokens(tokenizer, counts, needed, size, rows)
     ids = renumbered(tokenizer, kept)
     order = np.array(sorted(ids, key=ids.__getitem__), dtype=np.int64)
     with replacing(out, force=force, folder=True) as folder:
         dropped = _write(reader, source, folder, order, progress)
         documents = {
-            "config.json": {**rewritten_config(reader.config, ids), "vocab_size": len(order)},
+            CONFIG: {**rewritten_config(reader.config, ids), "vocab_size": len(order)},
             TOKENIZER: rewritten_tokenizer(tokenizer, ids),
         }
         for name, rewrite in ((GENERATION, rewritten_config), (TOKENIZER_CONFIG, rewritten_tokenizer_config)):
@@ -94,7 +99,7 @@ def trim(
         for name, document in documents.items():
             (folder / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         np.save(folder / KEPT_FILE, order)
-        check_round_trip(load_tokenizer(source.path), load_tokenizer(folder), script_lines())
+        check_round_trip(whole, load_tokenizer(folder), script_lines())
     return Trimmed(out, order, rows, dropped)
 
 
@@ -120,42 +125,20 @@ def _shard(name: str, source: Source) -> str:
     return name.removeprefix(inside).split(".")[0] if name.startswith(inside) else name
 
 
-def _counted(folder: Path, texts: Sequence[str], rows: int) -> NDArray[np.int64]:
-    tokenizer = load_tokenizer(folder)
+def _counted(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], rows: int) -> NDArray[np.int64]:
     counts = np.zeros(rows, dtype=np.int64)
     for text in texts:
         counts += count_tokens(tokenize(tokenizer, read_corpus(text, "calibration", tokenizer).text), rows)
     return counts
 
 
-def _named(folder: Path, file: TokenizerFile) -> set[int]:
+def _named(folder: Path, tokenizer: PreTrainedTokenizerBase, file: TokenizerFile) -> set[int]:
     """Ids that configurations name, that the tokenizer puts around texts, and that chat templates are written with."""
     found: set[int] = set()
-    for name in ("config.json", GENERATION):
+    for name in (CONFIG, GENERATION):
         if (folder / name).is_file():
             found |= set(named_ids(read_json(folder / name)))
-    tokenizer = load_tokenizer(folder)
     found |= set(tokenizer("")["input_ids"])
     for template in chat_templates(tokenizer).values():
         found |= set(tokenizer(template, add_special_tokens=False)["input_ids"])
-    unknown = [index for index in found if index not in file.pieces and index not in file.added.values()]
-    return found - set(unknown)
-
-
-def read_kept(folder: Path) -> NDArray[np.int64] | None:
-    """The old id of every token of a trimmed folder; None of a folder that was not trimmed.
-
-    Raises:
-        InputError: damaged.
-    """
-    path = folder / KEPT_FILE
-    if not path.is_file():
-        return None
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: damaged ({error})") from None
-    if found.ndim != 1 or found.dtype != np.int64:
-        raise InputError(f"{path}: damaged")
-    kept: NDArray[np.int64] = found
-    return kept
+    return found & {*file.pieces, *file.added.values()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...converter.core.errors import InputError
 from ...converter.model.loading import load_tokenizer
 from ...converter.model.tokens import DEFAULT, Tokens, chat_templates, put_around, read_tokens
+from ...converter.vocabulary.tokenizer_file import merge_pairs
 from .pretokenizers import pretokenizer_name
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def read_vocabulary(path: Path, rows: int) -> Vocabulary:
     if templates and DEFAULT not in templates:
         named = ", ".join(sorted(templates))
         notes = (*notes, f"none of the chat templates ({named}) is the default: llama.cpp has to be given one of them")
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in data["model"]["merges"]]
+    merges = list(merge_pairs(data["model"]))
     return Vocabulary(
         model="llama" if sentencepiece else "gpt2",
         pre="default" if sentencepiece else pretokenizer_name(data),

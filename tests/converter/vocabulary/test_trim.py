@@ -22,7 +22,7 @@ from lowrank_export.converter.model.source import open_source
 from lowrank_export.converter.vocabulary.round_trip import check_round_trip, script_lines
 from lowrank_export.converter.vocabulary.selection import kept_tokens
 from lowrank_export.converter.vocabulary.tokenizer_file import BYTE_TOKENS, byte_alphabet, read_tokenizer_file
-from lowrank_export.converter.vocabulary.trim import Trimmed, read_kept, trim
+from lowrank_export.converter.vocabulary.trim import KEPT_FILE, Trimmed, trim
 
 TEXT = "the rank of the theory is the rank of that other matrix, and the matrices there are theirs\n" * 20
 OTHER = "compression keeps what the loss wants; everything else is rounded away, said nobody yesterday\n" * 20
@@ -124,7 +124,7 @@ def test_text_of_kept_tokens_is_the_same_tokens_with_the_same_logits(folder: Pat
         wanted, found = (model(torch.tensor([ids[:64]])).logits[0] for model, ids in ((dense, before), (small, after)))
     torch.testing.assert_close(found, wanted[:, torch.from_numpy(made.kept)], rtol=1e-5, atol=1e-6)
     assert made.parameters == (dense.config.vocab_size - len(made.kept)) * dense.config.hidden_size
-    np.testing.assert_array_equal(read_kept(made.path), made.kept)
+    np.testing.assert_array_equal(np.load(made.path / KEPT_FILE), made.kept)
 
 
 def test_special_tokens_keep_their_meaning(folder: Path, tmp_path: Path) -> None:
