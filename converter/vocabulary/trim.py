@@ -21,8 +21,9 @@ from ..model.loading import load_tokenizer
 from ..model.source import Source
 from ..model.tokens import CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG, chat_templates
 from ..statistics.calibration import tokenize
+from ..statistics.mixture import samples, texts_in
 from ..storage.files import replacing
-from ..texts.corpus import read_corpus
+from ..texts.corpus import is_windows, read_corpus
 from .rewriting import named_ids, rewritten_config, rewritten_tokenizer, rewritten_tokenizer_config
 from .round_trip import check_round_trip, script_lines
 from .selection import count_tokens, kept_tokens, renumbered
@@ -73,6 +74,11 @@ def trim(
     """
     if not texts:
         raise UsageError("keep_vocabulary: give at least one text, whose tokens are kept")
+    for text in texts:
+        if is_windows(text) or texts_in(text) != (text,) or samples(text):
+            raise InputError(
+                f"keep_vocabulary {text}: only a text's tokens are counted; give each in an option of its own"
+            )
     reader, tokenizer = source.reader(), read_tokenizer_file(source.path)
     if reader.around is not None:
         raise InputError(

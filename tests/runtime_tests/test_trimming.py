@@ -94,6 +94,8 @@ def test_bad_input_is_one_line(made: tuple[Path, Path, dict[str, object], str], 
     for more, message, code in (
         (["--out", str(small)], "already exists", 2),
         (["--out", str(tmp_path / "x")], "none.txt", 3),
+        (["--keep-vocabulary", "self", "--out", str(tmp_path / "x")], "keep_vocabulary self: only a text's tokens", 3),
+        (["--keep-vocabulary", "a + b", "--out", str(tmp_path / "x")], "in an option of its own", 3),
     ):
         done = CliRunner().invoke(app, [*common, *more])
         assert done.exit_code == code
